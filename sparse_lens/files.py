@@ -1,0 +1,74 @@
+"""Writing without half-written results: everything is made beside its place and renamed into it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sparse_lens.errors import OutputError
+
+
+@contextmanager
+def new_directory(path: str | Path) -> Iterator[Path]:
+    """Yield an empty directory that takes the place of `path` when the block ends without an error.
+
+    An existing directory at `path` is replaced; after an error nothing at `path` has changed. Raises `OutputError` where the
+    place cannot be written.
+    """
+    target = Path(path)
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"cannot write the folder {target}: a file of that name is in the way; choose another place")
+    staging = _staging_directory(target)
+    try:
+        yield staging
+        _replace_directory(staging, target)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside `path` that is renamed to it when the block ends without an error; see `new_directory`."""
+    target = Path(path)
+    staging = _staging_directory(target)
+    try:
+        yield staging / target.name
+        os.replace(staging / target.name, target)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise `OutputError` now rather than after an hour's work if nothing can be written at `path`."""
+    shutil.rmtree(_staging_directory(Path(path)))
+
+
+def _staging_directory(target: Path) -> Path:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise _unwritable(target, error) from error
+
+
+def _replace_directory(staging: Path, target: Path) -> None:
+    staging.chmod(0o755)
+    if target.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+        os.replace(target, old / "old")
+        os.replace(staging, target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(staging, target)
+
+
+def _unwritable(target: Path, error: OSError) -> OutputError:
+    return OutputError(f"cannot write {target}: {error.strerror or error}; choose a folder that you may write to")

@@ -1,0 +1,5 @@
+"""Kernels with a plain-torch form and a fast form each; the tests hold the two equal."""
+
+from sparse_lens.kernels.abstopk import abs_topk as abs_topk
+from sparse_lens.kernels.abstopk import abs_topk_mask as abs_topk_mask
+from sparse_lens.kernels.projection import projection_mask as projection_mask

@@ -1,0 +1,63 @@
+"""AbsTopK: keep the k entries of largest magnitude per row, with the gradient through the kept entries only.
+
+Two forms with one meaning. The plain form is `torch.topk`, the reference's (openai/circuit_sparsity,
+`circuit_sparsity/inference/gpt.py`); the fast form bisects the bit pattern of |x|, in numba. They differ only where equal
+magnitudes straddle the cut: both keep exactly k, the plain form whichever `torch.topk` picks, the fast form the
+lowest indices. Hence the fast form is for training and search, where nobody compares with the reference.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sparse_lens.kernels.selection import apply_mask, keep_largest_rows
+
+
+def abs_topk_mask(x: Float[Tensor, "*rows d"], k: int) -> Bool[Tensor, "*rows d"]:
+    """Mask of the k entries of largest magnitude in each row, by `torch.topk`."""
+    indices = x.abs().topk(k, dim=-1).indices
+    return torch.zeros_like(x, dtype=torch.bool).scatter_(-1, indices, True)
+
+
+def abs_topk(x: Float[Tensor, "*rows d"], k: int, *, fast: bool = False) -> Float[Tensor, "*rows d"]:
+    """Zero all but the k entries of largest magnitude in each row.
+
+    A hard mask: the gradient flows through the kept entries and through nothing else. `fast` asks for the numba form,
+    which is used for float32 on the CPU and falls back to the plain one elsewhere.
+    """
+    if k >= x.shape[-1]:
+        return x
+    if fast and x.device.type == "cpu" and x.dtype == torch.float32:
+        return _FastAbsTopK.apply(x, k)  # pyright: ignore[reportReturnType]
+    return x * abs_topk_mask(x.detach(), k)
+
+
+class _FastAbsTopK(torch.autograd.Function):
+    """The numba form; the backward pass multiplies by the stored mask in one sweep."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, k: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        rows = x.detach().contiguous()
+        out, mask = torch.empty_like(rows), torch.empty_like(rows, dtype=torch.bool)
+        width = rows.shape[-1]
+        keep_largest_rows(
+            rows.view(-1, width).numpy().view(np.uint32),
+            k,
+            out.view(-1, width).numpy().view(np.uint32),
+            mask.view(-1, width).numpy(),
+        )
+        ctx.save_for_backward(mask)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (mask,) = ctx.saved_tensors
+        grad = grad.contiguous()
+        out = torch.empty_like(grad)
+        apply_mask(grad.view(-1).numpy().view(np.uint32), mask.view(-1).numpy(), out.view(-1).numpy().view(np.uint32))
+        return out, None

@@ -1,0 +1,265 @@
+"""The forward pass of a weight-sparse transformer: the only one there is.
+
+Order of operations after openai/circuit_sparsity, `circuit_sparsity/inference/gpt.py` (arXiv:2511.13653). Attention and MLP hand
+each named intermediate tensor to a `tap`, a callable that owns the hook points: a no-op here, the bridge component under
+TransformerLens. Activation sparsity is a module (`AbsTopK`), so no tool can switch it off by resetting hooks.
+
+Axes: batch pos d_model head d_head d_mlp vocab; `d_in` is d_model, plus d_pos_emb with concatenated positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparse_lens.kernels import abs_topk
+from sparse_lens.models.config import CircuitGPTConfig, validate_config
+
+Tap = Callable[[str, Tensor], Tensor]
+"""Receives a hook's name and its tensor, returns the tensor to go on with."""
+
+
+def no_tap(name: str, tensor: Tensor) -> Tensor:  # noqa: ARG001 - the signature of every tap
+    """The tap of a model that nobody watches."""
+    return tensor
+
+
+class AbsTopK(nn.Module):
+    """Keep the k largest magnitudes of the last axis; the identity when `k` is None."""
+
+    def __init__(self, k: int | None) -> None:
+        super().__init__()
+        self.k = k
+        self.fast = False
+
+    def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        return x if self.k is None else abs_topk(x, self.k, fast=self.fast)
+
+    def extra_repr(self) -> str:
+        return f"k={self.k}"
+
+
+class Attention(nn.Module):
+    """Causal self-attention with AbsTopK on its input, on q, k, v (jointly over heads) and on its output.
+
+    With `sink`, one extra key with a zero vector, a zero value and the learned logit `sink_logit[head]` is visible to every
+    query, so that the pattern over the real keys sums to less than one.
+    """
+
+    def __init__(self, config: CircuitGPTConfig) -> None:
+        super().__init__()
+        d_attn = config.d_attn
+        self.n_head, self.d_head = config.n_head, config.head_width
+        self.q = nn.Linear(config.d_model_in, d_attn, bias=config.bias)
+        self.k = nn.Linear(config.d_model_in, d_attn, bias=config.bias)
+        self.v = nn.Linear(config.d_model_in, d_attn, bias=config.bias)
+        self.o = nn.Linear(d_attn, config.d_model, bias=config.bias)
+        self.topk_in = AbsTopK(config.kept("attn_in", config.d_model_in))
+        self.topk_q = AbsTopK(config.kept("attn_q", d_attn))
+        self.topk_k = AbsTopK(config.kept("attn_k", d_attn))
+        self.topk_v = AbsTopK(config.kept("attn_v", d_attn))
+        self.topk_out = AbsTopK(config.kept("attn_out", config.d_model))
+        self.sink_logit = nn.Parameter(torch.zeros(config.n_head)) if config.sink else None
+        self.pattern_dropout, self.out_dropout = nn.Dropout(config.dropout), nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch pos d_model"],
+        positional: Float[Tensor, "batch pos d_pos_emb"] | None = None,
+        mask: Float[Tensor, "batch #head pos pos"] | None = None,
+        tap: Tap = no_tap,
+        per_head: bool = False,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Write of the attention sublayer into the residual stream, before the addition.
+
+        `mask` is True where a query must not look (padding); the causal mask is always there. `per_head` computes
+        the output as a sum over heads through the tap "hook_result" (`[batch pos head d_model]`).
+        """
+        u = tap("hook_act_in", self.topk_in(_concatenate(x, positional)))
+        q = tap("hook_q", self._heads(self.topk_q(self.q(u))))
+        k = tap("hook_k", self._heads(self.topk_k(self.k(u))))
+        v = tap("hook_v", self._heads(self.topk_v(self.v(u))))
+        pattern = self._pattern(q, k, mask, tap)
+        z = einsum(self.pattern_dropout(pattern), v, "batch head q k, batch k head d_head -> batch q head d_head")
+        z = tap("hook_z", z)
+        out = self._result(z, tap) if per_head else self.o(rearrange(z, "batch pos head d_head -> batch pos (head d_head)"))
+        return self.topk_out(self.out_dropout(out))
+
+    def _heads(self, flat: Tensor) -> Tensor:
+        return rearrange(flat, "batch pos (head d_head) -> batch pos head d_head", head=self.n_head)
+
+    def _pattern(self, q: Tensor, k: Tensor, mask: Tensor | None, tap: Tap) -> Tensor:
+        """Attention weights over the real keys, `[batch head q k]`."""
+        scores = einsum(q, k, "batch q head d_head, batch k head d_head -> batch head q k") / math.sqrt(self.d_head)
+        hidden = _causal_mask(scores.shape[-1], scores.device)
+        hidden = hidden if mask is None else hidden | mask
+        scores = tap("hook_attn_scores", scores.masked_fill(hidden, torch.finfo(scores.dtype).min))
+        if self.sink_logit is None:
+            return tap("hook_pattern", scores.softmax(-1))
+        batch, head, pos, _ = scores.shape
+        sink = tap("hook_sink", self.sink_logit.to(scores.dtype)[None, :, None].expand(batch, head, pos))
+        return tap("hook_pattern", torch.cat([scores, sink[..., None]], dim=-1).softmax(-1)[..., :-1])
+
+    def _result(self, z: Tensor, tap: Tap) -> Tensor:
+        """The output projection as an explicit sum over heads."""
+        weight = rearrange(self.o.weight, "d_model (head d_head) -> head d_head d_model", head=self.n_head)
+        result = tap("hook_result", einsum(z, weight, "batch pos head d, head d d_model -> batch pos head d_model"))
+        return result.sum(-2) if self.o.bias is None else result.sum(-2) + self.o.bias
+
+
+class MLP(nn.Module):
+    """Two-layer perceptron with AbsTopK on its input, its neurons and its output."""
+
+    def __init__(self, config: CircuitGPTConfig) -> None:
+        super().__init__()
+        self.fc_in = nn.Linear(config.d_model_in, config.mlp_width, bias=config.bias)
+        self.fc_out = nn.Linear(config.mlp_width, config.d_model, bias=config.bias)
+        self.activation = nn.GELU() if config.activation_type == "gelu" else nn.ReLU()
+        self.topk_in = AbsTopK(config.kept("mlp_in", config.d_model_in))
+        self.topk_neuron = AbsTopK(config.kept("mlp_neuron", config.mlp_width))
+        self.topk_out = AbsTopK(config.kept("mlp_out", config.d_model))
+        self.out_dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch pos d_model"],
+        positional: Float[Tensor, "batch pos d_pos_emb"] | None = None,
+        tap: Tap = no_tap,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Write of the MLP sublayer into the residual stream, before the addition."""
+        u = tap("hook_act_in", self.topk_in(_concatenate(x, positional)))
+        pre = tap("hook_pre", self.fc_in(u))
+        post = tap("hook_post", self.topk_neuron(self.activation(pre)))
+        return self.topk_out(self.out_dropout(self.fc_out(post)))
+
+
+class Block(nn.Module):
+    """One layer: attention, then MLP, each added to the residual stream and passed through its activation and AbsTopK."""
+
+    def __init__(self, config: CircuitGPTConfig) -> None:
+        super().__init__()
+        self.ln_1, self.ln_2 = make_norm(config, config.d_model), make_norm(config, config.d_model)
+        if config.d_pos_emb is not None:
+            self.ln_p1, self.ln_p2 = make_norm(config, config.d_pos_emb), make_norm(config, config.d_pos_emb)
+        self.has_positional = config.d_pos_emb is not None
+        self.attn, self.mlp = Attention(config), MLP(config)
+        self.residual_activation = nn.ReLU() if config.residual_activation_type == "relu" else nn.Identity()
+        self.topk_post_attn = AbsTopK(config.kept("resid_post_attn", config.d_model))
+        self.topk_post_mlp = AbsTopK(config.kept("resid_post_mlp", config.d_model))
+        self.resid_mid = nn.Identity()
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch pos d_model"],
+        positional: Float[Tensor, "batch pos d_pos_emb"] | None = None,
+        mask: Float[Tensor, "batch #head pos pos"] | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        p1 = self.ln_p1(positional) if self.has_positional else None
+        x = self.topk_post_attn(self.residual_activation(x + self.attn(self.ln_1(x), p1, mask)))
+        x = self.resid_mid(x)
+        p2 = self.ln_p2(positional) if self.has_positional else None
+        return self.topk_post_mlp(self.residual_activation(x + self.mlp(self.ln_2(x), p2)))
+
+
+class CircuitGPTCore(nn.Module):
+    """Token ids to logits, `[batch pos] -> [batch pos vocab]`.
+
+    `final_logits_bias` of the reference is `lm_head.bias`; its bigram table is the embedding `bigram_table`, whose last row never
+    receives a gradient (the reference looks it up with `padding_idx=-1`).
+    """
+
+    def __init__(self, config: CircuitGPTConfig) -> None:
+        super().__init__()
+        validate_config(config)
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.d_model)
+        self.wpe = nn.Embedding(config.block_size, config.d_pos_emb or config.d_model)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = make_norm(config, config.d_model)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=True)
+        self.lm_head.bias.requires_grad_(False)
+        self.bigram_table = None
+        if config.enable_bigram_table:
+            self.bigram_table = nn.Embedding(config.vocab_size, config.vocab_size, padding_idx=config.vocab_size - 1)
+            self.bigram_table.weight.requires_grad_(config.learnable_bigram_table)
+        if config.d_pos_emb is not None and config.sinusoidal_cat_pos_emb:
+            self.wpe.weight.requires_grad_(False)
+        if config.tied_unembed:
+            self.lm_head.weight = self.wte.weight
+        self.embed_dropout = nn.Dropout(config.dropout)
+        self.positional_dropout = nn.Dropout(config.dropout if config.dropout_cat_pos_emb else 0.0)
+
+    def forward(
+        self, input_ids: Int[Tensor, "batch pos"], attention_mask: Int[Tensor, "batch pos"] | None = None
+    ) -> Float[Tensor, "batch pos vocab"]:
+        """Logits; with an `attention_mask` (1 real, 0 padding) padded positions are hidden and not counted as positions."""
+        positions, mask = _positions_and_mask(input_ids, attention_mask)
+        if self.config.d_pos_emb is None:
+            x, positional = self.embed_dropout(self.wte(input_ids) + self.wpe(positions)), None
+        else:
+            x, positional = self.embed_dropout(self.wte(input_ids)), self.positional_dropout(self.wpe(positions))
+        for block in self.blocks:
+            x = block(x, positional, mask)
+        logits = self.lm_head(self.ln_f(x))
+        return logits if self.bigram_table is None else logits + self.bigram_table(input_ids)
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator | None = None) -> None:
+        """Fresh weights: N(0, 0.02), residual writes scaled by 1/sqrt(2 n_layer), bigram U(0, 0.02), unit norm gains."""
+        for name, parameter in self.named_parameters():
+            if name.startswith("bigram_table"):
+                parameter.uniform_(0, 0.02, generator=generator)
+            elif name.endswith(("attn.o.weight", "mlp.fc_out.weight")):
+                parameter.normal_(0, 0.02 / math.sqrt(2 * self.config.n_layer), generator=generator)
+            elif parameter.ndim == 2:
+                parameter.normal_(0, 0.02, generator=generator)
+            else:
+                parameter.fill_(1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0)
+        if self.config.d_pos_emb is not None and self.config.sinusoidal_cat_pos_emb:
+            self.wpe.weight.copy_(sinusoidal_positions(self.config.block_size, self.config.d_pos_emb))
+
+    def use_fast_kernels(self, fast: bool = True) -> None:
+        """Let every AbsTopK take its fast form (exact, but breaks ties by index; see `sparse_lens.kernels.abstopk`)."""
+        for module in self.modules():
+            if isinstance(module, AbsTopK):
+                module.fast = fast
+
+
+def make_norm(config: CircuitGPTConfig, width: int) -> nn.Module:
+    """RMSNorm or LayerNorm as the reference builds it."""
+    if config.rms_norm:
+        return nn.RMSNorm(width, eps=config.norm_eps)
+    return nn.LayerNorm(width, eps=config.norm_eps, bias=config.ln_bias)
+
+
+def sinusoidal_positions(n_positions: int, width: int) -> Float[Tensor, "pos d_pos_emb"]:
+    """Fixed positions: periods 4 to `n_positions`, log-spaced, all sines and then all cosines."""
+    n_sines = (width + 1) // 2
+    periods = torch.logspace(math.log10(4), math.log10(max(n_positions, 4)), n_sines)
+    angles = 2 * math.pi * torch.arange(n_positions)[:, None] / periods[None, :]
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)[:, :width]
+
+
+def _concatenate(x: Tensor, positional: Tensor | None) -> Tensor:
+    return x if positional is None else torch.cat([x, positional], dim=-1)
+
+
+def _causal_mask(length: int, device: torch.device) -> Tensor:
+    return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
+
+
+def _positions_and_mask(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Position of every token, counted over real tokens only, and where padding hides keys (`[batch 1 1 pos]`)."""
+    batch, length = input_ids.shape
+    if attention_mask is None or bool(cast(Tensor, attention_mask != 0).all()):
+        return torch.arange(length, device=input_ids.device).expand(batch, length), None
+    real = attention_mask != 0
+    positions = (real.long().cumsum(-1) - 1).clamp(min=0)
+    return positions, ~real[:, None, None, :]

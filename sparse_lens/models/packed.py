@@ -1,0 +1,75 @@
+"""Packed safetensors: fp16 values, and for sparse matrices a bit mask with only the nonzero values.
+
+For a tensor `name` of density below one half the file holds `name::bits` (uint8, the mask in row-major order, eight entries a byte) and
+`name::values` (fp16, the nonzeros in the same order); any other tensor is stored whole under its own name. Shapes are in
+the file's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sparse_lens.errors import CheckpointError
+
+_LARGEST_ENTRIES = 1 << 34
+
+
+def write_packed(path: Path, state: dict[str, Tensor]) -> None:
+    """Write `state` to `path`, rounding every value to fp16."""
+    tensors: dict[str, Tensor] = {}
+    shapes: dict[str, list[int]] = {}
+    for name, tensor in state.items():
+        half = tensor.detach().to("cpu", torch.float16).contiguous()
+        nonzero = half != 0
+        if half.ndim == 2 and int(nonzero.sum()) * 2 < half.numel():
+            tensors[f"{name}::bits"] = torch.from_numpy(np.packbits(nonzero.view(-1).numpy()))
+            tensors[f"{name}::values"] = half[nonzero]
+            shapes[name] = list(half.shape)
+        else:
+            tensors[name] = half
+    save_file(tensors, path, metadata={"format": "sparse_lens-packed-1", "shapes": json.dumps(shapes)})
+
+
+def read_packed(path: Path) -> dict[str, Tensor]:
+    """The tensors of a packed file, as float32. Raises `CheckpointError` where mask, values and shape disagree."""
+    state: dict[str, Tensor] = {}
+    with safe_open(path, framework="pt") as file:
+        shapes = _shapes(path, file.metadata() or {})
+        for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+            name, _, part = key.partition("::")
+            if part == "bits":
+                if f"{name}::values" not in file.keys() or name not in shapes:  # noqa: SIM118
+                    raise CheckpointError(f"{path}: {name!r} has a mask but no values or shape; the file is damaged")
+                bits, values = file.get_tensor(key), file.get_tensor(f"{name}::values")
+                state[name] = _unpack(path, name, shapes[name], bits, values)
+            elif not part:
+                state[name] = file.get_tensor(key).float()
+    return state
+
+
+def _shapes(path: Path, metadata: dict[str, str]) -> dict[str, list[int]]:
+    shapes = json.loads(metadata.get("shapes", "{}"))
+    for name, shape in shapes.items():
+        if not all(isinstance(size, int) and size > 0 for size in shape) or math.prod(shape) > _LARGEST_ENTRIES:
+            raise CheckpointError(f"{path}: {name!r} claims the shape {shape}; the file is damaged")
+    return shapes
+
+
+def _unpack(path: Path, name: str, shape: list[int], bits: Tensor, values: Tensor) -> Tensor:
+    entries = math.prod(shape)
+    if bits.dtype != torch.uint8 or bits.numel() != (entries + 7) // 8:
+        raise CheckpointError(f"{path}: the mask of {name!r} has {bits.numel()} bytes, its shape {shape} needs {(entries + 7) // 8}")
+    mask = torch.from_numpy(np.unpackbits(bits.numpy(), count=entries).astype(bool))
+    if int(mask.sum()) != values.numel():
+        raise CheckpointError(f"{path}: {name!r} has {values.numel()} values for a mask of {int(mask.sum())}; the file is damaged")
+    flat = torch.zeros(entries)
+    flat[mask] = values.float()
+    return flat.view(shape)
