@@ -1,4 +1,4 @@
-"""Collect Python source text: the standard library, folders, or a Hugging Face dataset. Nothing is ever executed."""
+"""Collect Python source text from the standard library, folders or a dataset; nothing is ever executed."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class SourceFolder:
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """A Hugging Face dataset: a `Dataset` object, a folder written by `save_to_disk`, or the name of a hub dataset.
+    """A Hugging Face dataset: a `Dataset` object, a folder of `save_to_disk`, or the name of a hub dataset.
 
     Only the last one touches the network, and only because the caller named it.
     """
@@ -127,7 +127,9 @@ class DatasetSource:
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that define this source, as JSON-able values (an object by its fingerprint)."""
-        identity = self.dataset if isinstance(self.dataset, str) else getattr(self.dataset, "_fingerprint", "object")
+        identity = (
+            self.dataset if isinstance(self.dataset, str) else getattr(self.dataset, "_fingerprint", "object")
+        )
         settings = {"column": self.column, "split": self.split, "cap_mb": self.cap_mb}
         return {"kind": "dataset", "name": self.name, "dataset": identity, **settings}
 
@@ -155,7 +157,9 @@ def source_from_description(description: Mapping[str, Any]) -> Source:
         return StandardLibrary(**settings)
     if description["kind"] == "folder":
         return SourceFolder(**settings)
-    raise DataError(f"source {description['name']!r} is a dataset; pass sources=[DatasetSource(...)] to read it again")
+    raise DataError(
+        f"source {description['name']!r} is a dataset; pass sources=[DatasetSource(...)] to read it again"
+    )
 
 
 def collect_documents(sources: Sequence[Source], file_filter: FileFilter | None = None) -> list[Document]:
@@ -166,14 +170,20 @@ def collect_documents(sources: Sequence[Source], file_filter: FileFilter | None 
     """
     names = [source.name for source in sources]
     if not names or len(set(names)) < len(names):
-        raise DataError(f"need at least one source and distinct source names, got {names}; set `name` on each")
+        raise DataError(
+            f"need at least one source and distinct source names, got {names}; set `name` on each"
+        )
     seen: set[str] = set()
     documents: list[Document] = []
     for source in sources:
         kept = _cap(_unseen(source.documents(file_filter or FileFilter()), seen), source.cap_mb)
         if not kept:
-            raise DataError(f"source {source.name!r} gave no text that passes the filter; check its path or column")
-        logger.info("source %s: %d texts, %d characters", source.name, len(kept), sum(len(d.text) for d in kept))
+            raise DataError(
+                f"source {source.name!r} gave no text that passes the filter; check its path or column"
+            )
+        logger.info(
+            "source %s: %d texts, %d characters", source.name, len(kept), sum(len(d.text) for d in kept)
+        )
         documents.extend(kept)
     return documents
 
@@ -181,7 +191,7 @@ def collect_documents(sources: Sequence[Source], file_filter: FileFilter | None 
 def split_of(sha256: str, valid_share: float) -> Split:
     """Assign a text to a split by its hash alone, so that equal texts never fall on both sides.
 
-    The last digits decide: caps keep the smallest hashes, so the first digits are not uniform in a capped source.
+    The last digits decide: caps keep the smallest hashes, so first digits are not uniform under a cap.
     """
     return "valid" if int(sha256[-12:], 16) < valid_share * 16**12 else "train"
 

@@ -61,7 +61,7 @@ def build_manifest(
 
 
 def installed_packages(source: Source) -> dict[str, str]:
-    """Return the name and version of every package installed in a folder source; nothing for other sources."""
+    """Return the names and versions of the packages in a folder source; nothing for other sources."""
     if not isinstance(source, SourceFolder):
         return {}
     found = metadata.distributions(path=[str(source.root())])
@@ -77,7 +77,9 @@ def verify_manifest(manifest: Manifest, sources: Sequence[Source] | None = None)
     return _compare(manifest, _documents_today(manifest, sources))
 
 
-def rebuild_documents(manifest: Manifest, sources: Sequence[Source] | None = None) -> dict[Split, list[Document]]:
+def rebuild_documents(
+    manifest: Manifest, sources: Sequence[Source] | None = None
+) -> dict[Split, list[Document]]:
     """Read the texts of a manifest again, in its order, by split.
 
     Raises `DataError` if a file is missing or changed, or if the manifest has an unknown format.
@@ -87,8 +89,8 @@ def rebuild_documents(manifest: Manifest, sources: Sequence[Source] | None = Non
     if not report.matches:
         examples = ", ".join((*report.missing, *report.changed)[:3])
         raise DataError(
-            f"{len(report.missing)} files missing and {len(report.changed)} changed (such as {examples}); built with "
-            f"Python {manifest['python']}: install the versions that the manifest lists, or build a new corpus"
+            f"{len(report.missing)} files missing and {len(report.changed)} changed (such as {examples}); "
+            f"it is of Python {manifest['python']}: install the versions it lists, or build a new corpus"
         )
     splits: dict[Split, list[Document]] = {"train": [], "valid": []}
     for entry in manifest["files"]:
@@ -98,7 +100,9 @@ def rebuild_documents(manifest: Manifest, sources: Sequence[Source] | None = Non
 
 def _documents_today(manifest: Manifest, sources: Sequence[Source] | None) -> dict[tuple[str, str], Document]:
     if manifest.get("format") != MANIFEST_FORMAT:
-        raise DataError(f"manifest format is {manifest.get('format')!r}, this version reads {MANIFEST_FORMAT}")
+        raise DataError(
+            f"manifest format is {manifest.get('format')!r}, this version reads {MANIFEST_FORMAT}"
+        )
     given = {source.name: source for source in sources or ()}
     wanted = {(entry["source"], entry["path"]) for entry in manifest["files"]}
     found: dict[tuple[str, str], Document] = {}
@@ -123,4 +127,6 @@ def _compare(manifest: Manifest, today: Mapping[tuple[str, str], Document]) -> M
             missing.append(f"{entry['source']}:{entry['path']}")
         elif document.sha256 != entry["sha256"]:
             changed.append(f"{entry['source']}:{entry['path']}")
-    return ManifestReport(len(manifest["files"]) - len(missing) - len(changed), tuple(missing), tuple(changed))
+    return ManifestReport(
+        len(manifest["files"]) - len(missing) - len(changed), tuple(missing), tuple(changed)
+    )

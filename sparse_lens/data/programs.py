@@ -1,4 +1,4 @@
-"""Generate varied, simple, valid Python modules: extra training text that is rich in the constructs of the tasks."""
+"""Generate varied, simple, valid Python modules: training text rich in the constructs of the tasks."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def _unit(draw: Draw) -> list[str]:
 
 
 def _arguments(draw: Draw, low: int, high: int) -> list[str]:
-    names = [draw.pick(LETTERS) if draw.chance(0.25) else draw.variable() for _ in range(draw.between(low, high))]
+    names = [
+        draw.pick(LETTERS) if draw.chance(0.25) else draw.variable() for _ in range(draw.between(low, high))
+    ]
     return list(dict.fromkeys(names))
 
 

@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Int64
 from tokenizers import Tokenizer
 
+from sparse_lens.data.encode import Tokens
 from sparse_lens.data.manifest import Manifest
 from sparse_lens.data.tokenizer import load_tokenizer
 from sparse_lens.errors import DataError
 
-Tokens = NDArray[np.uint16]
-Windows = NDArray[np.int64]
+Windows = Int64[np.ndarray, "batch pos"]
 TokenSplit = Literal["train", "valid", "valid_generated"]
 
 
 @dataclass(frozen=True)
 class TokenData:
-    """A prepared corpus: memory-mapped uint16 tokens, their tokenizer and their manifest, all in one folder."""
+    """A prepared corpus in one folder: memory-mapped uint16 tokens, their tokenizer and their manifest."""
 
     directory: Path
 
@@ -49,44 +49,46 @@ class TokenData:
 
     @cached_property
     def train(self) -> Tokens:
-        """Training tokens [n_tokens], real and generated documents in shuffled order."""
+        """Training tokens [token], real and generated documents in shuffled order."""
         return self.tokens("train")
 
     @cached_property
     def valid(self) -> Tokens:
-        """Tokens [n_tokens] of real files that are not in training."""
+        """Tokens [token] of real files that are not in training."""
         return self.tokens("valid")
 
     @cached_property
     def valid_generated(self) -> Tokens:
-        """Tokens [n_tokens] of generated programs that are not in training."""
+        """Tokens [token] of generated programs that are not in training."""
         return self.tokens("valid_generated")
 
     def tokens(self, split: TokenSplit) -> Tokens:
-        """Map one split into memory, uint16 [n_tokens]; raise `DataError` if its file is missing or was cut short."""
+        """Map one split into memory, uint16 [token]; raise `DataError` if its file is missing or cut."""
         path = self.directory / f"{split}.bin"
         expected = self.manifest["tokens"][split]
         found = path.stat().st_size // 2 if path.is_file() else 0
         if found != expected:
-            raise DataError(f"{path} holds {found} tokens, the manifest says {expected}; delete the folder and rebuild")
+            raise DataError(
+                f"{path} holds {found} tokens, the manifest says {expected}; delete the folder and rebuild"
+            )
         if expected == 0:
             return np.zeros(0, dtype=np.uint16)
-        return np.memmap(path, dtype=np.uint16, mode="r")
+        return np.memmap(path, dtype="<u2", mode="r")
 
     def batches(
         self, *, context: int, batch_size: int, seed: int, start_step: int = 0, n_steps: int
     ) -> Iterator[Windows]:
         """Yield int64 [batch_size, context + 1] for the steps `start_step` to `start_step + n_steps - 1`.
 
-        Each epoch is a permutation of the windows (inputs do not overlap) drawn from (seed, epoch), so the batch
-        of a step does not depend on where the run started or on the model. Raises `DataError` if `train` is
-        shorter than one batch.
+        Each epoch is a permutation of the windows (inputs do not overlap) drawn from (seed, epoch), so the
+        batch of a step does not depend on where the run started or on the model. Raises `DataError` if
+        `train` is shorter than one batch.
         """
         per_epoch = (len(self.train) - 1) // context // batch_size
         if per_epoch < 1:
             raise DataError(
-                f"{len(self.train)} training tokens are fewer than one batch of {batch_size} windows of {context}; "
-                "lower batch_size or context, or build a larger corpus"
+                f"{len(self.train)} training tokens are fewer than one batch of {batch_size} windows of "
+                f"{context}; lower batch_size or context, or build a larger corpus"
             )
         epoch, order = -1, np.zeros(0, dtype=np.int64)
         for step in range(start_step, start_step + n_steps):
@@ -104,9 +106,11 @@ class TokenData:
         tokens = self.tokens(split)
         last = len(tokens) - context - 1
         if last < 0:
-            raise DataError(f"{split} holds {len(tokens)} tokens, fewer than one window of {context + 1}; lower context")
+            raise DataError(
+                f"{split} holds {len(tokens)} tokens, fewer than one window of {context + 1}; lower context"
+            )
         return _windows(tokens, np.linspace(0, last, n_windows).astype(np.int64), context)
 
 
-def _windows(tokens: Tokens, starts: NDArray[np.int64], context: int) -> Windows:
+def _windows(tokens: Tokens, starts: Int64[np.ndarray, " batch"], context: int) -> Windows:
     return tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64)

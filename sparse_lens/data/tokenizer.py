@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer whose pieces fit Python: quotes, brackets and newline + indentation stand alone."""
+"""A byte-level BPE tokenizer whose pieces fit Python: quotes, brackets, newline + indentation stand alone."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PIECES = "|".join(
 """The pre-tokenizer's regular expression; BPE merges never cross its pieces."""
 
 REQUIRED_TOKENS: tuple[str, ...] = (
-    *("\"", "'", ' "', " '", "]", "]]", "}", ")", ":", "\n", "\n    ", "\n        "),
+    *('"', "'", ' "', " '", "]", "]]", "}", ")", ":", "\n", "\n    ", "\n        "),
     *(" =", " ==", " +=", ".add", ".append", "open", " open", " with", " as", " in", " for", " if", " while"),
     *(" return", " True", " def", " lambda", " enumerate", " range", " {", " ["),
 )

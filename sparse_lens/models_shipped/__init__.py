@@ -1,1 +1,73 @@
-"""To be written."""
+"""The models that come with the package: one folder per pair, with its models, SAEs, windows and card.
+
+A pair's folder holds `pair.json` (the names of its parts), `windows.safetensors` and one folder per model and dictionary; any
+folder of that form can be compared (`sparse-lens compare --pair FOLDER`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from sparse_lens.errors import CheckpointError, UnknownNameError
+
+DEFAULT_PAIR = "python"
+PAIR_FILE, WINDOWS_FILE, CARD_FILE = "pair.json", "windows.safetensors", "card.json"
+
+
+def shipped_pairs() -> dict[str, Path]:
+    """Folders of the shipped pairs by name."""
+    root = Path(__file__).parent
+    return {path.parent.name: path.parent for path in sorted(root.glob(f"*/{PAIR_FILE}"))}
+
+
+def shipped_models() -> dict[str, Path]:
+    """Folders of the shipped models by name, over all pairs."""
+    return {path.parent.name: path.parent for pair in shipped_pairs().values() for path in sorted(pair.glob("*/config.json"))}
+
+
+def describe_models() -> list[dict[str, Any]]:
+    """One object per shipped model, read from its card: `name`, `shipped`, `pair`, `parameters`, `nonzeros`, `loss` (nats per token)."""
+    described = []
+    for name, folder in shipped_models().items():
+        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+        facts = {field: card[field] for field in ("parameters", "nonzeros", "loss", "about")}
+        described.append({"name": name, "shipped": True, "pair": folder.parent.name} | facts)
+    return described
+
+
+def find_pair(name_or_path: str | Path) -> Path:
+    """Folder of a shipped pair by name, or of any folder with a `pair.json`; raises `UnknownNameError` otherwise."""
+    shipped = shipped_pairs()
+    if str(name_or_path) in shipped:
+        return shipped[str(name_or_path)]
+    path = Path(name_or_path).expanduser()
+    if not (path / PAIR_FILE).is_file():
+        raise UnknownNameError("pair (and no folder with a pair.json)", str(name_or_path), shipped)
+    return path
+
+
+def pair_windows(pair: str | Path = DEFAULT_PAIR) -> dict[str, np.ndarray]:
+    """Token windows `[window pos]` of a pair: `reference` (training distribution) and `heldout` (real files not trained on)."""
+    path = find_pair(pair) / WINDOWS_FILE
+    try:
+        windows = {name: array.astype(np.int64) for name, array in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; install the package again or rebuild the pair") from error
+    for name in ("reference", "heldout"):
+        if name not in windows or windows[name].ndim != 2 or windows[name].min() < 0:
+            raise CheckpointError(f"{path} has no usable windows {name!r}, [window, position]; rebuild the pair")
+    return windows
+
+
+def reference_windows() -> tuple[np.ndarray, dict[str, int]]:
+    """The default pair's reference windows and the vocabulary (token to id) that they are written in."""
+    tokenizer = next(find_pair(DEFAULT_PAIR).glob("*/tokenizer.json"))
+    content = json.loads(tokenizer.read_text(encoding="utf-8"))
+    vocabulary = dict(content["model"]["vocab"]) | {token["content"]: token["id"] for token in content["added_tokens"]}
+    return pair_windows(DEFAULT_PAIR)["reference"], vocabulary

@@ -1,1 +1,9 @@
-"""To be written."""
+"""The report: tables for the terminal, and a page with the data behind it that opens offline."""
+
+from sparse_lens.report.pages import check_report_folder as check_report_folder
+from sparse_lens.report.pages import write_patching_page as write_patching_page
+from sparse_lens.report.pages import write_report as write_report
+from sparse_lens.report.tables import comparison_table as comparison_table
+from sparse_lens.report.tables import markdown_table as markdown_table
+from sparse_lens.report.tables import models_table as models_table
+from sparse_lens.report.tables import patching_table as patching_table

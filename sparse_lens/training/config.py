@@ -59,6 +59,12 @@ class TrainingConfig(_Frozen):
         """Tokens seen in the whole run."""
         return self.steps * self.batch_size * self.context
 
+    def with_steps(self, steps: int) -> TrainingConfig:
+        """The same recipe with another number of optimizer steps; raises `ConfigError` below 1."""
+        if steps < 1:
+            raise ConfigError(f"steps must be at least 1, got {steps}")
+        return self.model_copy(update={"steps": steps})
+
     def fingerprint(self) -> str:
         """Hash of everything that changes the run; a checkpoint of another fingerprint is not resumed."""
         fields = self.model_dump(mode="json", exclude={"checkpoint_every", "evaluate_every", "evaluation_windows", "name"})

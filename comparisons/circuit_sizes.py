@@ -1,0 +1,183 @@
+"""How large is the smallest circuit for a task, in each column, at one target loss, beside the nonsense control?
+
+One target for all columns of a task: `max(0.15, 1.15 * the worst column's full-model loss)`, on prompts that no mask was learned on; the same
+search effort everywhere; a column whose model fails the accuracy gate on held-out templates has no sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparse_lens.circuits import SearchConfig, both_sides, count_apart, count_edges
+from sparse_lens.circuits.circuit import Circuit
+from sparse_lens.circuits.learning import LearnedMask
+from sparse_lens.circuits.node_space import full_mask
+from sparse_lens.circuits.scoring import CircuitScores, Prompts, evaluate_circuit, masked_differences, task_loss
+from sparse_lens.circuits.search import DEFAULT_TARGET, SearchProblem, learn_masks, search_problem, select_circuit
+from sparse_lens.comparisons.columns import Column
+from sparse_lens.results import Result, bootstrap_mean, exact, not_measurable
+from sparse_lens.tasks import get_task
+
+ACCURACY_GATE = 0.9
+HELDOUT_PAIRS = 256
+TARGET_SLACK = 1.15
+NONSENSE_TASK = "nonsense_quote"
+
+Step = Callable[[], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """A task in a column, before any search: the gate's accuracy and the full model's loss."""
+
+    column: Column
+    problem: SearchProblem
+    heldout: Prompts
+    accuracy: Result
+    full_loss: Result
+
+    @property
+    def passes(self) -> bool:
+        """Whether the model does the task well enough for a circuit to mean anything."""
+        return self.accuracy.value is not None and self.accuracy.value >= ACCURACY_GATE
+
+
+def prepare_setting(column: Column, task: str, config: SearchConfig, *, seed: int) -> Setting:
+    """Sample the task's prompts and measure the full model on them."""
+    problem = search_problem(column.bridge, column.space, column.reference, get_task(task), config, seed=seed)
+    heldout = both_sides(get_task(task).sample(column.bridge.tokenizer, HELDOUT_PAIRS, seed=seed, split="heldout"))
+    everything = full_mask(column.space)
+    differences = masked_differences(column.bridge, column.space, everything, column.reference, heldout)
+    losses = task_loss(masked_differences(column.bridge, column.space, everything, column.reference, problem.evaluation_prompts))
+    accuracy = bootstrap_mean((differences > 0).float().numpy(), null=0.5)
+    return Setting(column, problem, heldout, accuracy, bootstrap_mean(losses.numpy()))
+
+
+def common_target(settings: Sequence[Setting]) -> float:
+    """The target loss of a task for all columns that pass its gate."""
+    losses = [setting.full_loss.value for setting in settings if setting.passes and setting.full_loss.value is not None]
+    return max([DEFAULT_TARGET, *(TARGET_SLACK * loss for loss in losses)])
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A circuit of one column and task, with its held-out scores and, between neurons, its edges."""
+
+    circuit: Circuit
+    scores: CircuitScores
+    edges: dict[str, int] | None
+    apart: dict[str, int] | None
+
+
+def search_column(setting: Setting, target: float, config: SearchConfig, *, seed: int, on_step: Step) -> Found:
+    """Find and score the smallest circuit of a setting."""
+    learned = learn_masks(setting.problem, target, config, seed=seed, on_step=on_step)
+    circuit = select_circuit(setting.problem, learned, target, config)
+    scores = evaluate_circuit(setting.column.bridge, circuit, setting.heldout)
+    if circuit.space.has_dictionaries:
+        return Found(circuit, scores, None, None)
+    graph = setting.problem.graph
+    return Found(circuit, scores, count_edges(circuit.space, circuit.mask, graph), count_apart(circuit, graph))
+
+
+@dataclass(frozen=True, eq=False)
+class NonsenseControl:
+    """Masks learned once per column on labels that nothing in Python gives; a circuit is read off at any target."""
+
+    problem: SearchProblem
+    learned: list[LearnedMask]
+    config: SearchConfig
+
+    def at(self, target: float) -> Circuit:
+        """The smallest circuit that fits the nonsense labels at `target`."""
+        return select_circuit(self.problem, self.learned, target, self.config)
+
+
+def nonsense_control(column: Column, target: float, config: SearchConfig, *, seed: int, on_step: Step) -> NonsenseControl:
+    """Run the same learner, with the same effort, on the nonsense task."""
+    problem = search_problem(column.bridge, column.space, column.reference, get_task(NONSENSE_TASK), config, seed=seed)
+    return NonsenseControl(problem, learn_masks(problem, target, config, seed=seed, on_step=on_step), config)
+
+
+def column_results(setting: Setting, found: Sequence[Found], nonsense: Sequence[Circuit]) -> dict[str, Any]:
+    """Everything measured in one column on one task, over search seeds (one entry of `found` and `nonsense` each)."""
+    base = {"accuracy": setting.accuracy, "full_loss": setting.full_loss}
+    if not setting.passes:
+        return base | _nothing(f"accuracy {setting.accuracy} is below the gate of {ACCURACY_GATE}")
+    n = len(setting.problem.evaluation_prompts) // 2
+    sizes = [f.circuit.n_nodes for f in found]
+    edges = [sum(f.edges.values()) for f in found if f.edges is not None]
+    no_edges = not_measurable("latents have no weights of their own; edges between them come with a later release", n=n)
+    best = found[int(np.argmin(sizes))]
+    return base | {
+        "circuit_loss": over_seeds([f.circuit.loss for f in found], n=n),
+        "reached": all(f.circuit.reached for f in found),
+        "heldout_circuit_loss": best.scores.circuit_loss,
+        "heldout_full_loss": best.scores.full_loss,
+        "nodes": over_seeds(sizes, n=n),
+        "edges": over_seeds(edges, n=n) if edges else no_edges,
+        "edges_by_kind": _by_kind([f.edges for f in found], n),
+        "apart_by_kind": _by_kind([f.apart for f in found], n),
+        "nodes_by_site": {name: exact(len(kept), n=n) for name, kept in best.circuit.kept().items()},
+        "sufficiency": best.scores.sufficiency,
+        "necessity": best.scores.necessity,
+    } | _nonsense(sizes, nonsense, n)
+
+
+def _nonsense(sizes: Sequence[int], nonsense: Sequence[Circuit], n: int) -> dict[str, Any]:
+    reached = all(circuit.reached for circuit in nonsense)
+    loss = over_seeds([circuit.loss for circuit in nonsense], n=n)
+    unreached = not_measurable(f"the nonsense labels were not fitted to the target; best loss {loss}", n=n, seeds=len(nonsense))
+    ratios = [circuit.n_nodes / max(size, 1) for circuit, size in zip(nonsense, sizes, strict=True)]
+    return {
+        "nonsense_nodes": over_seeds([circuit.n_nodes for circuit in nonsense], n=n),
+        "nonsense_loss": loss,
+        "nonsense_reached": reached,
+        "nonsense_ratio": over_seeds(ratios, n=n, null=1.0) if reached else unreached,
+    }
+
+
+def _nothing(reason: str) -> dict[str, Any]:
+    names = "circuit_loss heldout_circuit_loss heldout_full_loss nodes edges sufficiency necessity nonsense_nodes nonsense_loss nonsense_ratio"
+    return {name: not_measurable(reason) for name in names.split()} | {
+        "reached": False,
+        "edges_by_kind": {},
+        "apart_by_kind": {},
+        "nodes_by_site": {},
+        "nonsense_reached": False,
+    }
+
+
+def _by_kind(counts: Sequence[Mapping[str, int] | None], n: int) -> dict[str, Result]:
+    present = [count for count in counts if count is not None]
+    if not present:
+        return {}
+    return {kind: over_seeds([count[kind] for count in present], n=n) for kind in present[0]}
+
+
+def over_seeds(values: Sequence[float], *, n: int, null: float | None = None) -> Result:
+    """Mean over search seeds; with several, `lo` and `hi` are the least and the largest (too few for a percentile)."""
+    array = np.asarray(values, dtype=np.float64)
+    spread = (float(array.min()), float(array.max())) if len(array) > 1 else (None, None)
+    return Result(float(array.mean()), *spread, null=null, n=n, seeds=len(array))
+
+
+def single_threaded() -> Any:
+    """Context in which torch uses one thread per operation, for columns that run side by side."""
+    return _Threads(1)
+
+
+class _Threads:
+    def __init__(self, count: int) -> None:
+        self.count, self.before = count, torch.get_num_threads()
+
+    def __enter__(self) -> None:
+        torch.set_num_threads(self.count)
+
+    def __exit__(self, *error: object) -> None:
+        torch.set_num_threads(self.before)

@@ -1,0 +1,52 @@
+"""The columns of the comparison: a model and the dictionaries it is seen through. All of them run through the same functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sparse_lens.circuits import NodeSpace, mean_reference, node_space
+from sparse_lens.circuits.masking import Reference
+from sparse_lens.comparisons.pair import ModelPair
+from sparse_lens.dictionaries import Dictionary
+
+COLUMNS = ("sparse_neurons", "dense_neurons", "dense_matched_neurons", "dense_sae")
+"""Every column of the comparison, in the order of the tables."""
+
+_ROLE = {
+    "sparse_neurons": "sparse",
+    "dense_neurons": "dense",
+    "dense_matched_neurons": "dense_matched",
+    "dense_sae": "dense_matched",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """A bridge of its own, its node space, and the mean activations that stand in for ablated nodes."""
+
+    name: str
+    role: str
+    bridge: Any
+    space: NodeSpace
+    reference: dict[str, Reference]
+
+
+def open_columns(pair: ModelPair, *, progress: bool = False) -> list[Column]:
+    """All columns of a pair; `dense_sae` only where the pair has dictionaries."""
+    columns = []
+    for name in COLUMNS:
+        dictionaries: Sequence[Dictionary] = pair.dictionaries() if name == "dense_sae" else ()
+        if name == "dense_sae" and not dictionaries:
+            continue
+        columns.append(_open(pair, name, dictionaries, pair.windows["reference"], progress))
+    return columns
+
+
+def _open(pair: ModelPair, name: str, dictionaries: Sequence[Dictionary], windows: np.ndarray, progress: bool) -> Column:
+    bridge = pair.open_model(_ROLE[name])
+    space = node_space(bridge, dictionaries)
+    return Column(name, _ROLE[name], bridge, space, mean_reference(bridge, space, windows, progress=progress))

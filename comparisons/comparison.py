@@ -1,0 +1,188 @@
+"""`compare`: circuit sizes of a weight-sparse model, dense neurons and SAE latents, on one axis, with their controls."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from sparse_lens.circuits import SearchConfig
+from sparse_lens.comparisons.circuit_sizes import (
+    ACCURACY_GATE,
+    HELDOUT_PAIRS,
+    NonsenseControl,
+    Setting,
+    column_results,
+    common_target,
+    nonsense_control,
+    prepare_setting,
+    search_column,
+    single_threaded,
+)
+from sparse_lens.comparisons.columns import Column, open_columns
+from sparse_lens.comparisons.head_patching import patch_task
+from sparse_lens.comparisons.pair import ROLES, ModelPair, model_facts
+from sparse_lens.comparisons.summary import summarize
+from sparse_lens.comparisons.verdict import verdict
+from sparse_lens.errors import ConfigError
+from sparse_lens.results import exact, to_frame
+from sparse_lens.tasks import available_tasks, get_task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The measured comparison: nested results in `metrics` (the content of `metrics.json`)."""
+
+    metrics: dict[str, Any]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Tidy table: one row for each number of each task and column."""
+        tasks = {name: task["columns"] for name, task in self.metrics["tasks"].items()}
+        return to_frame(tasks, ("task", "column"))
+
+
+def compare(
+    pair: ModelPair | str = "python",
+    *,
+    tasks: Sequence[str] | None = None,
+    seeds: int = 1,
+    config: SearchConfig | None = None,
+    command: str = "sparse_lens.compare(...)",
+    progress: bool = True,
+    workers: int = 2,
+) -> Comparison:
+    """Compare the circuits of a pair's columns on `tasks` (default: those the pair names), with `seeds` search seeds.
+
+    Every column gets the same effort (`config`), target, ablation and controls; columns run side by side on `workers` threads.
+    Raises `UnknownNameError` for an unknown pair or task.
+    """
+    pair = ModelPair.open(pair) if isinstance(pair, str) else pair
+    config = config or SearchConfig()
+    names = list(tasks or pair.default_tasks or available_tasks())
+    for name in names:
+        get_task(name)
+    if seeds < 1:
+        raise ConfigError(f"seeds must be at least 1, got {seeds}")
+    with single_threaded():
+        columns = open_columns(pair, progress=progress)
+        settings = {name: _settings(columns, name, config, workers) for name in names}
+        targets = {name: common_target(settings[name]) for name in names}
+        found = _run_columns(columns, settings, targets, config, seeds, workers, progress)
+        models = _models(pair, columns)
+        patching = _patching(columns, settings)
+    results = {name: _task_entry(name, settings[name], targets[name], found[name], config) for name in names}
+    metrics = {
+        "schema": SCHEMA,
+        "command": command,
+        "versions": _versions(),
+        "effort": _effort(config, seeds),
+        "models": models,
+        "tasks": results,
+        "summary": summarize(results, seeds),
+        "patching": patching,
+    }
+    return Comparison(metrics | {"verdict": verdict(metrics)})
+
+
+def _settings(columns: Sequence[Column], task: str, config: SearchConfig, workers: int) -> list[Setting]:
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(lambda column: prepare_setting(column, task, config, seed=0), columns))
+
+
+def _run_columns(
+    columns: Sequence[Column],
+    settings: Mapping[str, Sequence[Setting]],
+    targets: Mapping[str, float],
+    config: SearchConfig,
+    seeds: int,
+    workers: int,
+    progress: bool,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Results by task and column; a column's searches run one after the other, the widest columns first."""
+    searches = sum(sum(s.passes for s in settings[name]) for name in settings) + len(columns)
+    found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in settings}
+    with tqdm(total=searches * seeds * config.masks * config.steps, desc="circuits", disable=not progress) as bar:
+
+        def run(index: int) -> None:
+            column = columns[index]
+            passing = [name for name in settings if settings[name][index].passes]
+            controls = _controls(column, [targets[name] for name in passing], config, seeds, bar.update)
+            for name in settings:
+                setting = settings[name][index]
+                repeated = range(seeds) if setting.passes else ()
+                circuits = [search_column(setting, targets[name], config, seed=s, on_step=bar.update) for s in repeated]
+                nonsense = [control.at(targets[name]) for control in controls] if setting.passes else []
+                found[name][column.name] = column_results(setting, circuits, nonsense)
+
+        order = sorted(range(len(columns)), key=lambda i: -columns[i].space.n_nodes)
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(run, order))
+    return {name: {column.name: found[name][column.name] for column in columns} for name in found}
+
+
+def _controls(
+    column: Column, targets: Sequence[float], config: SearchConfig, seeds: int, on_step: Any
+) -> list[NonsenseControl]:
+    """One nonsense search per search seed, steered to the least of the targets it will be read off at."""
+    if not targets:
+        return []
+    return [nonsense_control(column, min(targets), config, seed=seed, on_step=on_step) for seed in range(seeds)]
+
+
+def _task_entry(
+    name: str, settings: Sequence[Setting], target: float, columns: dict[str, Any], config: SearchConfig
+) -> dict[str, Any]:
+    task = get_task(name)
+    failed = [setting.column.name for setting in settings if not setting.passes]
+    return {
+        "target_loss": exact(target, n=config.evaluation_pairs),
+        "answers": list(task.answers),
+        "description": task.description,
+        "measurable": not failed,
+        "failed_gate": failed,
+        "columns": columns,
+    }
+
+
+def _models(pair: ModelPair, columns: Sequence[Column]) -> dict[str, Any]:
+    by_role = {column.role: column.bridge for column in columns}
+    facts = {role: model_facts(by_role[role], pair.windows["heldout"]) for role in ROLES}
+    return {role: {"name": pair.model_name(role), **facts[role]} for role in ROLES}
+
+
+def _patching(columns: Sequence[Column], settings: Mapping[str, Sequence[Setting]]) -> dict[str, Any] | None:
+    """TransformerLens' patching on the first task that every model does, for the sparse and the dense models."""
+    task = next((name for name, of_task in settings.items() if all(s.passes for s in of_task)), None)
+    if task is None:
+        return None
+    chosen = [column for column in columns if not column.space.has_dictionaries]
+    return {"task": task, "models": {column.role: patch_task(column.bridge, task).to_plain() for column in chosen}}
+
+
+def _effort(config: SearchConfig, seeds: int) -> dict[str, Any]:
+    fields = config.model_dump(mode="json")
+    return fields | {
+        "search_seeds": seeds,
+        "masks_per_search": config.masks,
+        "ablation": "mean over the pretraining distribution",
+        "accuracy_gate": ACCURACY_GATE,
+        "heldout_pairs": HELDOUT_PAIRS,
+        "target_rule": "max(0.15, 1.15 * the worst column's full-model loss)",
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("sparse-lens", "torch", "transformer-lens", "transformers", "numpy")
+    return {"python": platform.python_version(), "machine": platform.machine()} | {
+        name: importlib.metadata.version(name) for name in packages
+    }

@@ -1,0 +1,102 @@
+"""A pair: the weight-sparse model, its dense partners and their dictionaries, opened as bridges."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparse_lens.dictionaries import Dictionary, load_saelens
+from sparse_lens.errors import CheckpointError
+from sparse_lens.hooks import load
+from sparse_lens.models_shipped import DEFAULT_PAIR, PAIR_FILE, find_pair, pair_windows
+from sparse_lens.results import Result, bootstrap_mean, exact
+from sparse_lens.training import window_losses
+
+ROLES = ("sparse", "dense", "dense_matched")
+"""The models of a pair: weight-sparse; dense of the same shape and tokens; dense of the same loss."""
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """A folder with `pair.json`; models are opened when first asked for.
+
+    `pair.json` names the folders of `sparse`, `dense` and `dense_matched`, of the `dictionaries` trained on the matched model, and
+    the `tasks` of the default comparison.
+    """
+
+    folder: Path
+
+    @classmethod
+    def open(cls, name_or_path: str | Path = DEFAULT_PAIR) -> ModelPair:
+        """A shipped pair by name, or a folder; raises `UnknownNameError` or `CheckpointError`."""
+        pair = cls(find_pair(name_or_path))
+        missing = [role for role in ROLES if not isinstance(pair.record.get(role), str)]
+        if missing:
+            raise CheckpointError(f"{pair.folder / PAIR_FILE} names no {', '.join(missing)}; a pair needs {', '.join(ROLES)}")
+        return pair
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """The content of `pair.json`."""
+        path = self.folder / PAIR_FILE
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        if not isinstance(record, dict):
+            raise CheckpointError(f"{path} holds a {type(record).__name__}, not an object with the names of the models")
+        return record
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def default_tasks(self) -> list[str] | None:
+        """Tasks of the default comparison, None if the pair names none."""
+        return self.record.get("tasks")
+
+    def model_name(self, role: str) -> str:
+        """Name of the model in a role."""
+        return str(self.record[role])
+
+    def model_folder(self, role: str) -> Path:
+        """Folder of the model in a role: inside the pair's folder."""
+        return self._part(self.model_name(role))
+
+    def open_model(self, role: str) -> Any:
+        """A bridge of its own around the model in `role`; two calls give two bridges, which may run side by side."""
+        return load(self.model_folder(role))
+
+    def dictionaries(self) -> Sequence[Dictionary]:
+        """The SAEs of the matched model."""
+        return [load_saelens(self._part(str(name))) for name in self.record.get("dictionaries", [])]
+
+    @cached_property
+    def windows(self) -> dict[str, np.ndarray]:
+        """Token windows `reference` and `heldout`, `[window pos]`."""
+        return pair_windows(self.folder)
+
+    def _part(self, name: str) -> Path:
+        if Path(name).name != name:
+            raise CheckpointError(f"{self.folder / PAIR_FILE} names {name!r}, a place outside its own folder; refused")
+        return self.folder / name
+
+
+def model_facts(bridge: Any, heldout: np.ndarray) -> dict[str, Result]:
+    """Pretraining loss on held-out real files (nats per token), parameters, nonzeros, and nonzeros of the matrices."""
+    weights = dict(bridge.state_dict())
+    matrices = [w for name, w in weights.items() if w.ndim == 2 and not name.startswith("bigram")]
+    return {
+        "loss": bootstrap_mean(window_losses(bridge, heldout)),
+        "parameters": exact(sum(w.numel() for w in weights.values())),
+        "nonzeros": exact(sum(int((w != 0).sum()) for w in weights.values())),
+        "matrix_parameters": exact(sum(w.numel() for w in matrices)),
+        "matrix_nonzeros": exact(sum(int((w != 0).sum()) for w in matrices)),
+    }

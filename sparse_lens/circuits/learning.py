@@ -1,0 +1,148 @@
+"""Learning which nodes to keep: one Heaviside gate per node with a straight-through gradient, mean ablation, a price per node.
+
+After arXiv:2511.13653, Appendix A.5, as read by its replications: `m = H(tau)` forward, `sigma'(tau / T) / T` backward, loss = task loss +
+penalty * kept nodes, `tau` clipped to [-1, 1]. Own change: the penalty is steered so that the task loss stays near its
+target, since no fixed price suits models of different width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from sparse_lens.circuits.masking import Reference, mask_hooks
+from sparse_lens.circuits.node_space import NodeSpace
+from sparse_lens.circuits.scoring import Prompts, logit_differences, task_loss
+
+
+class SearchConfig(BaseModel):
+    """Effort of a circuit search; the same for every column of a comparison."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(300, gt=0, description="optimizer steps of each mask")
+    pairs_per_step: int = Field(16, gt=0, description="prompt pairs per step (two sequences each)")
+    restarts: int = Field(1, gt=0, description="masks learned from different initial gates")
+    penalties: tuple[float, ...] = Field((3e-5,), description="initial prices of a node, in nats; one mask each")
+    learning_rate: float = Field(0.03, gt=0, description="of Adam, on the gates")
+    temperature: float = Field(1.0, gt=0, description="width of the straight-through gradient")
+    snapshots: int = Field(4, ge=0, description="masks along the way that are candidates too")
+    evaluations: int = Field(16, gt=0, description="circuit sizes tried per mask")
+    search_pairs: int = Field(512, gt=0, description="prompt pairs that the masks are learned on")
+    evaluation_pairs: int = Field(128, gt=0, description="further prompt pairs on which the target loss must be met")
+
+    @property
+    def masks(self) -> int:
+        """Masks learned in one search."""
+        return self.restarts * len(self.penalties)
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedMask:
+    """A ranking of all nodes (larger is kept longer), the mask it ends with, and masks met along the way."""
+
+    ranking: Float[Tensor, " node"]
+    mask: Bool[Tensor, " node"]
+    snapshots: tuple[Bool[Tensor, " node"], ...]
+    penalty: float
+    seed: int
+
+
+class _Heaviside(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, temperature: float) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(gate)
+        ctx.temperature = temperature
+        return (gate >= 0).to(gate.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (gate,) = ctx.saved_tensors
+        soft = torch.sigmoid(gate / ctx.temperature)
+        return grad * soft * (1 - soft) / ctx.temperature, None
+
+
+def learn_mask(
+    bridge: Any,
+    space: NodeSpace,
+    reference: Mapping[str, Reference],
+    prompts: Prompts,
+    target: float,
+    config: SearchConfig,
+    *,
+    penalty: float,
+    seed: int,
+    on_step: Callable[[], Any] = lambda: None,
+) -> LearnedMask:
+    """Fit one gate per node so that the masked model's task loss is near `target` with as few nodes as possible."""
+    generator = torch.Generator().manual_seed(seed)
+    gate = (0.1 + 0.01 * torch.randn(space.n_nodes, generator=generator)).requires_grad_()
+    optimizer = torch.optim.Adam([gate], lr=config.learning_rate, betas=(0.9, 0.95))
+    steering = _Steering(penalty, target)
+    average = gate.detach().clone()
+    snapshots: list[Tensor] = []
+    with frozen(bridge):
+        for step, batch in zip(range(config.steps), _minibatches(prompts, config.pairs_per_step, generator), strict=False):
+            optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - 0.9 * step / config.steps)
+            mask = _Heaviside.apply(gate, config.temperature)
+            assert isinstance(mask, Tensor)
+            loss = task_loss(logit_differences(bridge, batch, mask_hooks(space, mask, reference))).mean()
+            optimizer.zero_grad()
+            (loss + steering.penalty * mask.sum()).backward()
+            optimizer.step()
+            with torch.no_grad():
+                gate.clamp_(-1, 1)
+                average.lerp_(gate, 0.05)
+            steering.update(float(loss.detach()))
+            if config.snapshots and (step + 1) % max(1, config.steps // (config.snapshots + 1)) == 0:
+                snapshots.append(gate.detach() >= 0)
+            on_step()
+    return LearnedMask(average, gate.detach() >= 0, tuple(snapshots[: config.snapshots]), penalty, seed)
+
+
+class _Steering:
+    """The price of a node: up by a few percent a step while the loss is below target, down while it is above."""
+
+    def __init__(self, penalty: float, target: float) -> None:
+        self.penalty, self.target, self.loss = penalty, target, math.inf
+
+    def update(self, loss: float) -> None:
+        self.loss = loss if math.isinf(self.loss) else 0.9 * self.loss + 0.1 * loss
+        factor = 1.04 if self.loss < 0.95 * self.target else 1 / 1.04
+        self.penalty = min(max(self.penalty * factor, 1e-7), 1.0)
+
+
+def _minibatches(prompts: Prompts, n_pairs: int, generator: torch.Generator) -> Iterator[Prompts]:
+    """Endless random batches of whole pairs, each cut to its longest prompt."""
+    rows_of_pair = prompts.pair.argsort(stable=True).view(-1, 2)
+    while True:
+        order = torch.randperm(len(rows_of_pair), generator=generator)
+        for start in range(0, len(order) - min(n_pairs, len(order)) + 1, n_pairs):
+            yield prompts.rows(rows_of_pair[order[start : start + n_pairs]].flatten())
+
+
+@contextmanager
+def frozen(bridge: Any) -> Iterator[None]:
+    """The bridge without weight gradients and with fast kernels; everything is put back at the end."""
+    parameters = [parameter for parameter in bridge.parameters() if parameter.requires_grad]
+    sparse = [module for module in bridge.original_model.modules() if hasattr(module, "fast")]
+    before = [module.fast for module in sparse]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        for module in sparse:
+            module.fast = True
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for module, fast in zip(sparse, before, strict=True):
+            module.fast = fast

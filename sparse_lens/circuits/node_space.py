@@ -1,0 +1,146 @@
+"""Node spaces: which channels of which sites a circuit may keep.
+
+A site is a hook point with its channels seen through a dictionary: the identity for neurons, an SAE for latents. A node is one latent at one
+site, shared over positions; where the dictionary is not exact, its error is one more node. No function here or later asks
+which column of the comparison it works for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sparse_lens.dictionaries import Dictionary, IdentityDictionary
+from sparse_lens.errors import CircuitError, UnknownNameError
+
+_LAYER_SITES = {
+    "attn_in": "attn.hook_act_in",
+    "attn_q": "attn.hook_q",
+    "attn_k": "attn.hook_k",
+    "attn_v": "attn.hook_v",
+    "attn_out": "hook_attn_out",
+    "mlp_in": "mlp.hook_act_in",
+    "mlp_neuron": "mlp.hook_post",
+    "mlp_out": "hook_mlp_out",
+}
+"""The eight sites of a layer (arXiv:2511.13653) and their hooks."""
+
+FINAL_SITE = "final_resid"
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A hook point and the dictionary it is seen through; `kind` is one of the nine site names, `layer` None for final_resid."""
+
+    kind: str
+    layer: int | None
+    hook: str
+    dictionary: Dictionary
+
+    @property
+    def name(self) -> str:
+        """`mlp_neuron.0`, or `final_resid`."""
+        return self.kind if self.layer is None else f"{self.kind}.{self.layer}"
+
+    @property
+    def n_latents(self) -> int:
+        return self.dictionary.n_latents
+
+    @property
+    def n_nodes(self) -> int:
+        """The latents, and one node for the error of a dictionary that does not reconstruct exactly."""
+        return self.n_latents + (0 if self.dictionary.exact else 1)
+
+
+@dataclass(frozen=True, eq=False)
+class NodeSpace:
+    """All candidate nodes of a model, site after site in the order of computation."""
+
+    sites: tuple[Site, ...]
+
+    @cached_property
+    def n_nodes(self) -> int:
+        return sum(site.n_nodes for site in self.sites)
+
+    @cached_property
+    def slices(self) -> dict[str, slice]:
+        """Where each site's nodes lie in a flat vector of all nodes, by the site's name."""
+        slices: dict[str, slice] = {}
+        start = 0
+        for site in self.sites:
+            slices[site.name] = slice(start, start + site.n_nodes)
+            start += site.n_nodes
+        return slices
+
+    @property
+    def has_dictionaries(self) -> bool:
+        """Whether any site is seen through something else than its own channels."""
+        return any(not isinstance(site.dictionary, IdentityDictionary) for site in self.sites)
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """The parts of a flat `[node]` vector by site name."""
+        if flat.shape != (self.n_nodes,):
+            raise CircuitError(f"this space has {self.n_nodes} nodes, got a vector of shape {tuple(flat.shape)}")
+        return {name: flat[part] for name, part in self.slices.items()}
+
+    def join(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """The inverse of `split`."""
+        return torch.cat([parts[site.name] for site in self.sites])
+
+    def signature(self) -> list[list[Any]]:
+        """What identifies the space: name, hook, nodes and dictionary hash of every site."""
+        return [[site.name, site.hook, site.n_nodes, site.dictionary.hash] for site in self.sites]
+
+
+def node_space(bridge: Any, dictionaries: Sequence[Dictionary] = ()) -> NodeSpace:
+    """The paper's eight sites per layer and final_resid of a bridge, with `dictionaries` in place of channels at their hooks.
+
+    Raises `UnknownNameError` for a dictionary at a hook that is no site, `CircuitError` for one of another width.
+    """
+    config = bridge.model_config
+    d_attn, d_in, d_model = config.d_attn, config.d_model_in, config.d_model
+    widths = {"attn_in": d_in, "attn_q": d_attn, "attn_k": d_attn, "attn_v": d_attn, "attn_out": d_model}
+    widths |= {"mlp_in": d_in, "mlp_neuron": config.mlp_width, "mlp_out": d_model}
+    places = [
+        (kind, layer, f"blocks.{layer}.{hook}", widths[kind])
+        for layer in range(config.n_layer)
+        for kind, hook in _LAYER_SITES.items()
+    ]
+    places.append((FINAL_SITE, None, "ln_final.hook_in", d_model))
+    chosen = {dictionary.hook_out: dictionary for dictionary in dictionaries}
+    for hook in chosen:
+        if hook not in {place[2] for place in places}:
+            raise UnknownNameError("site hook", hook, [place[2] for place in places])
+    return NodeSpace(tuple(_site(*place, chosen.get(place[2])) for place in places))
+
+
+def _site(kind: str, layer: int | None, hook: str, width: int, dictionary: Dictionary | None) -> Site:
+    if dictionary is None:
+        return Site(kind, layer, hook, IdentityDictionary(width, hook))
+    if dictionary.W_dec.shape[-1] != width or dictionary.hook_in != dictionary.hook_out:
+        raise CircuitError(
+            f"dictionary {dictionary.name!r} reads {dictionary.hook_in!r} and writes {dictionary.W_dec.shape[-1]} channels; "
+            f"the site {hook!r} has {width}, and a node space takes dictionaries that read where they write"
+        )
+    return Site(kind, layer, hook, dictionary)
+
+
+def model_fingerprint(bridge: Any) -> str:
+    """Hash of all weights, by name: circuits belong to one model."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(bridge.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def full_mask(space: NodeSpace, keep: bool = True) -> Bool[Tensor, " node"]:
+    """The mask that keeps every node (the whole model) or none (everything ablated)."""
+    return torch.full((space.n_nodes,), keep)

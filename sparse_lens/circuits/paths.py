@@ -1,0 +1,89 @@
+"""Which kept nodes lie on a path from the input tokens to the answers' logits; the others do nothing and are dropped.
+
+A path runs along nonzero weights between kept nodes and along the residual stream, whose channels connect every write to all later
+reads. Within a head, queries and keys reach the head's output through its pattern. The norms' scale, which couples all
+channels a little, is not counted as a path: hence a circuit is always scored after the dropping.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sparse_lens.circuits.node_space import FINAL_SITE, NodeSpace
+from sparse_lens.circuits.weights import LayerWeights, WeightGraph, dense_layer, heads_of, reached_by, reaching
+
+Parts = dict[str, Tensor]
+
+
+def on_paths(space: NodeSpace, mask: Bool[Tensor, " node"], graph: WeightGraph) -> Bool[Tensor, " node"]:
+    """The nodes of `mask` that lie on a path from any token to an answer's logit."""
+    kept = space.split(mask)
+    layers = [_with_dictionary(weights, kept, layer) for layer, weights in enumerate(graph.layers)]
+    forward = _forward(kept, layers, graph)
+    return space.join(_backward(forward, layers, graph))
+
+
+def _with_dictionary(weights: LayerWeights, kept: Parts, layer: int) -> LayerWeights:
+    """Latents in place of neurons: each may read all of mlp_in and write all of mlp_out."""
+    n_nodes = len(kept[f"mlp_neuron.{layer}"])
+    if n_nodes == weights.fc_in.shape[0]:
+        return weights
+    fc_in, fc_out = dense_layer(weights.fc_in, n_nodes, axis=0), dense_layer(weights.fc_out, n_nodes, axis=1)
+    return LayerWeights(weights.q, weights.k, weights.v, weights.o, fc_in, fc_out)
+
+
+def _forward(kept: Parts, layers: list[LayerWeights], graph: WeightGraph) -> Parts:
+    """Kept nodes that the input reaches, by site."""
+    alive: Parts = {}
+    written = graph.embedding.any(0)
+    if graph.positions.shape[1] == graph.d_model:
+        written = written | graph.positions.any(0)
+        positional = torch.zeros(0, dtype=torch.bool)
+    else:
+        positional = graph.positions.any(0)
+    for layer, weights in enumerate(layers):
+        here = {kind: kept[f"{kind}.{layer}"] for kind in ("attn_in", "attn_q", "attn_k", "attn_v")}
+        attn_in = here["attn_in"] & torch.cat([written, positional])
+        q = here["attn_q"] & reaching(weights.q, attn_in)
+        k = here["attn_k"] & reaching(weights.k, attn_in)
+        pattern = heads_of(q | k, graph.n_head)
+        # A constant value still carries a varying pattern; without a sink the rows sum to one and a mean does not.
+        v = here["attn_v"] & (reaching(weights.v, attn_in) | pattern)
+        z = v | pattern if graph.sink else v
+        attn_out = kept[f"attn_out.{layer}"] & reaching(weights.o, z)
+        written = written | attn_out
+        mlp_in = kept[f"mlp_in.{layer}"] & torch.cat([written, positional])
+        neuron = kept[f"mlp_neuron.{layer}"] & reaching(weights.fc_in, mlp_in)
+        mlp_out = kept[f"mlp_out.{layer}"] & reaching(weights.fc_out, neuron)
+        written = written | mlp_out
+        found = (attn_in, q, k, v, attn_out, mlp_in, neuron, mlp_out)
+        kinds = ("attn_in", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out")
+        alive |= {f"{kind}.{layer}": part for kind, part in zip(kinds, found, strict=True)}
+    alive[FINAL_SITE] = kept[FINAL_SITE] & written
+    return alive
+
+
+def _backward(alive: Parts, layers: list[LayerWeights], graph: WeightGraph) -> Parts:
+    """The nodes of `alive` that reach an answer, by site."""
+    useful: Parts = {FINAL_SITE: alive[FINAL_SITE] & graph.unembedding[list(graph.answers)].any(0)}
+    read = useful[FINAL_SITE].clone()
+    for layer in reversed(range(len(layers))):
+        weights = layers[layer]
+        mlp_out = alive[f"mlp_out.{layer}"] & read
+        neuron = alive[f"mlp_neuron.{layer}"] & reached_by(weights.fc_out, mlp_out)
+        mlp_in = alive[f"mlp_in.{layer}"] & reached_by(weights.fc_in, neuron)
+        read = read | mlp_in[: graph.d_model]
+        attn_out = alive[f"attn_out.{layer}"] & read
+        z = reached_by(weights.o, attn_out)
+        v = alive[f"attn_v.{layer}"] & z
+        heads = heads_of(z if graph.sink else v, graph.n_head)
+        q, k = alive[f"attn_q.{layer}"] & heads, alive[f"attn_k.{layer}"] & heads
+        sources = reached_by(weights.q, q) | reached_by(weights.k, k) | reached_by(weights.v, v)
+        attn_in = alive[f"attn_in.{layer}"] & sources
+        read = read | attn_in[: graph.d_model]
+        found = (attn_in, q, k, v, attn_out, mlp_in, neuron, mlp_out)
+        kinds = ("attn_in", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out")
+        useful |= {f"{kind}.{layer}": part for kind, part in zip(kinds, found, strict=True)}
+    return useful

@@ -1,0 +1,148 @@
+"""Scores of a masked model on a task's prompts: two-token loss, accuracy, sufficiency, necessity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparse_lens.circuits.circuit import Circuit
+from sparse_lens.circuits.masking import Reference, mask_hooks
+from sparse_lens.circuits.node_space import NodeSpace, full_mask
+from sparse_lens.results import Result, bootstrap_mean
+from sparse_lens.tasks import TaskBatch
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Both sides of every pair as rows, sorted by length: what a scorer needs, as tensors.
+
+    The answer is predicted at `position`; `right` and `wrong` are the two answers' ids there, `pair` the row's pair.
+    """
+
+    tokens: Int[Tensor, "row pos"]
+    position: Int[Tensor, " row"]
+    right: Int[Tensor, " row"]
+    wrong: Int[Tensor, " row"]
+    pair: Int[Tensor, " row"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def rows(self, index: Tensor | slice) -> Prompts:
+        """A selection of rows, cut to its longest prompt."""
+        position = self.position[index]
+        longest = int(position.max()) + 1
+        return Prompts(self.tokens[index, :longest], position, self.right[index], self.wrong[index], self.pair[index])
+
+
+def both_sides(batch: TaskBatch) -> Prompts:
+    """Clean and corrupt prompts of a batch: on the corrupt side the two answers change places."""
+    n = len(batch)
+    tokens = np.concatenate([batch.clean, batch.corrupt])
+    position = np.concatenate([batch.length, batch.length]) - 1
+    right = np.concatenate([batch.target, batch.distractor])
+    wrong = np.concatenate([batch.distractor, batch.target])
+    order = np.argsort(position, kind="stable")
+    as_tensor = [torch.from_numpy(array[order]) for array in (tokens, position, right, wrong, np.tile(np.arange(n), 2))]
+    return Prompts(*as_tensor)
+
+
+def logit_differences(bridge: Any, prompts: Prompts, hooks: list[tuple[str, Any]]) -> Float[Tensor, " row"]:
+    """Right answer's logit minus the wrong one's at the answer position of every prompt, under `hooks`."""
+    with bridge.hooks(fwd_hooks=hooks):
+        logits = bridge(prompts.tokens)
+    row = torch.arange(len(prompts))
+    at_answer = logits[row, prompts.position]
+    return at_answer[row, prompts.right] - at_answer[row, prompts.wrong]
+
+
+def task_loss(differences: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
+    """Two-token cross-entropy of each prompt, in nats: `-log softmax` of the right answer among the two."""
+    return F.softplus(-differences)
+
+
+@torch.no_grad()
+def masked_differences(
+    bridge: Any,
+    space: NodeSpace,
+    mask: Bool[Tensor, " node"],
+    reference: Mapping[str, Reference],
+    prompts: Prompts,
+    *,
+    batch_size: int = 128,
+) -> Float[Tensor, " row"]:
+    """Logit differences of the model with everything outside `mask` at its mean."""
+    hooks = mask_hooks(space, mask, reference)
+    starts = range(0, len(prompts), batch_size)
+    return torch.cat([logit_differences(bridge, prompts.rows(slice(s, s + batch_size)), hooks) for s in starts])
+
+
+@dataclass(frozen=True)
+class CircuitScores:
+    """How far a circuit can be trusted, on one set of prompts.
+
+    Losses are two-token task losses in nats. With `L` the mean loss, `M` the model, `C` the circuit, `0` everything ablated:
+    `sufficiency = (L(0) - L(C)) / (L(0) - L(M))`, `necessity = (L(M without C) - L(M)) / (L(0) - L(M))`; the whole model scores 1 on
+    both, the empty circuit 0.
+    """
+
+    circuit_loss: Result
+    full_loss: Result
+    ablated_loss: Result
+    complement_loss: Result
+    accuracy: Result
+    full_accuracy: Result
+    sufficiency: Result
+    necessity: Result
+
+
+def evaluate_circuit(bridge: Any, circuit: Circuit, prompts: TaskBatch | Prompts) -> CircuitScores:
+    """Score `circuit` in its model on `prompts` (for instance `get_task(name).sample(..., split="heldout")`)."""
+    prompts = prompts if isinstance(prompts, Prompts) else both_sides(prompts)
+    space = circuit.check_model(bridge)
+
+    def differences(mask: Tensor) -> Tensor:
+        return masked_differences(bridge, space, mask, circuit.reference, prompts)
+
+    runs = {
+        "circuit": differences(circuit.mask),
+        "full": differences(full_mask(space)),
+        "ablated": differences(full_mask(space, keep=False)),
+        "complement": differences(~circuit.mask),
+    }
+    losses = {name: _per_pair(task_loss(run), prompts) for name, run in runs.items()}
+    right = {name: _per_pair((run > 0).float(), prompts) for name, run in runs.items()}
+    return CircuitScores(
+        circuit_loss=bootstrap_mean(losses["circuit"]),
+        full_loss=bootstrap_mean(losses["full"]),
+        ablated_loss=bootstrap_mean(losses["ablated"]),
+        complement_loss=bootstrap_mean(losses["complement"]),
+        accuracy=bootstrap_mean(right["circuit"], null=0.5),
+        full_accuracy=bootstrap_mean(right["full"], null=0.5),
+        sufficiency=_share(losses["ablated"] - losses["circuit"], losses["ablated"] - losses["full"]),
+        necessity=_share(losses["complement"] - losses["full"], losses["ablated"] - losses["full"]),
+    )
+
+
+def _per_pair(values: Tensor, prompts: Prompts) -> np.ndarray:
+    """Mean over the two sides of each pair: pairs, not prompts, are independent."""
+    sums = torch.zeros(int(prompts.pair.max()) + 1, dtype=torch.float64).index_add_(0, prompts.pair, values.double())
+    counts = torch.bincount(prompts.pair, minlength=len(sums))
+    return (sums / counts).numpy()[counts.numpy() > 0]
+
+
+def _share(part: np.ndarray, whole: np.ndarray, *, n_resamples: int = 1000) -> Result:
+    """Ratio of means with a paired bootstrap interval; not measurable where the model gains nothing over full ablation."""
+    if whole.mean() <= 1e-3:
+        return Result(None, n=len(whole), measurable=False, reason="the model is no better than with everything ablated")
+    picks = np.random.default_rng(0).integers(0, len(part), (n_resamples, len(part)))
+    ratios = part[picks].mean(1) / np.maximum(whole[picks].mean(1), 1e-3)
+    lo, hi = np.percentile(ratios, [2.5, 97.5])
+    return Result(float(part.mean() / whole.mean()), float(lo), float(hi), 0.0, len(part))

@@ -1,0 +1,207 @@
+"""Search for the smallest circuit at a target task loss.
+
+Task loss is not monotone in circuit size, so a search never trusts a bisection alone: every learned mask, every mask met along the
+way, and prefixes of the learned ranking inside and around the mask are candidates. Each is scored after its nodes off all
+paths have been dropped; the smallest that meets the target wins, or, if none does, the one with the least loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sparse_lens.circuits.circuit import Circuit
+from sparse_lens.circuits.learning import LearnedMask, SearchConfig, frozen, learn_mask
+from sparse_lens.circuits.masking import Reference, mean_reference
+from sparse_lens.circuits.node_space import NodeSpace, model_fingerprint, node_space
+from sparse_lens.circuits.paths import on_paths
+from sparse_lens.circuits.scoring import Prompts, both_sides, masked_differences, task_loss
+from sparse_lens.circuits.weights import WeightGraph, weight_graph
+from sparse_lens.dictionaries import Dictionary
+from sparse_lens.errors import CircuitError
+from sparse_lens.models_shipped import reference_windows
+from sparse_lens.tasks import Task, get_task
+
+DEFAULT_TARGET = 0.15
+"""Target two-token task loss of arXiv:2511.13653, in nats."""
+
+
+@dataclass(frozen=True, eq=False)
+class SearchProblem:
+    """Everything a search of one task in one model needs, made once: nodes, means, prompts, weights."""
+
+    bridge: Any
+    space: NodeSpace
+    reference: Mapping[str, Reference]
+    task: str
+    search_prompts: Prompts
+    evaluation_prompts: Prompts
+    graph: WeightGraph
+
+    def loss(self, mask: Bool[Tensor, " node"]) -> float:
+        """Mean task loss of the masked model on the evaluation prompts."""
+        differences = masked_differences(self.bridge, self.space, mask, self.reference, self.evaluation_prompts)
+        return float(task_loss(differences).mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A mask with its dead nodes dropped, and its loss."""
+
+    mask: Bool[Tensor, " node"]
+    loss: float
+    source: str
+
+    @property
+    def n_nodes(self) -> int:
+        return int(self.mask.sum())
+
+
+def find_circuit(
+    bridge: Any,
+    task: str | Task,
+    *,
+    dictionaries: Sequence[Dictionary] = (),
+    target_loss: float = DEFAULT_TARGET,
+    config: SearchConfig | None = None,
+    windows: np.ndarray | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Circuit:
+    """The smallest circuit found for `task` in `bridge` at `target_loss` (two-token cross-entropy, nats).
+
+    `windows` (token ids, `[window pos]`) are the pretraining distribution whose mean activations replace what is ablated; by default
+    those that come with the shipped models. `dictionaries` replace the channels of their hooks. If nothing meets the target, the
+    circuit of least loss comes back, with `reached` False. The whole search is recorded in `circuit.search`.
+    """
+    config = config or SearchConfig()
+    task = get_task(task) if isinstance(task, str) else task
+    space = node_space(bridge, dictionaries)
+    windows = default_windows(bridge) if windows is None else windows
+    reference = mean_reference(bridge, space, windows, progress=progress)
+    problem = search_problem(bridge, space, reference, task, config, seed=seed)
+    with tqdm(total=config.masks * config.steps, desc=f"circuit for {task.name}", disable=not progress) as bar:
+        learned = learn_masks(problem, target_loss, config, seed=seed, on_step=bar.update)
+    return select_circuit(problem, learned, target_loss, config)
+
+
+def search_problem(
+    bridge: Any, space: NodeSpace, reference: Mapping[str, Reference], task: Task, config: SearchConfig, *, seed: int = 0
+) -> SearchProblem:
+    """Sample the prompts of a search: those it learns on and those it must meet the target on are disjoint."""
+    if bridge.tokenizer is None:
+        raise CircuitError("the model has no tokenizer, so no prompts can be made; load it from a folder with tokenizer.json")
+    n = config.search_pairs + config.evaluation_pairs
+    batch = task.sample(bridge.tokenizer, n, seed=seed, split="search")
+    prompts = both_sides(batch)
+    first = prompts.pair < config.search_pairs
+    evaluation = prompts.rows((~first).nonzero().flatten())
+    return SearchProblem(
+        bridge=bridge,
+        space=space,
+        reference=reference,
+        task=task.name,
+        search_prompts=prompts.rows(first.nonzero().flatten()),
+        evaluation_prompts=evaluation,
+        graph=weight_graph(bridge, batch),
+    )
+
+
+def learn_masks(
+    problem: SearchProblem,
+    target: float,
+    config: SearchConfig,
+    *,
+    seed: int = 0,
+    on_step: Callable[[], Any] = lambda: None,
+) -> list[LearnedMask]:
+    """One learned mask for every restart and every initial penalty."""
+    return [
+        learn_mask(
+            problem.bridge,
+            problem.space,
+            problem.reference,
+            problem.search_prompts,
+            target,
+            config,
+            penalty=penalty,
+            seed=seed * 1000 + restart,
+            on_step=on_step,
+        )
+        for restart in range(config.restarts)
+        for penalty in config.penalties
+    ]
+
+
+def select_circuit(
+    problem: SearchProblem, learned: Sequence[LearnedMask], target: float, config: SearchConfig
+) -> Circuit:
+    """The smallest candidate of all learned masks that meets `target`, as a circuit with the search's trace."""
+    with frozen(problem.bridge):
+        candidates = [candidate for mask in learned for candidate in _candidates(problem, mask, target, config)]
+    best = best_candidate(candidates, target)
+    return Circuit(
+        mask=best.mask,
+        space=problem.space,
+        reference=problem.reference,
+        task=problem.task,
+        model=model_fingerprint(problem.bridge),
+        target_loss=target,
+        loss=best.loss,
+        search={
+            "config": config.model_dump(mode="json"),
+            "seeds": sorted({mask.seed for mask in learned}),
+            "evaluations": len(candidates),
+            "source": best.source,
+            "trace": [{"nodes": c.n_nodes, "loss": round(c.loss, 5), "source": c.source} for c in candidates],
+        },
+    )
+
+
+def best_candidate(candidates: Sequence[Candidate], target: float) -> Candidate:
+    """The smallest candidate that meets `target`; without one, the candidate of least loss."""
+    reached = [candidate for candidate in candidates if candidate.loss <= target]
+    if reached:
+        return min(reached, key=lambda candidate: (candidate.n_nodes, candidate.loss))
+    return min(candidates, key=lambda candidate: candidate.loss)
+
+
+def _candidates(problem: SearchProblem, learned: LearnedMask, target: float, config: SearchConfig) -> list[Candidate]:
+    """The mask, its snapshots, and a bisection over prefixes of the ranking: inside the mask if it meets the target, else beyond."""
+
+    def score(mask: Tensor, source: str) -> Candidate:
+        mask = on_paths(problem.space, mask, problem.graph)
+        return Candidate(mask, problem.loss(mask), source)
+
+    found = [score(learned.mask, "mask")]
+    found += [score(mask, f"snapshot {index}") for index, mask in enumerate(learned.snapshots)]
+    order = learned.ranking.argsort(descending=True)
+    size = int(learned.mask.sum())
+    low, high = (0, size) if found[0].loss <= target else (size, len(order))
+    for _ in range(config.evaluations):
+        if high - low <= 1:
+            break
+        middle = (low + high) // 2
+        prefix = torch.zeros_like(learned.mask)
+        prefix[order[:middle]] = True
+        found.append(score(prefix, f"prefix {middle}"))
+        low, high = (low, middle) if found[-1].loss <= target else (middle, high)
+    return found
+
+
+def default_windows(bridge: Any) -> np.ndarray:
+    """The shipped reference windows; raises `CircuitError` for a model of another vocabulary, which needs windows of its own."""
+    windows, vocabulary = reference_windows()
+    if bridge.tokenizer is None or bridge.tokenizer.get_vocab() != vocabulary:
+        raise CircuitError(
+            "the shipped reference windows are tokens of the shipped models' tokenizer, this model has another; "
+            "pass windows=..., token ids [window, position] from the data it was trained on"
+        )
+    return windows

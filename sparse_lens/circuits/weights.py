@@ -1,0 +1,103 @@
+"""The weight graph of a model: which channel of which site can reach which, read off its nonzero weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sparse_lens.tasks import TaskBatch
+
+
+@dataclass(frozen=True, eq=False)
+class LayerWeights:
+    """Nonzero patterns of one layer's matrices, `[out, in]` as stored."""
+
+    q: Bool[Tensor, "d_attn d_in"]
+    k: Bool[Tensor, "d_attn d_in"]
+    v: Bool[Tensor, "d_attn d_in"]
+    o: Bool[Tensor, "d_model d_attn"]
+    fc_in: Bool[Tensor, "d_mlp d_in"]
+    fc_out: Bool[Tensor, "d_model d_mlp"]
+
+
+@dataclass(frozen=True, eq=False)
+class WeightGraph:
+    """Nonzero patterns of all matrices between a task's input tokens and its answers.
+
+    `inputs` are the tokens in which clean and corrupt prompts differ: what a circuit has to tell apart. `answers` are the target and
+    distractor tokens, the only logits that the task loss reads.
+    """
+
+    layers: tuple[LayerWeights, ...]
+    embedding: Bool[Tensor, "vocab d_model"]
+    positions: Bool[Tensor, "pos d_pos"]
+    unembedding: Bool[Tensor, "vocab d_model"]
+    bigram: Bool[Tensor, "vocab vocab"] | None
+    biases: dict[str, Bool[Tensor, " d"]]
+    inputs: tuple[int, ...]
+    last_tokens: tuple[int, ...]
+    answers: tuple[int, ...]
+    d_model: int
+    n_head: int
+    sink: bool
+
+
+def weight_graph(bridge: Any, prompts: TaskBatch) -> WeightGraph:
+    """The nonzero weights of `bridge`, and the tokens of `prompts` that delimit the graph."""
+    state = bridge.state_dict()
+    config = bridge.model_config
+    nonzero = {name: (tensor != 0).cpu() for name, tensor in state.items()}
+    layers = []
+    for layer in range(config.n_layer):
+        stem = f"blocks.{layer}."
+        names = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.in", "mlp.out")
+        layers.append(LayerWeights(*(nonzero[f"{stem}{name}.weight"] for name in names)))
+    differ = prompts.clean != prompts.corrupt
+    row = np.arange(len(prompts))
+    last = [side[row, prompts.length - 1] for side in (prompts.clean, prompts.corrupt)]
+    return WeightGraph(
+        layers=tuple(layers),
+        embedding=nonzero["embed.weight"],
+        positions=nonzero["pos_embed.weight"],
+        unembedding=nonzero["unembed.weight"],
+        bigram=nonzero.get("bigram.weight"),
+        biases={name: part for name, part in nonzero.items() if name.endswith(".bias")},
+        inputs=_unique([prompts.clean[differ], prompts.corrupt[differ]]),
+        last_tokens=_unique(last),
+        answers=_unique([prompts.target, prompts.distractor]),
+        d_model=config.d_model,
+        n_head=config.n_head,
+        sink=config.sink,
+    )
+
+
+def _unique(arrays: Sequence[np.ndarray]) -> tuple[int, ...]:
+    return tuple(int(token) for token in np.unique(np.concatenate(arrays)))
+
+
+def reaching(pattern: Bool[Tensor, "out in"], inputs: Bool[Tensor, " in"]) -> Bool[Tensor, " out"]:
+    """Outputs with a nonzero weight from any of `inputs`."""
+    return pattern[:, inputs].any(1)
+
+
+def reached_by(pattern: Bool[Tensor, "out in"], outputs: Bool[Tensor, " out"]) -> Bool[Tensor, " in"]:
+    """Inputs with a nonzero weight to any of `outputs`."""
+    return pattern[outputs].any(0)
+
+
+def heads_of(channels: Bool[Tensor, " d_attn"], n_head: int) -> Bool[Tensor, " d_attn"]:
+    """All channels of every head that has one of `channels`."""
+    per_head = channels.view(n_head, -1)
+    return per_head.any(1, keepdim=True).expand_as(per_head).reshape(-1)
+
+
+def dense_layer(pattern: Bool[Tensor, "out in"], n_latents: int, *, axis: int) -> Bool[Tensor, "out in"]:
+    """The pattern with `n_latents` dictionary nodes in place of neurons on `axis`: each is taken to reach everything."""
+    shape = (n_latents, pattern.shape[1]) if axis == 0 else (pattern.shape[0], n_latents)
+    return torch.ones(shape, dtype=torch.bool)

@@ -1,0 +1,74 @@
+"""`Dictionary`: what neurons, rotated neurons, SAE latents and transcoder latents have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@runtime_checkable
+class Dictionary(Protocol):
+    """A map from the activation at one hook to latents, and from latents to the activation at a hook.
+
+    Everything that measures, splices or searches takes a `Dictionary` and asks nothing else of it; neurons are the
+    identity. Encoding and decoding are pure functions of their argument, differentiable, and keep leading axes.
+    """
+
+    def encode(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows latent"]:
+        """Latents of the activation at `hook_in`."""
+        ...
+
+    def decode(self, f: Float[Tensor, "*rows latent"]) -> Float[Tensor, "*rows d_out"]:
+        """The activation at `hook_out` that the latents stand for, bias included."""
+        ...
+
+    @property
+    def W_dec(self) -> Float[Tensor, "latent d_out"]:
+        """The direction that each latent writes; its dtype is the one the dictionary computes in."""
+        ...
+
+    @property
+    def hook_in(self) -> str:
+        """Name of the hook that is read."""
+        ...
+
+    @property
+    def hook_out(self) -> str:
+        """Name of the hook that is written; the same as `hook_in` but for transcoders."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """A short name for tables, unlike that of any dictionary used beside it."""
+        ...
+
+    @property
+    def hash(self) -> str:
+        """16 hexadecimal digits that change with anything that changes the function or its place."""
+        ...
+
+    @property
+    def n_latents(self) -> int:
+        """Number of latents."""
+        ...
+
+    @property
+    def exact(self) -> bool:
+        """Whether `decode(encode(x))` is `x` but for rounding, so that there is no error node to score."""
+        ...
+
+
+def dictionary_hash(kind: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """16 hexadecimal digits of a kind, plain fields, and tensors by shape and value, taken as float32."""
+    digest = hashlib.sha256(json.dumps([kind, dict(fields)], sort_keys=True).encode())
+    for name in sorted(tensors):
+        values = tensors[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name}{tuple(values.shape)}".encode())
+        digest.update(values.numpy().astype("<f4", copy=False).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,127 @@
+"""`SAELensDictionary`: an SAE from a SAELens folder, read and run without sae-lens.
+
+SAELens can be installed beside TransformerLens 3 only; its folders (`cfg.json`, `sae_weights.safetensors`) are read
+here on any version. Encoding and decoding equal those of `SAE.load_from_disk` (sae-lens 6.54). What cannot be
+reproduced as a function of the activation and of the latents alone is refused by name: normalization by each token's
+own norm, reshaping of heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparse_lens.dictionaries.protocol import dictionary_hash
+
+Weights = Mapping[str, Tensor]
+
+
+def _standard(x: Tensor, weights: Weights, k: int | None) -> Tensor:  # noqa: ARG001 - one signature for all
+    return (x @ weights["W_enc"] + weights["b_enc"]).relu()
+
+
+def _topk(x: Tensor, weights: Weights, k: int | None) -> Tensor:
+    assert k is not None
+    before = x @ weights["W_enc"] + weights["b_enc"]
+    values, indices = before.topk(k, dim=-1, sorted=False)
+    return torch.zeros_like(before).scatter(-1, indices, values.relu())
+
+
+def _jumprelu(x: Tensor, weights: Weights, k: int | None) -> Tensor:  # noqa: ARG001
+    before = x @ weights["W_enc"] + weights["b_enc"]
+    return before.relu() * (before > weights["threshold"]).to(before.dtype)
+
+
+def _gated(x: Tensor, weights: Weights, k: int | None) -> Tensor:  # noqa: ARG001
+    gate = x @ weights["W_enc"] + weights["b_gate"] > 0
+    magnitude = x @ (weights["W_enc"] * weights["r_mag"].exp()) + weights["b_mag"]
+    return gate.to(x.dtype) * magnitude.relu()
+
+
+ENCODERS: dict[str, Callable[[Tensor, Weights, int | None], Tensor]] = {
+    "standard": _standard,
+    "topk": _topk,
+    "jumprelu": _jumprelu,
+    "gated": _gated,
+}
+"""The activation of each architecture that SAELens saves; BatchTopK and Matryoshka SAEs are saved as jumprelu."""
+
+
+@dataclass(frozen=True, eq=False)
+class SAELensDictionary:
+    """A sparse autoencoder of one of SAELens' architectures; make one with `load_saelens`.
+
+    `weights` are SAELens' tensors by SAELens' names (`W_enc` `[d_in, latent]`, `W_dec` `[latent, d_in]`, biases), of
+    one dtype to which activations are converted. They never require gradients; gradients flow to the activation and
+    the latents.
+    """
+
+    architecture: str
+    weights: Weights
+    hook: str
+    k: int | None = None
+    apply_b_dec_to_input: bool = True
+    label: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def encode(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows latent"]:
+        """Latents of the activation, zero where not active."""
+        x = x.to(self.W_dec.dtype)
+        if self.apply_b_dec_to_input:
+            x = x - self.weights["b_dec"]
+        return ENCODERS[self.architecture](x, self.weights, self.k)
+
+    def decode(self, f: Float[Tensor, "*rows latent"]) -> Float[Tensor, "*rows d_out"]:
+        """The reconstruction: latents times `W_dec`, plus bias."""
+        return f @ self.W_dec + self.weights["b_dec"]
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> SAELensDictionary:
+        """The same dictionary with its weights on another device or in another dtype."""
+        return replace(self, weights={name: tensor.to(device, dtype) for name, tensor in self.weights.items()})
+
+    @property
+    def W_dec(self) -> Float[Tensor, "latent d_out"]:
+        """The decoder's rows: what each latent writes."""
+        return self.weights["W_dec"]
+
+    @property
+    def hook_in(self) -> str:
+        """The hook that is read, and written."""
+        return self.hook
+
+    @property
+    def hook_out(self) -> str:
+        """The hook that is written, and read."""
+        return self.hook
+
+    @property
+    def name(self) -> str:
+        """The label given when loading, or architecture, size and hook: `topk768k16@blocks.0.mlp.hook_post`."""
+        k = f"k{self.k}" if self.k is not None else ""
+        return self.label or f"{self.architecture}{self.n_latents}{k}@{self.hook}"
+
+    @property
+    def hash(self) -> str:
+        """Hash of architecture, hook and weights; the folder, name, device and dtype do not enter."""
+        return self._hash
+
+    @property
+    def n_latents(self) -> int:
+        """Number of latents, dead ones included."""
+        return self.W_dec.shape[0]
+
+    @property
+    def exact(self) -> bool:
+        """False: the reconstruction leaves an error."""
+        return False
+
+    @cached_property
+    def _hash(self) -> str:
+        fields = {"architecture": self.architecture, "k": self.k, "hook": self.hook}
+        return dictionary_hash("sae", fields | {"apply_b_dec_to_input": self.apply_b_dec_to_input}, self.weights)

@@ -1,0 +1,116 @@
+"""Results: a number with its interval, its null, its sample and its gate; tidy tables and JSON of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sparse_lens.files import new_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measured number.
+
+    `lo`, `hi` bound its 95 % interval, `null` is what chance or a control gives, `n` the number of independent
+    samples (prompts, windows, tasks), `seeds` the number of seeds behind it. What fails its gate is `measurable=False` with a `reason`, and
+    carries no value: it is never a zero.
+    """
+
+    value: float | None
+    lo: float | None = None
+    hi: float | None = None
+    null: float | None = None
+    n: int = 1
+    seeds: int = 1
+    measurable: bool = True
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.measurable and (self.value is None or not math.isfinite(self.value)):
+            raise ValueError(f"a measurable result needs a finite value, got {self.value}")
+        if not self.measurable and not self.reason:
+            raise ValueError("a result that is not measurable needs a reason")
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "—"
+        text = f"{self.value:,.0f}" if self.value == round(self.value) and abs(self.value) >= 10 else f"{self.value:.3g}"
+        return text if self.lo is None or self.hi is None else f"{text} [{self.lo:.3g}, {self.hi:.3g}]"
+
+
+def not_measurable(reason: str, *, n: int = 0, seeds: int = 1) -> Result:
+    """A result without a value: the gate that failed, or what was not done, is the reason."""
+    return Result(value=None, n=n, seeds=seeds, measurable=False, reason=reason)
+
+
+def exact(value: float, *, n: int = 1, seeds: int = 1) -> Result:
+    """A counted number: it has no sampling error of its own."""
+    return Result(value=float(value), n=n, seeds=seeds)
+
+
+def bootstrap_mean(
+    samples: np.ndarray, *, null: float | None = None, seeds: int = 1, n_resamples: int = 1000, seed: int = 0
+) -> Result:
+    """Mean of independent samples with a 95 % percentile bootstrap interval."""
+    samples = np.asarray(samples, dtype=np.float64)
+    picks = np.random.default_rng(seed).integers(0, len(samples), (n_resamples, len(samples)))
+    lo, hi = np.percentile(samples[picks].mean(1), [2.5, 97.5])
+    return Result(float(samples.mean()), float(lo), float(hi), null, len(samples), seeds)
+
+
+def geometric_mean(ratios: np.ndarray, *, null: float | None = 1.0, seeds: int = 1) -> Result:
+    """Geometric mean of positive ratios over tasks, with a 95 % bootstrap interval over the tasks."""
+    logs = bootstrap_mean(np.log(np.asarray(ratios, dtype=np.float64)), seeds=seeds)
+    assert logs.value is not None and logs.lo is not None and logs.hi is not None
+    return Result(math.exp(logs.value), math.exp(logs.lo), math.exp(logs.hi), null, logs.n, seeds)
+
+
+def to_plain(content: Any) -> Any:
+    """Nested dicts and lists with every `Result` turned into JSON values."""
+    if isinstance(content, Result):
+        return content.to_json()
+    if isinstance(content, Mapping):
+        return {str(key): to_plain(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [to_plain(value) for value in content]
+    if isinstance(content, np.generic):
+        return content.item()
+    return content
+
+
+def write_json(content: Any, path: str | Path) -> None:
+    """Write nested results as JSON; beside first, then renamed."""
+    with new_file(path) as staging:
+        staging.write_text(json.dumps(to_plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def to_frame(content: Mapping[str, Any], levels: tuple[str, ...]) -> pd.DataFrame:
+    """Tidy table of the results in nested dicts: one row a number, its path in the columns `levels` and `metric`."""
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+
+    def walk(node: Any, path: tuple[str, ...]) -> None:
+        if isinstance(node, Result):
+            names = dict(zip(levels, path[: len(levels)], strict=False))
+            rows.append(names | {"metric": ".".join(path[len(levels) :])} | node.to_json())
+        elif isinstance(node, Mapping):
+            for key, value in node.items():
+                walk(value, (*path, str(key)))
+
+    walk(content, ())
+    return pd.DataFrame(rows)

@@ -1,0 +1,44 @@
+"""Token ids from any fast tokenizer, without special tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparse_lens.errors import DataError
+
+_END_OF_TEXT = "<|endoftext|>"
+
+
+class Encoder:
+    """Encode text with a `tokenizers.Tokenizer` or a Hugging Face fast tokenizer that wraps one.
+
+    Raises `DataError` for other objects, and if there is no end-of-text token.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        if not hasattr(self._backend, "token_to_id"):
+            raise DataError(
+                f"cannot use a {type(tokenizer).__name__} as tokenizer; pass a tokenizers.Tokenizer or a "
+                "fast Hugging Face tokenizer"
+            )
+        end = getattr(tokenizer, "eos_token_id", None)
+        end = self._backend.token_to_id(_END_OF_TEXT) if end is None else end
+        if end is None:
+            raise DataError(f"the tokenizer has no end-of-text token; add {_END_OF_TEXT!r} or set eos_token")
+        self.end: int = end
+
+    def ids(self, text: str) -> list[int]:
+        """Return the token ids of a text, without special tokens."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def single(self, text: str, task: str) -> int:
+        """Return the id of an answer; raise `DataError` if it is more than one token."""
+        ids = self.ids(text)
+        if len(ids) != 1:
+            raise DataError(
+                f"task {task!r}: the answer {text!r} is {len(ids)} tokens in this tokenizer, not one; "
+                "use a tokenizer of sparse_lens.data.train_tokenizer, or another task"
+            )
+        return ids[0]

@@ -1,0 +1,80 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sparse_lens.data import (
+    DataConfig,
+    DatasetSource,
+    SourceFolder,
+    TokenData,
+    prepare_data,
+    rebuild_documents,
+    verify_manifest,
+)
+from sparse_lens.data.corpus import source_from_description
+from sparse_lens.errors import DataError
+
+
+def test_manifest_records_what_went_in(token_data: TokenData, data_config: DataConfig) -> None:
+    manifest = token_data.manifest
+    assert len(manifest["files"]) == 40
+    assert {entry["split"] for entry in manifest["files"]} == {"train", "valid"}
+    assert manifest["generator"]["share"] == data_config.generated_share
+    assert manifest["sources"][0]["name"] == "package"
+    assert manifest["config_hash"] == data_config.fingerprint()
+
+
+def test_unchanged_files_verify_and_rebuild(token_data: TokenData) -> None:
+    report = verify_manifest(token_data.manifest)
+    assert report.matches
+    assert report.unchanged == 40
+    splits = rebuild_documents(token_data.manifest)
+    assert len(splits["train"]) + len(splits["valid"]) == 40
+
+
+def test_changed_and_missing_files_are_named(
+    token_data: TokenData, source_folder: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "package"
+    shutil.copytree(source_folder, copy)
+    (copy / "module_3.py").write_text((copy / "module_3.py").read_text() + "# changed\n")
+    (copy / "module_4.py").unlink()
+    elsewhere = [SourceFolder(str(copy))]
+    report = verify_manifest(token_data.manifest, elsewhere)
+    assert report.changed == ("package:module_3.py",)
+    assert report.missing == ("package:module_4.py",)
+    assert report.unchanged == 38
+    with pytest.raises(DataError, match="1 files missing and 1 changed"):
+        rebuild_documents(token_data.manifest, elsewhere)
+
+
+def test_a_dataset_must_be_passed_again() -> None:
+    description = DatasetSource("name/on-a-hub").describe()
+    with pytest.raises(DataError, match="pass sources="):
+        source_from_description(description)
+
+
+def test_unknown_format_is_refused() -> None:
+    with pytest.raises(DataError, match="manifest format is 99"):
+        verify_manifest({"format": 99})
+
+
+def test_packages_of_a_folder_are_listed(
+    tmp_path: Path, source_folder: Path, data_config: DataConfig
+) -> None:
+    site = tmp_path / "site"
+    shutil.copytree(source_folder, site)
+    info = site / "thing-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: thing\nVersion: 1.2\n")
+    config = DataConfig(
+        sources=(SourceFolder(str(site)),),
+        generated_share=0.0,
+        tokenizer_directory=data_config.tokenizer_directory,
+        valid_generated_tokens=0,
+    )
+    data = prepare_data(config, tmp_path / "out")
+    assert data.manifest["sources"][0]["packages"] == {"thing": "1.2"}
+    assert verify_manifest(data.manifest).matches
+    assert data.manifest["tokens"]["valid_generated"] == len(data.valid_generated) == 0

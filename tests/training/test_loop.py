@@ -1,0 +1,244 @@
+"""Thirty steps on a tiny corpus: the run is repeatable, resumes bit for bit, and refuses what does not belong to it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sparse_lens.data import TokenData, load_tokenizer
+from sparse_lens.errors import CheckpointError, ConfigError, DataError, OutputError, UnknownNameError
+from sparse_lens.models import CircuitGPTForCausalLM, load_checkpoint
+from sparse_lens.training import (
+    SparsityConfig,
+    TrainingConfig,
+    TrainingResult,
+    available_recipes,
+    get_recipe,
+    train,
+    window_losses,
+)
+from sparse_lens.training.loop import scale_gradient
+
+SHAPE = {"n_layer": 2, "n_head": 2, "d_model": 16, "d_head": 8, "rms_norm": True, "tied_unembed": False, "sink": True}
+TINY = TrainingConfig(
+    name="tiny",
+    model=SHAPE | {"afrac": 0.5, "enable_bigram_table": True, "learnable_bigram_table": True},
+    steps=30,
+    batch_size=4,
+    context=16,
+    learning_rate=1e-2,
+    warmup=0.1,
+    sparsity=SparsityConfig(density=0.2, embedding_density=0.4, min_alive=2),
+    checkpoint_every=10,
+    evaluate_every=10,
+    evaluation_windows=8,
+)
+DENSE = TINY.model_copy(update={"name": "dense", "model": SHAPE, "sparsity": None})
+
+
+class Interruption(Exception):
+    """Stands for a machine that goes down."""
+
+
+class RecordedData(TokenData):
+    """Token data that remember the batches they gave."""
+
+    def batches(self, **options: Any) -> Any:
+        for batch in super().batches(**options):
+            self.__dict__.setdefault("seen", []).append(batch)
+            yield batch
+
+
+@pytest.fixture(scope="module")
+def finished(data: TokenData, tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
+    """An uninterrupted run."""
+    return train(TINY, data, tmp_path_factory.mktemp("run") / "tiny", progress=False)
+
+
+def without_seconds(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
+
+
+def assert_same_run(result: TrainingResult, expected: TrainingResult) -> None:
+    """Equal weights and equal log, bit for bit; only the clock may differ."""
+    for name, parameter in expected.model.named_parameters():
+        assert torch.equal(result.model.get_parameter(name), parameter), name
+    assert without_seconds(result.history) == without_seconds(expected.history)
+    assert result.loss == expected.loss
+
+
+def stop_at(step: int) -> Any:
+    """A callback that ends the run at the evaluation of that step, before its checkpoint."""
+
+    def callback(model: CircuitGPTForCausalLM, now: int) -> dict[str, float]:
+        assert not model.training
+        if now == step:
+            raise Interruption
+        return {}
+
+    return callback
+
+
+def test_it_learns(finished: TrainingResult, data: TokenData) -> None:
+    """The loss starts near that of a uniform guess and falls; the log has a row for every evaluation."""
+    assert [row["step"] for row in finished.history] == [10, 20, 30]
+    losses = [row["loss"] for row in finished.history]
+    assert losses[-1] < losses[0] < math.log(data.vocab_size) + 0.5
+    assert losses[-1] < math.log(data.vocab_size) - 0.5
+    assert finished.loss == losses[-1]
+
+
+def test_the_loss_is_the_models(finished: TrainingResult, data: TokenData) -> None:
+    """The reported loss is the mean over the held-out windows, whatever the batch size."""
+    windows = data.validation_windows(TINY.context, TINY.evaluation_windows)
+    for batch_size in (3, 8):
+        losses = window_losses(finished.model.core, windows, batch_size=batch_size)
+        assert losses.shape == (TINY.evaluation_windows,)
+        assert losses.mean() == pytest.approx(finished.loss, abs=1e-4)
+
+
+def test_the_model_is_sparse(finished: TrainingResult) -> None:
+    """The final density, to the entry."""
+    core = finished.model.core
+    assert int((core.wte.weight != 0).sum()) == int(0.4 * core.wte.weight.numel())
+    weight = core.blocks[1].get_parameter("mlp.fc_in.weight")
+    assert int((weight != 0).sum()) == int(0.2 * weight.numel())
+
+
+def test_the_folder_holds_the_model(finished: TrainingResult, data: TokenData) -> None:
+    """Weights (as fp16), tokenizer and a record of the run; the plain kernels are back on."""
+    loaded = load_checkpoint(finished.folder)
+    for name, parameter in finished.model.named_parameters():
+        assert torch.equal(loaded.get_parameter(name), parameter.half().float())
+    assert load_tokenizer(finished.folder).get_vocab() == data.tokenizer.get_vocab()
+    record = json.loads((finished.folder / "training.json").read_text())
+    assert record["format"] == 1
+    assert TrainingConfig(**record["config"]) == TINY
+    assert record["tokens"] == 30 * 4 * 16
+    assert record["history"] == finished.history
+
+
+def test_a_run_repeats(finished: TrainingResult, data: TokenData, tmp_path: Path) -> None:
+    """The same configuration gives the same weights, whatever the random state outside."""
+    torch.manual_seed(123)
+    assert_same_run(train(TINY, data, tmp_path / "tiny", progress=False), finished)
+
+
+@pytest.mark.parametrize("step", [10, 20, 30])
+def test_a_resumed_run_is_bit_identical(finished: TrainingResult, data: TokenData, tmp_path: Path, step: int) -> None:
+    """Interrupted before, between and after checkpoints: no model appears, and the second run ends where one would have."""
+    with pytest.raises(Interruption):
+        train(TINY, data, tmp_path / "tiny", progress=False, on_evaluation=stop_at(step))
+    assert not (tmp_path / "tiny").exists()
+    assert (tmp_path / "tiny.checkpoints" / "last.pt").exists() == (step > 10)
+    assert_same_run(train(TINY, data, tmp_path / "tiny", progress=False), finished)
+
+
+def test_a_finished_run_is_not_run_again(finished: TrainingResult, data: TokenData, tmp_path: Path) -> None:
+    """From the last checkpoint the model is written anew, without a step."""
+    checkpoints = Path(f"{finished.folder}.checkpoints")
+    recorded = RecordedData(data.directory)
+    again = train(TINY, recorded, tmp_path / "again", checkpoints=checkpoints, progress=False)
+    assert "seen" not in recorded.__dict__
+    assert again.history == finished.history
+    assert_same_run(again, finished)
+
+
+def test_what_a_callback_returns_joins_the_log(data: TokenData, tmp_path: Path) -> None:
+    """Task accuracies reach the log this way: training knows nothing of tasks."""
+    config = TINY.model_copy(update={"steps": 2, "evaluate_every": 1})
+    seen = train(config, data, tmp_path / "t", progress=False, on_evaluation=lambda _, step: {"accuracy": step / 2})
+    assert [row["accuracy"] for row in seen.history] == [0.5, 1.0]
+
+
+def test_two_models_see_equal_tokens_in_equal_order(data: TokenData, tmp_path: Path) -> None:
+    """Sparse and dense twin: the batches depend on the data seed alone, not on the model or its seed."""
+    orders = []
+    for config in (TINY, DENSE.model_copy(update={"seed": 7})):
+        recorded = RecordedData(data.directory)
+        train(config.model_copy(update={"steps": 6}), recorded, tmp_path / config.name, progress=False)
+        orders.append(np.stack(recorded.__dict__["seen"]))
+    assert orders[0].shape == (6, 4, 17)
+    assert np.array_equal(*orders)
+
+
+def test_another_configurations_checkpoint(finished: TrainingResult, data: TokenData, tmp_path: Path) -> None:
+    """A checkpoint is resumed by its own configuration only; the name and the cadence are free to change."""
+    checkpoints = Path(f"{finished.folder}.checkpoints")
+    other = TINY.model_copy(update={"learning_rate": 2e-2})
+    with pytest.raises(CheckpointError, match="belongs to another configuration; delete it or"):
+        train(other, data, tmp_path / "other", checkpoints=checkpoints, progress=False)
+    renamed = TINY.model_copy(update={"name": "other", "checkpoint_every": 7, "evaluate_every": 3})
+    assert renamed.fingerprint() == TINY.fingerprint() != other.fingerprint()
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "another file"])
+def test_a_damaged_checkpoint(finished: TrainingResult, data: TokenData, tmp_path: Path, damage: str) -> None:
+    """It is never silently started over: the error names the file and says to delete it; no model is written."""
+    content = Path(f"{finished.folder}.checkpoints", "last.pt").read_bytes()
+    path = tmp_path / "last.pt"
+    path.write_bytes({"empty": b"", "text": b"not a checkpoint", "cut": content[: len(content) // 2]}.get(damage, b""))
+    if damage == "another file":
+        torch.save({"weights": torch.ones(3)}, path)
+    with pytest.raises(CheckpointError, match=r"last\.pt .*delete it"):
+        train(TINY, data, tmp_path / "tiny", checkpoints=tmp_path, progress=False)
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_an_unwritable_folder_is_known_before_the_first_step(data: TokenData, tmp_path: Path) -> None:
+    """A file in the way is found at once, not after the training."""
+    (tmp_path / "file").write_text("in the way")
+    recorded = RecordedData(data.directory)
+    with pytest.raises(OutputError, match="cannot write"):
+        train(TINY, recorded, tmp_path / "file" / "tiny", checkpoints=tmp_path / "c", progress=False)
+    assert "seen" not in recorded.__dict__
+
+
+def test_a_diverging_run_stops(data: TokenData, tmp_path: Path) -> None:
+    """A loss that is no number ends the run with the knob to turn; no model is written."""
+    config = DENSE.model_copy(update={"learning_rate": 1e38, "warmup": 0.0})
+    with pytest.raises(ConfigError, match="lower learning_rate"):
+        train(config, data, tmp_path / "diverging", progress=False)
+    assert not (tmp_path / "diverging").exists()
+
+
+def test_a_model_too_small_for_the_data(data: TokenData, tmp_path: Path) -> None:
+    """Fewer tokens or positions than the corpus needs."""
+    config = DENSE.model_copy(update={"model": SHAPE | {"vocab_size": 10}})
+    with pytest.raises(DataError, match="the model has 10 tokens"):
+        train(config, data, tmp_path / "small", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("how", "gradients"),
+    [("none", [3.0, 4.0, 0.0, 0.0]), ("rms", [1.2, 1.6, 0.0, 0.0]), ("clip", [0.6, 0.8, 0.0, 0.0])],
+)
+def test_gradient_scaling(how: str, gradients: list[float]) -> None:
+    """A gradient of norm 5 over four entries: its root mean square is 2.5."""
+    model = nn.ParameterList([nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))])
+    model[0].grad, model[1].grad = torch.tensor([3.0, 4.0]), torch.zeros(2)
+    scale_gradient(model, how)
+    assert [value for p in model for value in p.grad.tolist()] == pytest.approx(gradients, abs=1e-4)  # pyright: ignore
+
+
+def test_recipes() -> None:
+    """Every named recipe can be had; the three shipped models see equal tokens; an unknown name gets the nearest."""
+    assert {get_recipe(name).name for name in available_recipes()} == set(available_recipes())
+    shipped = [get_recipe(name) for name in ("python-sparse", "python-dense", "python-dense-matched")]
+    assert len({(r.tokens, r.batch_size, r.context, r.data_seed) for r in shipped}) == 1
+    with pytest.raises(UnknownNameError, match="did you mean 'python-sparse'"):
+        get_recipe("python-spare")
+
+
+@pytest.mark.parametrize("field", [{"stepz": 3}, {"steps": 0}, {"gradient": "max"}, {"learning_rate": -1.0}])
+def test_a_configuration_is_checked(field: dict[str, Any]) -> None:
+    """Unknown fields and impossible values are errors, not ignored."""
+    with pytest.raises(ValueError, match=next(iter(field))):
+        TrainingConfig(**(TINY.model_dump() | field))
