@@ -1,7 +1,7 @@
 """How large is the smallest circuit for a task, in each column, at one target loss, beside the nonsense control?
 
-One target for all columns of a task: `max(0.15, 1.15 * the worst column's full-model loss)`, on prompts that no mask was learned on; the same
-search effort everywhere; a column whose model fails the accuracy gate on held-out templates has no sizes.
+One target for all columns of a task: `max(0.15, 1.15 * the worst column's full-model loss)`, on prompts that no mask was
+learned on; the same search effort everywhere; a column whose model fails the accuracy gate on held-out templates has no sizes.
 """
 
 from __future__ import annotations
@@ -114,19 +114,23 @@ def column_results(setting: Setting, found: Sequence[Found], nonsense: Sequence[
     edges = [sum(f.edges.values()) for f in found if f.edges is not None]
     no_edges = not_measurable("latents have no weights of their own; edges between them come with a later release", n=n)
     best = found[int(np.argmin(sizes))]
-    return base | {
-        "circuit_loss": over_seeds([f.circuit.loss for f in found], n=n),
-        "reached": all(f.circuit.reached for f in found),
-        "heldout_circuit_loss": best.scores.circuit_loss,
-        "heldout_full_loss": best.scores.full_loss,
-        "nodes": over_seeds(sizes, n=n),
-        "edges": over_seeds(edges, n=n) if edges else no_edges,
-        "edges_by_kind": _by_kind([f.edges for f in found], n),
-        "apart_by_kind": _by_kind([f.apart for f in found], n),
-        "nodes_by_site": {name: exact(len(kept), n=n) for name, kept in best.circuit.kept().items()},
-        "sufficiency": best.scores.sufficiency,
-        "necessity": best.scores.necessity,
-    } | _nonsense(sizes, nonsense, n)
+    return (
+        base
+        | {
+            "circuit_loss": over_seeds([f.circuit.loss for f in found], n=n),
+            "reached": all(f.circuit.reached for f in found),
+            "heldout_circuit_loss": best.scores.circuit_loss,
+            "heldout_full_loss": best.scores.full_loss,
+            "nodes": over_seeds(sizes, n=n),
+            "edges": over_seeds(edges, n=n) if edges else no_edges,
+            "edges_by_kind": _by_kind([f.edges for f in found], n),
+            "apart_by_kind": _by_kind([f.apart for f in found], n),
+            "nodes_by_site": {name: exact(len(kept), n=n) for name, kept in best.circuit.kept().items()},
+            "sufficiency": best.scores.sufficiency,
+            "necessity": best.scores.necessity,
+        }
+        | _nonsense(sizes, nonsense, n)
+    )
 
 
 def _nonsense(sizes: Sequence[int], nonsense: Sequence[Circuit], n: int) -> dict[str, Any]:
@@ -143,8 +147,9 @@ def _nonsense(sizes: Sequence[int], nonsense: Sequence[Circuit], n: int) -> dict
 
 
 def _nothing(reason: str) -> dict[str, Any]:
-    names = "circuit_loss heldout_circuit_loss heldout_full_loss nodes edges sufficiency necessity nonsense_nodes nonsense_loss nonsense_ratio"
-    return {name: not_measurable(reason) for name in names.split()} | {
+    circuit = ("circuit_loss", "heldout_circuit_loss", "heldout_full_loss", "nodes", "edges", "sufficiency", "necessity")
+    nonsense = ("nonsense_nodes", "nonsense_loss", "nonsense_ratio")
+    return {name: not_measurable(reason) for name in circuit + nonsense} | {
         "reached": False,
         "edges_by_kind": {},
         "apart_by_kind": {},

@@ -130,9 +130,7 @@ def _run_columns(
     return {name: {column.name: found[name][column.name] for column in columns} for name in found}
 
 
-def _controls(
-    column: Column, targets: Sequence[float], config: SearchConfig, seeds: int, on_step: Any
-) -> list[NonsenseControl]:
+def _controls(column: Column, targets: Sequence[float], config: SearchConfig, seeds: int, on_step: Any) -> list[NonsenseControl]:
     """One nonsense search per search seed, steered to the least of the targets it will be read off at."""
     if not targets:
         return []

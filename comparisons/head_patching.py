@@ -20,8 +20,8 @@ from sparse_lens.tasks import Task, TaskBatch, get_task
 class PatchingTable:
     """Effects of copying a clean activation into the corrupt run: 0 changes nothing, 1 restores the clean answer.
 
-    `heads [layer head]` patches a head's output at all positions; `attn [layer pos]` and `mlp [layer pos]` a sublayer's output at one
-    position. `tokens` are those of the first prompt; the pairs all have its length.
+    `heads [layer head]` patches a head's output at all positions; `attn [layer pos]` and `mlp [layer pos]` a sublayer's output
+    at one position. `tokens` are those of the first prompt; the pairs all have its length.
     """
 
     task: str
@@ -42,7 +42,12 @@ class PatchingTable:
         ]
         for kind, effects in (("attention", self.attn), ("MLP", self.mlp)):
             rows += [
-                {"component": f"{kind} {layer}", "position": int(pos), "token": self.tokens[pos], "effect": float(effects[layer, pos])}
+                {
+                    "component": f"{kind} {layer}",
+                    "position": int(pos),
+                    "token": self.tokens[pos],
+                    "effect": float(effects[layer, pos]),
+                }
                 for layer, pos in np.ndindex(*effects.shape)
             ]
         return sorted(rows, key=lambda row: -abs(row["effect"]))[:count]
@@ -76,7 +81,9 @@ def patch_task(bridge: Any, task: str | Task, *, n_pairs: int = 16, seed: int = 
         corrupt_logits = bridge(corrupt)
         high, low = (float(_difference(logits, batch).mean()) for logits in (clean_logits, corrupt_logits))
         if high - low < 1e-3:
-            raise DataError(f"task {task.name!r}: clean and corrupt prompts give the model the same answer; there is nothing to restore")
+            raise DataError(
+                f"task {task.name!r}: clean and corrupt prompts give the model the same answer; there is nothing to restore"
+            )
 
         def restored(logits: Tensor) -> Tensor:
             return (_difference(logits, batch).mean() - low) / (high - low)

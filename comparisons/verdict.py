@@ -31,7 +31,10 @@ def _loss_match(models: Mapping[str, Any]) -> list[str]:
         "belong to a better model, so the fair baseline is the loss-matched one."
     ]
     if abs(gap) > LOSS_TOLERANCE:
-        said.insert(0, f"The loss-matched dense model is off by {gap:+.3f} nats per token (allowed {LOSS_TOLERANCE}): it is not a fair baseline.")
+        said.insert(
+            0,
+            f"The loss-matched dense model is off by {gap:+.3f} nats per token (allowed {LOSS_TOLERANCE}): it is not a fair baseline.",
+        )
     return said
 
 
@@ -73,7 +76,9 @@ def _tasks(tasks: Mapping[str, Any]) -> list[str]:
         for name, column in entry["columns"].items()
         if column["nodes"].value is not None and not column["reached"]
     ]
-    return said + ([f"No circuit reached its target for {', '.join(missed)}; the size printed is of the best attempt."] if missed else [])
+    return said + (
+        [f"No circuit reached its target for {', '.join(missed)}; the size printed is of the best attempt."] if missed else []
+    )
 
 
 def _heldout(tasks: Mapping[str, Any]) -> list[str]:
@@ -92,7 +97,9 @@ def _always(effort: Mapping[str, Any]) -> list[str]:
     seeds = effort["search_seeds"]
     said = ["Each model was trained once: what separates two models here may separate two runs of the same recipe."]
     if seeds < 3:
-        said.append(f"Circuits were searched with {seeds} seed(s): sizes carry no useful interval, and another seed finds other nodes.")
+        said.append(
+            f"Circuits were searched with {seeds} seed(s): sizes carry no useful interval, and another seed finds other nodes."
+        )
     return [
         *said,
         "The sparse model has sparse activations (AbsTopK) as well as sparse weights, the dense ones neither: the two are not separated.",

@@ -118,11 +118,17 @@ def _add_train(commands: Any) -> None:
     )
     parser.add_argument("--recipe", required=True, help="name of a recipe; a wrong name lists the right ones")
     parser.add_argument("--out", type=Path, default=None, help="the model's folder; default: ./NAME-OF-RECIPE")
-    parser.add_argument("--data", type=Path, default=Path("sparse-lens-data"), help="folder of the tokenized corpus, built if missing")
-    parser.add_argument("--source", type=Path, action="append", default=[], help="folder of .py files instead of the standard library; repeatable")
+    parser.add_argument(
+        "--data", type=Path, default=Path("sparse-lens-data"), help="folder of the tokenized corpus, built if missing"
+    )
+    parser.add_argument(
+        "--source", type=Path, action="append", default=[], help="folder of .py files instead of the standard library; repeatable"
+    )
     parser.add_argument("--dataset", default=None, help="Hugging Face dataset of source code instead (a name, or a saved folder)")
     parser.add_argument("--column", default="text", help="text column of --dataset")
-    parser.add_argument("--site-packages", type=float, default=0, metavar="MB", help="add this much of the installed packages' source")
+    parser.add_argument(
+        "--site-packages", type=float, default=0, metavar="MB", help="add this much of the installed packages' source"
+    )
     parser.add_argument("--generated-share", type=float, default=0.5, help="share of generated programs in the training tokens")
     parser.add_argument("--steps", type=int, default=None, help="optimizer steps, instead of the recipe's")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: all")
@@ -234,7 +240,9 @@ def _circuit(options: argparse.Namespace) -> None:
         _print_json(facts | {"edges": edges, "scores": to_plain(scores.__dict__), "kept": circuit.kept(), "search": circuit.search})
         return
     met = "meets" if circuit.reached else "misses"
-    _print(f"{circuit.n_nodes} nodes and {sum(edges.values())} edges; loss {circuit.loss:.3f} {met} the target {circuit.target_loss}")
+    _print(
+        f"{circuit.n_nodes} nodes and {sum(edges.values())} edges; loss {circuit.loss:.3f} {met} the target {circuit.target_loss}"
+    )
     _print_table("Nodes and edges", ["what", "count"], _circuit_rows(circuit, edges))
     rows = [[name.replace("_", " "), str(value)] for name, value in scores.__dict__.items()]
     _print_table("Scores on 256 held-out pairs", ["score", "value [95 % interval]"], rows)
@@ -255,7 +263,9 @@ def _add_compare(commands: Any) -> None:
         "loss and with equal effort, beside a nonsense control; print the tables and write metrics.json and index.html.",
     )
     parser.add_argument("--pair", default="python", help="a shipped pair, or a folder with a pair.json")
-    parser.add_argument("--tasks", nargs="+", default=None, metavar="TASK", help="task names, or `all`; default: those the pair names")
+    parser.add_argument(
+        "--tasks", nargs="+", default=None, metavar="TASK", help="task names, or `all`; default: those the pair names"
+    )
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder of the report")
     parser.add_argument("--seeds", type=int, default=1, help="search seeds")
     parser.add_argument("--steps", type=int, default=None, help="optimizer steps of each mask, for a quicker or a better search")

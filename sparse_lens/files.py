@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -39,7 +38,7 @@ def new_file(path: str | Path) -> Iterator[Path]:
     staging = _staging_directory(target)
     try:
         yield staging / target.name
-        os.replace(staging / target.name, target)
+        (staging / target.name).replace(target)
     except OSError as error:
         raise _unwritable(target, error) from error
     finally:
@@ -63,11 +62,11 @@ def _replace_directory(staging: Path, target: Path) -> None:
     staging.chmod(0o755)
     if target.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-        os.replace(target, old / "old")
-        os.replace(staging, target)
+        target.replace(old / "old")
+        staging.replace(target)
         shutil.rmtree(old, ignore_errors=True)
     else:
-        os.replace(staging, target)
+        staging.replace(target)
 
 
 def _unwritable(target: Path, error: OSError) -> OutputError:

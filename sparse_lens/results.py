@@ -22,8 +22,8 @@ class Result:
     """One measured number.
 
     `lo`, `hi` bound its 95 % interval, `null` is what chance or a control gives, `n` the number of independent
-    samples (prompts, windows, tasks), `seeds` the number of seeds behind it. What fails its gate is `measurable=False` with a `reason`, and
-    carries no value: it is never a zero.
+    samples (prompts, windows, tasks), `seeds` the number of seeds behind it. What fails its gate is `measurable=False` with a
+    `reason`, and carries no value: it is never a zero.
     """
 
     value: float | None

@@ -32,7 +32,7 @@ LEVELS = (
     ("benchmarks", "cli", "__main__"),
 )
 LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
-HEAVY = ("torch", "transformers", "transformer_lens", "sae_lens", "datasets", "numba", "pandas", "numpy")
+HEAVY = ("torch", "transformers", "transformer_lens", "sae_lens", "datasets", "numba", "pandas")
 
 
 @dataclass(frozen=True)

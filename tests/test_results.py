@@ -29,9 +29,7 @@ FIELDS = ["value", "lo", "hi", "null", "n", "seeds", "measurable", "reason"]
 def test_a_number_has_its_eight_fields() -> None:
     """The fields of every number in `metrics.json`, in order."""
     assert list(exact(3).to_json()) == FIELDS
-    assert exact(3, n=2).to_json() == dict(
-        zip(FIELDS, [3.0, None, None, None, 2, 1, True, None], strict=True)
-    )
+    assert exact(3, n=2).to_json() == dict(zip(FIELDS, [3.0, None, None, None, 2, 1, True, None], strict=True))
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf])

@@ -100,9 +100,7 @@ class Circuit:
         return circuit
 
 
-def _assemble(
-    cls: type[Circuit], record: dict[str, Any], tensors: dict[str, Tensor], space: NodeSpace, folder: Path
-) -> Circuit:
+def _assemble(cls: type[Circuit], record: dict[str, Any], tensors: dict[str, Tensor], space: NodeSpace, folder: Path) -> Circuit:
     try:
         mask = space.join({site.name: tensors[f"mask.{site.name}"] for site in space.sites})
         reference = {s.name: Reference(tensors[f"reference.{s.name}"], tensors[f"error.{s.name}"]) for s in space.sites}

@@ -1,8 +1,8 @@
 """Edges of a circuit: nonzero weights between kept nodes, counted by kind.
 
-The input nodes are the tokens in which clean and corrupt prompts differ, the output nodes the two answers; between a token and a channel
-that some kept node reads lies an embedding edge, between a kept final channel and an answer an unembedding edge. Biases, positions,
-ablation means and bigram entries are no edges between nodes: they are counted apart.
+The input nodes are the tokens in which clean and corrupt prompts differ, the output nodes the two answers; between a token and
+a channel that some kept node reads lies an embedding edge, between a kept final channel and an answer an unembedding edge.
+Biases, positions, ablation means and bigram entries are no edges between nodes: they are counted apart.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Learning which nodes to keep: one Heaviside gate per node with a straight-through gradient, mean ablation, a price per node.
 
-After arXiv:2511.13653, Appendix A.5, as read by its replications: `m = H(tau)` forward, `sigma'(tau / T) / T` backward, loss = task loss +
-penalty * kept nodes, `tau` clipped to [-1, 1]. Own change: the penalty is steered so that the task loss stays near its
-target, since no fixed price suits models of different width.
+After arXiv:2511.13653, Appendix A.5, as read by its replications: `m = H(tau)` forward, `sigma'(tau / T) / T` backward, loss =
+task loss + penalty * kept nodes, `tau` clipped to [-1, 1]. Own change: the penalty is steered so that the task loss stays near
+its target, since no fixed price suits models of different width.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Node spaces: which channels of which sites a circuit may keep.
 
-A site is a hook point with its channels seen through a dictionary: the identity for neurons, an SAE for latents. A node is one latent at one
-site, shared over positions; where the dictionary is not exact, its error is one more node. No function here or later asks
-which column of the comparison it works for.
+A site is a hook point with its channels seen through a dictionary: the identity for neurons, an SAE for latents. A node is one
+latent at one site, shared over positions; where the dictionary is not exact, its error is one more node. No function here or
+later asks which column of the comparison it works for.
 """
 
 from __future__ import annotations

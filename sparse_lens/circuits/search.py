@@ -77,9 +77,9 @@ def find_circuit(
 ) -> Circuit:
     """The smallest circuit found for `task` in `bridge` at `target_loss` (two-token cross-entropy, nats).
 
-    `windows` (token ids, `[window pos]`) are the pretraining distribution whose mean activations replace what is ablated; by default
-    those that come with the shipped models. `dictionaries` replace the channels of their hooks. If nothing meets the target, the
-    circuit of least loss comes back, with `reached` False. The whole search is recorded in `circuit.search`.
+    `windows` (token ids, `[window pos]`) are the pretraining distribution whose mean activations replace what is ablated; by
+    default those that come with the shipped models. `dictionaries` replace the channels of their hooks. If nothing meets the
+    target, the circuit of least loss comes back, with `reached` False. The whole search is recorded in `circuit.search`.
     """
     config = config or SearchConfig()
     task = get_task(task) if isinstance(task, str) else task
@@ -140,9 +140,7 @@ def learn_masks(
     ]
 
 
-def select_circuit(
-    problem: SearchProblem, learned: Sequence[LearnedMask], target: float, config: SearchConfig
-) -> Circuit:
+def select_circuit(problem: SearchProblem, learned: Sequence[LearnedMask], target: float, config: SearchConfig) -> Circuit:
     """The smallest candidate of all learned masks that meets `target`, as a circuit with the search's trace."""
     with frozen(problem.bridge):
         candidates = [candidate for mask in learned for candidate in _candidates(problem, mask, target, config)]

@@ -127,9 +127,7 @@ class DatasetSource:
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that define this source, as JSON-able values (an object by its fingerprint)."""
-        identity = (
-            self.dataset if isinstance(self.dataset, str) else getattr(self.dataset, "_fingerprint", "object")
-        )
+        identity = self.dataset if isinstance(self.dataset, str) else getattr(self.dataset, "_fingerprint", "object")
         settings = {"column": self.column, "split": self.split, "cap_mb": self.cap_mb}
         return {"kind": "dataset", "name": self.name, "dataset": identity, **settings}
 
@@ -157,9 +155,7 @@ def source_from_description(description: Mapping[str, Any]) -> Source:
         return StandardLibrary(**settings)
     if description["kind"] == "folder":
         return SourceFolder(**settings)
-    raise DataError(
-        f"source {description['name']!r} is a dataset; pass sources=[DatasetSource(...)] to read it again"
-    )
+    raise DataError(f"source {description['name']!r} is a dataset; pass sources=[DatasetSource(...)] to read it again")
 
 
 def collect_documents(sources: Sequence[Source], file_filter: FileFilter | None = None) -> list[Document]:
@@ -170,20 +166,14 @@ def collect_documents(sources: Sequence[Source], file_filter: FileFilter | None 
     """
     names = [source.name for source in sources]
     if not names or len(set(names)) < len(names):
-        raise DataError(
-            f"need at least one source and distinct source names, got {names}; set `name` on each"
-        )
+        raise DataError(f"need at least one source and distinct source names, got {names}; set `name` on each")
     seen: set[str] = set()
     documents: list[Document] = []
     for source in sources:
         kept = _cap(_unseen(source.documents(file_filter or FileFilter()), seen), source.cap_mb)
         if not kept:
-            raise DataError(
-                f"source {source.name!r} gave no text that passes the filter; check its path or column"
-            )
-        logger.info(
-            "source %s: %d texts, %d characters", source.name, len(kept), sum(len(d.text) for d in kept)
-        )
+            raise DataError(f"source {source.name!r} gave no text that passes the filter; check its path or column")
+        logger.info("source %s: %d texts, %d characters", source.name, len(kept), sum(len(d.text) for d in kept))
         documents.extend(kept)
     return documents
 

@@ -108,9 +108,7 @@ def collection(draw: Draw, names: Names) -> str:
 
 def subscript(draw: Draw, names: Names) -> str:
     """Return an index expression of depth one to three."""
-    inner = (
-        draw.pick(LETTERS) if draw.chance(0.5) else draw.pick((name(draw, names), number(draw), string(draw)))
-    )
+    inner = draw.pick(LETTERS) if draw.chance(0.5) else draw.pick((name(draw, names), number(draw), string(draw)))
     text = f"{draw.plural()}[{inner}]"
     for _ in range(draw.pick((0, 0, 1, 1, 2))):
         text = f"{draw.plural()}[{text}]"

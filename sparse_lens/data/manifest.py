@@ -77,9 +77,7 @@ def verify_manifest(manifest: Manifest, sources: Sequence[Source] | None = None)
     return _compare(manifest, _documents_today(manifest, sources))
 
 
-def rebuild_documents(
-    manifest: Manifest, sources: Sequence[Source] | None = None
-) -> dict[Split, list[Document]]:
+def rebuild_documents(manifest: Manifest, sources: Sequence[Source] | None = None) -> dict[Split, list[Document]]:
     """Read the texts of a manifest again, in its order, by split.
 
     Raises `DataError` if a file is missing or changed, or if the manifest has an unknown format.
@@ -100,9 +98,7 @@ def rebuild_documents(
 
 def _documents_today(manifest: Manifest, sources: Sequence[Source] | None) -> dict[tuple[str, str], Document]:
     if manifest.get("format") != MANIFEST_FORMAT:
-        raise DataError(
-            f"manifest format is {manifest.get('format')!r}, this version reads {MANIFEST_FORMAT}"
-        )
+        raise DataError(f"manifest format is {manifest.get('format')!r}, this version reads {MANIFEST_FORMAT}")
     given = {source.name: source for source in sources or ()}
     wanted = {(entry["source"], entry["path"]) for entry in manifest["files"]}
     found: dict[tuple[str, str], Document] = {}
@@ -127,6 +123,4 @@ def _compare(manifest: Manifest, today: Mapping[tuple[str, str], Document]) -> M
             missing.append(f"{entry['source']}:{entry['path']}")
         elif document.sha256 != entry["sha256"]:
             changed.append(f"{entry['source']}:{entry['path']}")
-    return ManifestReport(
-        len(manifest["files"]) - len(missing) - len(changed), tuple(missing), tuple(changed)
-    )
+    return ManifestReport(len(manifest["files"]) - len(missing) - len(changed), tuple(missing), tuple(changed))

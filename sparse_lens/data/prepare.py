@@ -55,9 +55,7 @@ class DataConfig:
         if not 0 < self.valid_share < 1:
             raise DataError(f"valid_share is {self.valid_share}, it must be between 0 and 1")
         if not 0 < self.vocab_size <= _MAX_VOCAB:
-            raise DataError(
-                f"vocab_size is {self.vocab_size}, tokens are stored in 16 bits: use at most {_MAX_VOCAB}"
-            )
+            raise DataError(f"vocab_size is {self.vocab_size}, tokens are stored in 16 bits: use at most {_MAX_VOCAB}")
 
     def describe(self) -> dict[str, Any]:
         """Return the configuration as JSON-able values."""
@@ -81,14 +79,10 @@ def prepare_data(config: DataConfig, directory: Path | str) -> TokenData:
     if (target / "manifest.json").is_file():
         data = TokenData(target)
         if data.manifest["config_hash"] != config.fingerprint():
-            raise DataError(
-                f"{str(target)!r} was built with another configuration; pass that one or a new directory"
-            )
+            raise DataError(f"{str(target)!r} was built with another configuration; pass that one or a new directory")
         return data
     if target.exists() and any(target.iterdir()):
-        raise DataError(
-            f"{str(target)!r} exists, is not empty and holds no manifest.json; pass a new directory"
-        )
+        raise DataError(f"{str(target)!r} exists, is not empty and holds no manifest.json; pass a new directory")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         built = Path(scratch) / "data"
@@ -123,9 +117,7 @@ def _build(config: DataConfig, folder: Path) -> None:
     counts = {name: _write_tokens(folder / f"{name}.bin", arrays) for name, arrays in splits.items()}
     tokenizer.encode_special_tokens = False
     save_tokenizer(tokenizer, folder)
-    manifest = build_manifest(
-        [*train[: len(real)], *valid], config.sources, config.file_filter, config.valid_share
-    )
+    manifest = build_manifest([*train[: len(real)], *valid], config.sources, config.file_filter, config.valid_share)
     manifest |= _settings(config, tokenizer, counts, len(generated), sum(map(len, generated)))
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
@@ -139,9 +131,7 @@ def _tokenizer(config: DataConfig, train: Sequence[Document]) -> Tokenizer:
 
 def _tokenizer_texts(config: DataConfig, train: Sequence[Document]) -> Iterator[str]:
     """Yield real and generated text in the shares of the corpus, each up to its part of `tokenizer_mb`."""
-    yield from _up_to(
-        (document.text for document in train), config.tokenizer_mb * 1e6 * (1 - config.generated_share)
-    )
+    yield from _up_to((document.text for document in train), config.tokenizer_mb * 1e6 * (1 - config.generated_share))
     yield from _up_to(_programs(config, "tokenizer"), config.tokenizer_mb * 1e6 * config.generated_share)
 
 
@@ -165,9 +155,7 @@ def _programs(config: DataConfig, purpose: str) -> Iterator[str]:
 
 def _real_tokens(config: DataConfig, tokenizer: Tokenizer, documents: Sequence[Document]) -> list[Tokens]:
     """Encode real documents in the given order until their share of the budget is met."""
-    budget = (
-        None if config.total_tokens is None else round(config.total_tokens * (1 - config.generated_share))
-    )
+    budget = None if config.total_tokens is None else round(config.total_tokens * (1 - config.generated_share))
     texts = (document.text for document in documents)
     arrays = encode_documents(tokenizer, texts, budget=budget, description="tokenize train")
     total = sum(map(len, arrays))
@@ -179,9 +167,7 @@ def _real_tokens(config: DataConfig, tokenizer: Tokenizer, documents: Sequence[D
 def _generated_tokens(config: DataConfig, tokenizer: Tokenizer, real_tokens: int) -> list[Tokens]:
     """Generate and encode programs until they have their share beside `real_tokens`."""
     budget = round(real_tokens * config.generated_share / (1 - config.generated_share))
-    return encode_documents(
-        tokenizer, _programs(config, "train"), budget=budget, description="generate train"
-    )
+    return encode_documents(tokenizer, _programs(config, "train"), budget=budget, description="generate train")
 
 
 def _write_tokens(path: Path, arrays: Sequence[Tokens]) -> int:
@@ -190,9 +176,7 @@ def _write_tokens(path: Path, arrays: Sequence[Tokens]) -> int:
     return len(tokens)
 
 
-def _settings(
-    config: DataConfig, tokenizer: Tokenizer, counts: dict[str, int], n_programs: int, generated_tokens: int
-) -> Manifest:
+def _settings(config: DataConfig, tokenizer: Tokenizer, counts: dict[str, int], n_programs: int, generated_tokens: int) -> Manifest:
     return {
         "config": config.describe(),
         "config_hash": config.fingerprint(),

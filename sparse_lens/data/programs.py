@@ -60,9 +60,7 @@ def _unit(draw: Draw) -> list[str]:
 
 
 def _arguments(draw: Draw, low: int, high: int) -> list[str]:
-    names = [
-        draw.pick(LETTERS) if draw.chance(0.25) else draw.variable() for _ in range(draw.between(low, high))
-    ]
+    names = [draw.pick(LETTERS) if draw.chance(0.25) else draw.variable() for _ in range(draw.between(low, high))]
     return list(dict.fromkeys(names))
 
 

@@ -169,11 +169,7 @@ def attempt(draw: Draw, scope: Scope) -> list[str]:
     """Write a try statement with an except, perhaps an else or finally."""
     inner = scope.inner()
     error = draw.pick(ERRORS)
-    caught = (
-        f"except {error} as {draw.pick(('error', 'exc', 'e', 'err'))}:"
-        if draw.chance(0.5)
-        else f"except {error}:"
-    )
+    caught = f"except {error} as {draw.pick(('error', 'exc', 'e', 'err'))}:" if draw.chance(0.5) else f"except {error}:"
     lines = [f"{scope.pad}try:", *block(draw, inner, 1, 2), scope.pad + caught]
     if draw.chance(0.25):
         lines.append(f"{inner.pad}raise {draw.pick(ERRORS)}({make.string(draw)})")
@@ -193,9 +189,7 @@ def long_collection(draw: Draw, scope: Scope) -> list[str]:
     rows = [f"{inner}{element()}," for _ in range(draw.between(2, 4))]
     if start == "[" and draw.chance(0.5):
         width = draw.between(2, 3)
-        rows = [
-            f"{inner}[{', '.join([element() for _ in range(width)])}]," for _ in range(draw.between(2, 3))
-        ]
+        rows = [f"{inner}[{', '.join([element() for _ in range(width)])}]," for _ in range(draw.between(2, 3))]
     elif start == "{" and draw.chance(0.7):
         rows = [f"{inner}{make.quoted(draw, draw.noun())}: {element()}," for _ in range(draw.between(2, 4))]
     scope.names.append(target)

@@ -68,16 +68,12 @@ class TokenData:
         expected = self.manifest["tokens"][split]
         found = path.stat().st_size // 2 if path.is_file() else 0
         if found != expected:
-            raise DataError(
-                f"{path} holds {found} tokens, the manifest says {expected}; delete the folder and rebuild"
-            )
+            raise DataError(f"{path} holds {found} tokens, the manifest says {expected}; delete the folder and rebuild")
         if expected == 0:
             return np.zeros(0, dtype=np.uint16)
         return np.memmap(path, dtype="<u2", mode="r")
 
-    def batches(
-        self, *, context: int, batch_size: int, seed: int, start_step: int = 0, n_steps: int
-    ) -> Iterator[Windows]:
+    def batches(self, *, context: int, batch_size: int, seed: int, start_step: int = 0, n_steps: int) -> Iterator[Windows]:
         """Yield int64 [batch_size, context + 1] for the steps `start_step` to `start_step + n_steps - 1`.
 
         Each epoch is a permutation of the windows (inputs do not overlap) drawn from (seed, epoch), so the
@@ -106,9 +102,7 @@ class TokenData:
         tokens = self.tokens(split)
         last = len(tokens) - context - 1
         if last < 0:
-            raise DataError(
-                f"{split} holds {len(tokens)} tokens, fewer than one window of {context + 1}; lower context"
-            )
+            raise DataError(f"{split} holds {len(tokens)} tokens, fewer than one window of {context + 1}; lower context")
         return _windows(tokens, np.linspace(0, last, n_windows).astype(np.int64), context)
 
 

@@ -131,7 +131,9 @@ def _hf_fields(raw: dict[str, Any], path: Path) -> dict[str, Any]:
 def _drop_inert(fields: dict[str, Any], path: Path) -> dict[str, Any]:
     for name in _INERT_FIELDS:
         if fields.get(name):
-            raise CheckpointError(f"{path} sets {name}={fields[name]!r}, an unpublished feature that changes the model; it cannot be loaded")
+            raise CheckpointError(
+                f"{path} sets {name}={fields[name]!r}, an unpublished feature that changes the model; it cannot be loaded"
+            )
     return {name: value for name, value in fields.items() if name not in _INERT_FIELDS}
 
 
@@ -176,7 +178,9 @@ def _read_torch_file(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises pickle, runtime and key errors alike
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path} cannot be read as plain tensors ({first_line}); it is damaged or not a weights file") from error
+        raise CheckpointError(
+            f"{path} cannot be read as plain tensors ({first_line}); it is damaged or not a weights file"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise CheckpointError(f"{path} does not hold a dictionary of tensors; it is not a weights file")
     return state

@@ -158,8 +158,7 @@ def validate_config(config: CircuitGPTConfig) -> None:
     _check_sparsity(config)
     if (count := parameter_count(config)) > MAX_PARAMETERS:
         raise ConfigError(
-            f"the configuration promises {count:.2e} parameters, more than the limit of {MAX_PARAMETERS:.0e}; "
-            "is the file damaged?"
+            f"the configuration promises {count:.2e} parameters, more than the limit of {MAX_PARAMETERS:.0e}; is the file damaged?"
         )
 
 

@@ -17,7 +17,6 @@ import torch
 from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sparse_lens.kernels import abs_topk
 from sparse_lens.models.config import CircuitGPTConfig, validate_config

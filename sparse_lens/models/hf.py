@@ -47,7 +47,7 @@ class CircuitGPTForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Int[Tensor, "batch pos"],
         attention_mask: Int[Tensor, "batch pos"] | None = None,
         labels: Int[Tensor, "batch pos"] | None = None,
-        **unused: Any,
+        **unused: Any,  # noqa: ARG002 - generate() passes what other models need
     ) -> CausalLMOutput:
         """Logits `[batch pos vocab]`, and with `labels` (the ids themselves, shifted here) the mean loss in nats per token."""
         logits = self.core(input_ids, attention_mask)

@@ -20,7 +20,12 @@ _TOP = {
     "bigram_table": "bigram_table.weight",
     "final_logits_bias": "lm_head.bias",
 }
-_INNER = {"attn.c_proj": "attn.o", "attn.attn_imp.sink_logit": "attn.sink_logit", "mlp.c_fc": "mlp.fc_in", "mlp.c_proj": "mlp.fc_out"}
+_INNER = {
+    "attn.c_proj": "attn.o",
+    "attn.attn_imp.sink_logit": "attn.sink_logit",
+    "mlp.c_fc": "mlp.fc_in",
+    "mlp.c_proj": "mlp.fc_out",
+}
 _BLOCK = re.compile(r"transformer\.h\.(\d+)\.(.+)")
 _MASK_BUFFER = re.compile(r"\.attn\.bias$")  # with its dot: "c_attn.bias" ends in "attn.bias" too
 

@@ -1,8 +1,8 @@
 """Packed safetensors: fp16 values, and for sparse matrices a bit mask with only the nonzero values.
 
-For a tensor `name` of density below one half the file holds `name::bits` (uint8, the mask in row-major order, eight entries a byte) and
-`name::values` (fp16, the nonzeros in the same order); any other tensor is stored whole under its own name. Shapes are in
-the file's metadata.
+For a tensor `name` of density below one half the file holds `name::bits` (uint8, the mask in row-major order, eight entries a
+byte) and `name::values` (fp16, the nonzeros in the same order); any other tensor is stored whole under its own name. Shapes are
+in the file's metadata.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def _shapes(path: Path, metadata: dict[str, str]) -> dict[str, list[int]]:
 def _unpack(path: Path, name: str, shape: list[int], bits: Tensor, values: Tensor) -> Tensor:
     entries = math.prod(shape)
     if bits.dtype != torch.uint8 or bits.numel() != (entries + 7) // 8:
-        raise CheckpointError(f"{path}: the mask of {name!r} has {bits.numel()} bytes, its shape {shape} needs {(entries + 7) // 8}")
+        raise CheckpointError(
+            f"{path}: the mask of {name!r} has {bits.numel()} bytes, its shape {shape} needs {(entries + 7) // 8}"
+        )
     mask = torch.from_numpy(np.unpackbits(bits.numpy(), count=entries).astype(bool))
     if int(mask.sum()) != values.numel():
         raise CheckpointError(f"{path}: {name!r} has {values.numel()} values for a mask of {int(mask.sum())}; the file is damaged")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sparse_lens.report.numbers import MINUS, format_effect
 from sparse_lens.report.strings import shorten, visible
-from sparse_lens.report.svg import BOLD_CHARACTER, LogAxis, document, hover, shape, tag, text, text_width
+from sparse_lens.report.svg import BOLD_CHARACTER, CHARACTER, LogAxis, document, hover, shape, tag, text, text_width
 
 WIDE, NARROW = 956.0, 340.0
 """The two widths a figure is drawn at; the page shows the one that fits."""
@@ -149,7 +149,8 @@ def _marks(row: Row, axis: LogAxis, top: float) -> str:
             parts.append(tag("line", class_=f"whisker s{mark.series % 6}", x1=low, x2=high, y1=y, y2=y))
         parts.append(shape(mark.series, x, y, hover(mark.told), class_="hollow" if mark.hollow else ""))
     for lane, remark in row.remarks:
-        parts.append(text(remark, axis.left + 8, top + lane * _LANE + 4, class_="remark"))
+        fitting = shorten(visible(remark), int((axis.right - axis.left - 8) / CHARACTER))
+        parts.append(text(fitting, axis.left + 8, top + lane * _LANE + 4, class_="remark"))
     return "".join(parts)
 
 

@@ -87,8 +87,8 @@ def models_table(metrics: Mapping[str, Any]) -> Table:
 def patching_table(patching: Mapping[str, Any], *, most: int = 8) -> Table:
     """The strongest patching effects of each model; `patching` is the part of that name in the metrics, or a `patch` result."""
     table = _table(Text(f"Activation patching, task {visible(patching.get('task', DASH))}"))
-    for name, justify in (("model", "left"), ("component", "left"), ("pos", "right"), ("token", "left"), ("effect", "right")):
-        table.add_column(name, justify=justify, overflow="fold")
+    for name in ("model", "component", "pos", "token", "effect"):
+        table.add_column(name, justify="right" if name in ("pos", "effect") else "left", overflow="fold")
     models = part(patching, "models")
     for model in model_names(models):
         if table.rows:

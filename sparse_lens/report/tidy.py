@@ -42,5 +42,4 @@ def _place(section: str, path: tuple[str, ...]) -> tuple[str, str, str]:
         return "", "", ".".join(path)
     if section == "tasks" and len(path) > 3 and path[1] == "columns":
         return path[0], path[2], ".".join(path[3:])
-    name, *rest = path
-    return name, "", ".".join(rest)
+    return "".join(path[:1]), "", ".".join(path[1:])

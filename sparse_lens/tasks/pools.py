@@ -22,12 +22,8 @@ SEARCH_WORDS: WordPools = {
         """
     ),
     "var": _split("current found buffer output known chars done state result match prefix left middle color"),
-    "many": _split(
-        "apples birds bones chairs cups doors eggs forks games hills jars kites lamps lemons names nuts"
-    ),
-    "verb": _split(
-        "bake bend bite boil carry climb cook cough crawl cut dance dig drink fall feed fight fold hunt"
-    ),
+    "many": _split("apples birds bones chairs cups doors eggs forks games hills jars kites lamps lemons names nuts"),
+    "verb": _split("bake bend bite boil carry climb cook cough crawl cut dance dig drink fall feed fight fold hunt"),
     "letter": _split("a c e i k n p s v x"),
     "digit": _split("2 4 6 8"),
 }
@@ -43,12 +39,8 @@ HELDOUT_WORDS: WordPools = {
         """
     ),
     "var": _split("total parts seen text extra head token version suffix other base right outcome shade"),
-    "many": _split(
-        "stars stones trees walls wheels wings wolves woods rivers roses ropes rocks pears owls nails mice"
-    ),
-    "verb": _split(
-        "jump kick knit laugh lean lift melt paint plant pour rest ride roast sail sew shout sing sit sleep"
-    ),
+    "many": _split("stars stones trees walls wheels wings wolves woods rivers roses ropes rocks pears owls nails mice"),
+    "verb": _split("jump kick knit laugh lean lift melt paint plant pour rest ride roast sail sew shout sing sit sleep"),
     "letter": _split("b d f j m q t u w y"),
     "digit": _split("1 3 5 7 9"),
 }

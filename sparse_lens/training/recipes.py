@@ -35,9 +35,7 @@ def sparse_recipe(name: str, d_model: int, steps: int, *, density: float, embedd
         steps=steps,
         learning_rate=9e-3,
         decay_start=0.4,
-        sparsity=SparsityConfig(
-            density=density, embedding_density=embedding_density, anneal_shape="cubic", sharkfin_floor=1 / 3
-        ),
+        sparsity=SparsityConfig(density=density, embedding_density=embedding_density, anneal_shape="cubic", sharkfin_floor=1 / 3),
     )
 
 

@@ -22,8 +22,8 @@ def density_at(sparsity: SparsityConfig, final: float, progress: float) -> float
 def learning_rate_at(config: TrainingConfig, step: int) -> float:
     """Learning rate of optimizer step `step` (from 0): warm-up, plateau, linear fall to 0, times the sharkfin factor.
 
-    The sharkfin factor is sqrt(final density / density now), so the rate rises as the model gets sparser and the product peaks where
-    the anneal ends (openai/circuit_sparsity, `train.py`: 1/sqrt(L0), normalized to end at 1).
+    The sharkfin factor is sqrt(final density / density now), so the rate rises as the model gets sparser and the product peaks
+    where the anneal ends (openai/circuit_sparsity, `train.py`: 1/sqrt(L0), normalized to end at 1).
     """
     warmup = max(1.0, config.warmup * config.steps)
     decay_start = max(config.decay_start, config.warmup) * config.steps

@@ -1,9 +1,9 @@
 """Projection of a model's weights on their largest magnitudes, matrix by matrix, after every optimizer step.
 
-Which matrices, and which axis carries the neurons, follows the released script (openai/circuit_sparsity, `train.py`): query, key and
-value form one matrix; rows of it and of the MLP input, columns of both output matrices keep a minimum alive; embedding and
-unembedding have a density of their own; biases, norm gains, sink logits and the bigram table stay dense; positions are projected
-unless they are concatenated.
+Which matrices, and which axis carries the neurons, follows the released script (openai/circuit_sparsity, `train.py`): query,
+key and value form one matrix; rows of it and of the MLP input, columns of both output matrices keep a minimum alive; embedding
+and unembedding have a density of their own; biases, norm gains, sink logits and the bigram table stay dense; positions are
+projected unless they are concatenated.
 """
 
 from __future__ import annotations

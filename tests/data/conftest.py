@@ -40,9 +40,7 @@ def source_folder(programs: list[str], tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def data_config(
-    source_folder: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
-) -> DataConfig:
+def data_config(source_folder: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save(str(folder / "tokenizer.json"))
     return DataConfig(

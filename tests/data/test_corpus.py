@@ -52,9 +52,7 @@ def test_standard_library_has_no_tests() -> None:
     root = StandardLibrary().root()
     assert (root / "argparse.py").is_file()
     documents = collect_documents([StandardLibrary(cap_mb=1.0)])
-    assert not any(
-        part in {"test", "tests", "site-packages"} for d in documents for part in Path(d.path).parts
-    )
+    assert not any(part in {"test", "tests", "site-packages"} for d in documents for part in Path(d.path).parts)
 
 
 def test_split_depends_on_the_hash_alone_and_survives_a_cap() -> None:

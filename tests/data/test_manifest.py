@@ -33,9 +33,7 @@ def test_unchanged_files_verify_and_rebuild(token_data: TokenData) -> None:
     assert len(splits["train"]) + len(splits["valid"]) == 40
 
 
-def test_changed_and_missing_files_are_named(
-    token_data: TokenData, source_folder: Path, tmp_path: Path
-) -> None:
+def test_changed_and_missing_files_are_named(token_data: TokenData, source_folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "package"
     shutil.copytree(source_folder, copy)
     (copy / "module_3.py").write_text((copy / "module_3.py").read_text() + "# changed\n")
@@ -60,9 +58,7 @@ def test_unknown_format_is_refused() -> None:
         verify_manifest({"format": 99})
 
 
-def test_packages_of_a_folder_are_listed(
-    tmp_path: Path, source_folder: Path, data_config: DataConfig
-) -> None:
+def test_packages_of_a_folder_are_listed(tmp_path: Path, source_folder: Path, data_config: DataConfig) -> None:
     site = tmp_path / "site"
     shutil.copytree(source_folder, site)
     info = site / "thing-1.2.dist-info"

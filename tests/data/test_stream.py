@@ -43,9 +43,7 @@ def test_building_again_opens_the_folder(token_data: TokenData, data_config: Dat
     assert not [path for path in token_data.directory.parent.iterdir() if path != token_data.directory]
 
 
-def test_equal_configurations_give_equal_tokens(
-    token_data: TokenData, data_config: DataConfig, tmp_path: Path
-) -> None:
+def test_equal_configurations_give_equal_tokens(token_data: TokenData, data_config: DataConfig, tmp_path: Path) -> None:
     again = prepare_data(data_config, tmp_path / "again")
     assert np.array_equal(again.train, token_data.train)
     assert again.manifest == token_data.manifest
@@ -75,9 +73,7 @@ def test_each_batch_depends_on_seed_and_step_alone(token_data: TokenData) -> Non
 def test_an_epoch_sees_every_window_once(token_data: TokenData) -> None:
     context, batch_size = 16, 4
     per_epoch = (len(token_data.train) - 1) // context // batch_size
-    batches = np.concatenate(
-        list(token_data.batches(context=context, batch_size=batch_size, seed=0, n_steps=per_epoch))
-    )
+    batches = np.concatenate(list(token_data.batches(context=context, batch_size=batch_size, seed=0, n_steps=per_epoch)))
     n_windows = (len(token_data.train) - 1) // context
     windows = token_data.train[: n_windows * context].reshape(n_windows, context)
     seen = {row.tobytes() for row in batches[:, :-1].astype(np.uint16)}

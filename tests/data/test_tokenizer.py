@@ -57,9 +57,7 @@ def test_transformers_reads_the_saved_tokenizer(tokenizer: Tokenizer, tmp_path: 
     save_tokenizer(tokenizer, tmp_path)
     loaded = AutoTokenizer.from_pretrained(str(tmp_path))
     text = f"x = [1]\n{END_OF_TEXT}y"
-    assert (
-        loaded(text)["input_ids"] == tokenizer.encode(text).ids == load_tokenizer(tmp_path).encode(text).ids
-    )
+    assert loaded(text)["input_ids"] == tokenizer.encode(text).ids == load_tokenizer(tmp_path).encode(text).ids
     end = tokenizer.token_to_id(END_OF_TEXT)
     assert loaded.eos_token_id == loaded.bos_token_id == loaded.pad_token_id == end
 

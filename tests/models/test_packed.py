@@ -30,9 +30,7 @@ def write_parts(path: Path, tensors: dict[str, Tensor], shapes: object) -> Path:
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.floats(0, 1), st.integers(0, 99))
-def test_matrices_come_back(
-    tmp_path_factory: pytest.TempPathFactory, rows: int, columns: int, density: float, seed: int
-) -> None:
+def test_matrices_come_back(tmp_path_factory: pytest.TempPathFactory, rows: int, columns: int, density: float, seed: int) -> None:
     """Any shape and density, the mask's last byte full or not: the values are the fp16 rounding, as float32."""
     path = tmp_path_factory.mktemp("packed") / "model.packed.safetensors"
     weight = random_matrix(rows, columns, density, seed)

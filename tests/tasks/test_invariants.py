@@ -130,12 +130,7 @@ def test_nonsense_labels_ignore_the_opened_quote(split: str, tokenizer: Tokenize
 def test_words_are_not_those_of_the_generated_programs() -> None:
     pools = (generator.NOUNS, generator.VERBS, generator.ADJECTIVES, generator.ACCUMULATORS)
     known = {word for pool in pools for word in pool}
-    used = {
-        word
-        for words in (SEARCH_WORDS, HELDOUT_WORDS)
-        for kind in ("thing", "var", "many", "verb")
-        for word in words[kind]
-    }
+    used = {word for words in (SEARCH_WORDS, HELDOUT_WORDS) for kind in ("thing", "var", "many", "verb") for word in words[kind]}
     assert not used & (known | {f"{word}s" for word in known})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -14,9 +15,7 @@ from sparse_lens.training.schedules import density_at, learning_rate_at
 SPARSITY = SparsityConfig(density=0.1, anneal_start=0.2, anneal_end=0.6)
 
 
-@pytest.mark.parametrize(
-    ("shape", "middle"), [("linear", 0.55), ("cubic", 0.1 + 0.9 / 8), ("power_law", math.sqrt(0.1))]
-)
+@pytest.mark.parametrize(("shape", "middle"), [("linear", 0.55), ("cubic", 0.1 + 0.9 / 8), ("power_law", math.sqrt(0.1))])
 def test_density(shape: str, middle: float) -> None:
     """One before the anneal, the final density after it, and the shape's own value halfway."""
     sparsity = SPARSITY.model_copy(update={"anneal_shape": shape})
@@ -29,7 +28,7 @@ def test_density_never_rises(shape: str) -> None:
     """Annealing only removes weights."""
     sparsity = SPARSITY.model_copy(update={"anneal_shape": shape})
     densities = [density_at(sparsity, 0.05, step / 200) for step in range(201)]
-    assert all(later <= earlier for earlier, later in zip(densities, densities[1:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(densities))
 
 
 def test_an_anneal_without_length_is_a_step() -> None:
@@ -44,9 +43,7 @@ def test_an_anneal_that_ends_before_it_starts() -> None:
         check_anneal(SPARSITY.model_copy(update={"anneal_end": 0.1}))
 
 
-@pytest.mark.parametrize(
-    ("step", "rate"), [(0, 0.2), (4, 1.0), (9, 2.0), (30, 2.0), (50, 2.0), (75, 1.0), (99, 0.04)]
-)
+@pytest.mark.parametrize(("step", "rate"), [(0, 0.2), (4, 1.0), (9, 2.0), (30, 2.0), (50, 2.0), (75, 1.0), (99, 0.04)])
 def test_learning_rate(step: int, rate: float) -> None:
     """Warm-up over ten steps, plateau, linear fall to zero from the middle."""
     config = TrainingConfig(name="x", model={}, steps=100, learning_rate=2.0, warmup=0.1, decay_start=0.5)

@@ -10,7 +10,7 @@ from sparse_lens.models import CircuitGPTConfig, CircuitGPTCore
 from sparse_lens.training import SparsityConfig
 from sparse_lens.training.sparsifier import Sparsifier, projected_matrices
 
-SPARSITY = SparsityConfig(density=0.15, embedding_density=0.3, anneal_start=0.0, anneal_end=0.5, min_alive=2)
+SPARSITY = SparsityConfig(density=0.15, embedding_density=0.31, anneal_start=0.0, anneal_end=0.5, min_alive=2)
 
 
 def random_core(**fields: object) -> CircuitGPTCore:
@@ -27,7 +27,7 @@ def nonzeros(core: CircuitGPTCore, *names: str) -> int:
     return sum(int((core.get_parameter(f"{name}.weight") != 0).sum()) for name in names)
 
 
-@pytest.mark.parametrize(("progress", "density", "embedding"), [(0.25, 0.575, 0.65), (0.5, 0.15, 0.3), (1.0, 0.15, 0.3)])
+@pytest.mark.parametrize(("progress", "density", "embedding"), [(0.25, 0.575, 0.655), (0.5, 0.15, 0.31), (1.0, 0.15, 0.31)])
 def test_every_matrix_keeps_exactly_its_k(progress: float, density: float, embedding: float) -> None:
     """On the way and at the end; query, key and value count as one matrix."""
     core = random_core()
@@ -84,7 +84,7 @@ def test_a_tied_embedding_is_projected_once() -> None:
     core = random_core(tied_unembed=True)
     assert len(projected_matrices(core, SPARSITY)) == 2 * 4 + 2
     Sparsifier(core, SPARSITY).project(1.0)
-    assert nonzeros(core, "wte") == nonzeros(core, "lm_head") == int(0.3 * 40 * 16)
+    assert nonzeros(core, "wte") == nonzeros(core, "lm_head") == int(0.31 * 40 * 16)
 
 
 def test_the_forms_agree() -> None:

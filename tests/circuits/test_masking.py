@@ -1,0 +1,115 @@
+"""Mean ablation through the bridge, against the same ablation written out by hand and against `splice`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sparse_lens.circuits import mask_hooks, mean_reference, node_space
+from sparse_lens.circuits.masking import flat_channels
+from sparse_lens.dictionaries import IdentityDictionary, RotationDictionary
+from sparse_lens.hooks import Blend, splice
+
+from .conftest import VOCAB, random_bridge
+
+TOKENS = torch.randint(VOCAB, (3, 6), generator=torch.Generator().manual_seed(3))
+
+
+def masked_logits(bridge: Any, space: Any, mask: torch.Tensor, reference: Any) -> torch.Tensor:
+    with bridge.hooks(fwd_hooks=mask_hooks(space, mask, reference)):
+        return bridge(TOKENS)
+
+
+@pytest.fixture(scope="module")
+def model() -> tuple[Any, Any, Any]:
+    bridge = random_bridge(afrac=0.5, afrac_loctypes="attn_in,attn_q,attn_k,attn_v,attn_out,mlp_in,mlp_neuron,mlp_out", sink=True)
+    space = node_space(bridge)
+    windows = np.random.default_rng(0).integers(0, VOCAB, (20, 8))
+    return bridge, space, mean_reference(bridge, space, windows, batch_size=7)
+
+
+def test_reference_is_the_mean_activation(model: tuple[Any, Any, Any]) -> None:
+    bridge, space, reference = model
+    windows = np.random.default_rng(0).integers(0, VOCAB, (20, 8))
+    _, cache = bridge.run_with_cache(torch.from_numpy(windows))
+    for site in space.sites:
+        mean = flat_channels(cache[site.hook], site).flatten(0, 1).mean(0)
+        torch.testing.assert_close(reference[site.name].latents, mean, atol=1e-6, rtol=1e-5)
+
+
+def test_full_mask_is_the_model(model: tuple[Any, Any, Any]) -> None:
+    bridge, space, reference = model
+    everything = torch.ones(space.n_nodes, dtype=torch.bool)
+    assert mask_hooks(space, everything, reference) == []
+    torch.testing.assert_close(masked_logits(bridge, space, everything.float(), reference), bridge(TOKENS), atol=1e-6, rtol=0)
+
+
+def test_empty_mask_depends_on_nothing_but_the_bigram_free_constants(model: tuple[Any, Any, Any]) -> None:
+    """With every node at its mean, final_resid is constant, so all positions predict the same."""
+    bridge, space, reference = model
+    logits = masked_logits(bridge, space, torch.zeros(space.n_nodes, dtype=torch.bool), reference)
+    torch.testing.assert_close(logits, logits[:1, :1].expand_as(logits), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["attn_in", "attn_q", "attn_v", "attn_out", "mlp_neuron", "mlp_out"])
+def test_one_site_equals_an_ablation_by_hand(model: tuple[Any, Any, Any], kind: str) -> None:
+    bridge, space, reference = model
+    site = next(s for s in space.sites if s.name == f"{kind}.1")
+    mask = torch.ones(space.n_nodes, dtype=torch.bool)
+    mask[space.slices[site.name].start + 1] = False
+
+    def by_hand(tensor: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001
+        flat = tensor.reshape(*tensor.shape[:2], -1).clone()
+        flat[..., 1] = reference[site.name].latents[1]
+        return flat.reshape(tensor.shape)
+
+    expected = bridge.run_with_hooks(TOKENS, fwd_hooks=[(site.hook, by_hand)])
+    assert not torch.equal(expected, bridge(TOKENS))
+    torch.testing.assert_close(masked_logits(bridge, space, mask, reference), expected, atol=1e-6, rtol=0)
+
+
+def test_fast_identity_path_equals_the_splice() -> None:
+    """The slow twin: an identity dictionary spliced in learn mode with the same mask and reference."""
+    bridge = random_bridge()
+    space = node_space(bridge)
+    reference = mean_reference(bridge, space, np.random.default_rng(1).integers(0, VOCAB, (8, 8)))
+    hook = "blocks.0.mlp.hook_post"
+    part = torch.rand(12, generator=torch.Generator().manual_seed(0)).round()
+    mask = torch.ones(space.n_nodes)
+    mask[space.slices["mlp_neuron.0"]] = part
+    blend = Blend(mask=part, reference=reference["mlp_neuron.0"].latents)
+    with splice(bridge, [IdentityDictionary(12, hook)], mode="learn", edit=blend):
+        expected = bridge(TOKENS)
+    torch.testing.assert_close(masked_logits(bridge, space, mask, reference), expected, atol=1e-6, rtol=0)
+
+
+def test_a_dictionary_that_keeps_everything_changes_nothing() -> None:
+    bridge = random_bridge()
+    rotation, _ = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(0)))
+    space = node_space(bridge, [RotationDictionary(rotation, "blocks.1.mlp.hook_post")])
+    reference = mean_reference(bridge, space, np.random.default_rng(1).integers(0, VOCAB, (8, 8)))
+    logits = masked_logits(bridge, space, torch.ones(space.n_nodes), reference)
+    torch.testing.assert_close(logits, bridge(TOKENS), atol=1e-5, rtol=0)
+
+
+def test_mask_gradient_equals_finite_differences() -> None:
+    """Through two layers at once, for a real-valued mask."""
+    bridge = random_bridge().to(torch.float64)
+    space = node_space(bridge)
+    windows = np.random.default_rng(1).integers(0, VOCAB, (8, 8))
+    reference = {name: type(r)(r.latents.double(), r.error.double()) for name, r in mean_reference(bridge, space, windows).items()}
+    mask = torch.rand(space.n_nodes, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+    def score(values: torch.Tensor) -> torch.Tensor:
+        return masked_logits(bridge, space, values, reference)[:, -1, 3].sum()
+
+    (gradient,) = torch.autograd.grad(score(mask), mask)
+    for name in ("attn_in.0", "attn_q.1", "attn_v.0", "mlp_neuron.0", "final_resid"):
+        index = space.slices[name].start + 2
+        step = torch.zeros_like(mask)
+        step[index] = 1e-5
+        slope = (score(mask.detach() + step) - score(mask.detach() - step)) / 2e-5
+        assert gradient[index].item() == pytest.approx(slope.item(), rel=1e-4, abs=1e-8)
