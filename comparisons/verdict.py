@@ -27,13 +27,15 @@ def _loss_match(models: Mapping[str, Any]) -> list[str]:
     sparse, matched, dense = (models[role]["loss"].value for role in ("sparse", "dense_matched", "dense"))
     gap = matched - sparse
     said = [
-        f"The dense model of the same shape is {sparse - dense:.2f} nats per token better than the sparse one: its larger circuits may "
+        f"The dense model of the same shape is {sparse - dense:.2f} nats per token better than the sparse "
+        f"one: its larger circuits may "
         "belong to a better model, so the fair baseline is the loss-matched one."
     ]
     if abs(gap) > LOSS_TOLERANCE:
         said.insert(
             0,
-            f"The loss-matched dense model is off by {gap:+.3f} nats per token (allowed {LOSS_TOLERANCE}): it is not a fair baseline.",
+            f"The loss-matched dense model is off by {gap:+.3f} nats per token (allowed {LOSS_TOLERANCE}): it "
+            f"is not a fair baseline.",
         )
     return said
 
@@ -46,7 +48,8 @@ def _ratios(summary: Mapping[str, Result]) -> list[str]:
             said.append(f"No ratio of {what} to the loss-matched dense model: {ratio.reason}.")
         elif ratio.lo is not None and ratio.hi is not None and ratio.lo <= 1 <= ratio.hi:
             said.append(
-                f"The ratio of {what}, loss-matched dense to sparse, is {ratio} over {ratio.n} tasks: its interval holds 1, so this run "
+                f"The ratio of {what}, loss-matched dense to sparse, is {ratio} over {ratio.n} tasks: its interval "
+                f"holds 1, so this run "
                 f"does not show that either model needs fewer {what}."
             )
     return said
@@ -61,7 +64,8 @@ def _nonsense(tasks: Mapping[str, Any]) -> list[str]:
             if ratio is not None and ratio < _WEAK_NONSENSE:
                 weak.setdefault(name, []).append(f"{task} ({ratio:.1f}x)")
     return [
-        f"In {name}, labels that mean nothing are fitted with less than {_WEAK_NONSENSE:.0f} times the nodes of {', '.join(of)}: there a small "
+        f"In {name}, labels that mean nothing are fitted with less than {_WEAK_NONSENSE:.0f} times the "
+        f"nodes of {', '.join(of)}: there a small "
         "circuit is weak evidence that the model computes the task this way."
         for name, of in weak.items()
     ]
@@ -98,11 +102,14 @@ def _always(effort: Mapping[str, Any]) -> list[str]:
     said = ["Each model was trained once: what separates two models here may separate two runs of the same recipe."]
     if seeds < 3:
         said.append(
-            f"Circuits were searched with {seeds} seed(s): sizes carry no useful interval, and another seed finds other nodes."
+            f"Circuits were searched with {seeds} seed(s): sizes carry no useful interval, and another seed "
+            f"finds other nodes."
         )
     return [
         *said,
-        "The sparse model has sparse activations (AbsTopK) as well as sparse weights, the dense ones neither: the two are not separated.",
+        "The sparse model has sparse activations (AbsTopK) as well as sparse weights, the dense ones "
+        "neither: the two are not separated.",
         "SAE latents are counted without the cost of their dictionary, and their edges are not counted at all.",
-        "A circuit is one of many that meet the target, found by one learner under mean ablation; smaller ones may exist in any column.",
+        "A circuit is one of many that meet the target, found by one learner under mean ablation; smaller "
+        "ones may exist in any column.",
     ]

@@ -177,7 +177,8 @@ def _add_patch(commands: Any) -> None:
         "patch",
         _patch,
         "activation patching on a task",
-        "Run TransformerLens' activation patching (clean into corrupt) on a task: every head, attention and MLP output at every position.",
+        "Run TransformerLens' activation patching (clean into corrupt) on a task: every head, and attention and MLP output "
+        "at every position.",
     )
     parser.add_argument("model", help="name of a shipped model, or a model's folder")
     parser.add_argument("task", help="name of a task; a wrong name lists the nearest")

@@ -89,8 +89,8 @@ class CircuitScores:
     """How far a circuit can be trusted, on one set of prompts.
 
     Losses are two-token task losses in nats. With `L` the mean loss, `M` the model, `C` the circuit, `0` everything ablated:
-    `sufficiency = (L(0) - L(C)) / (L(0) - L(M))`, `necessity = (L(M without C) - L(M)) / (L(0) - L(M))`; the whole model scores 1 on
-    both, the empty circuit 0.
+    `sufficiency = (L(0) - L(C)) / (L(0) - L(M))`, `necessity = (L(M without C) - L(M)) / (L(0) - L(M))`; the whole
+    model scores 1 on both, the empty circuit 0.
     """
 
     circuit_loss: Result

@@ -172,7 +172,7 @@ def best_candidate(candidates: Sequence[Candidate], target: float) -> Candidate:
 
 
 def _candidates(problem: SearchProblem, learned: LearnedMask, target: float, config: SearchConfig) -> list[Candidate]:
-    """The mask, its snapshots, and a bisection over prefixes of the ranking: inside the mask if it meets the target, else beyond."""
+    """The mask, its snapshots, and a bisection over prefixes of its ranking: inside the mask if that meets the target."""
 
     def score(mask: Tensor, source: str) -> Candidate:
         mask = on_paths(problem.space, mask, problem.graph)

@@ -32,7 +32,7 @@ def shipped_models() -> dict[str, Path]:
 
 
 def describe_models() -> list[dict[str, Any]]:
-    """One object per shipped model, read from its card: `name`, `shipped`, `pair`, `parameters`, `nonzeros`, `loss` (nats per token)."""
+    """One object per shipped model, from its card: `name`, `shipped`, `pair`, `parameters`, `nonzeros`, `loss` (nats a token)."""
     described = []
     for name, folder in shipped_models().items():
         card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))

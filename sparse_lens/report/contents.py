@@ -82,7 +82,8 @@ def gate_reason(task: Mapping[str, Any]) -> str | None:
     if isinstance(gate, Mapping):
         measured = read_number(gate)
         return measured.reason if measured.value in (None, 0.0) else None
-    return None if gate else visible(task.get("reason") or "a model fails the accuracy gate")
+    failed = ", ".join(column_label(str(name)) for name in sequence(task, "failed_gate"))
+    return None if gate else visible(task.get("reason") or "the accuracy gate is failed by " + (failed or "a model"))
 
 
 def measure(column: Mapping[str, Any], name: str) -> Reading:

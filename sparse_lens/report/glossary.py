@@ -79,33 +79,26 @@ MODEL_MEASURES = {
     "parameters": Term("Parameters", "parameters", "Weights counted whether zero or not.", "count"),
 }
 
+_OVER = "over those of the sparse neurons' circuit, geometric mean over tasks."
+_BETWEEN = "between the sites (embedding and unembedding edges, which grow with the prompts' vocabulary, left out)"
+
 SUMMARY = {
-    "edge_ratio_geomean": Term(
-        "Edge ratio",
-        "edges",
-        "Edges of the dense loss-matched circuit over edges of the sparse one, geometric mean over tasks.",
-        "ratio",
-    ),
-    "node_ratio_geomean": Term(
-        "Node ratio",
-        "nodes",
-        "Nodes of the dense loss-matched circuit over nodes of the sparse one, geometric mean over tasks.",
-        "ratio",
-    ),
+    "edge_ratio_geomean": Term("Edge ratio", "edges", f"Edges of the dense loss-matched circuit {_OVER}", "ratio"),
+    "node_ratio_geomean": Term("Node ratio", "nodes", f"Nodes of the dense loss-matched circuit {_OVER}", "ratio"),
     "tasks_measurable": Term("Tasks measurable", "tasks", "Tasks that every model passes with at least 90 % accuracy.", "count"),
+    "site_edge_ratio_geomean": Term("Inner edge ratio", "inner", f"Dense loss-matched edges {_BETWEEN}, {_OVER}", "ratio"),
     "edge_ratio_geomean_dense": Term(
-        "Edge ratio, dense twin",
-        "edges, twin",
-        "Edges of the dense twin's circuit over edges of the sparse one, geometric mean over tasks.",
-        "ratio",
+        "Edge ratio, dense twin", "edges, twin", f"Edges of the dense twin's circuit {_OVER}", "ratio"
     ),
     "node_ratio_geomean_dense": Term(
-        "Node ratio, dense twin",
-        "nodes, twin",
-        "Nodes of the dense twin's circuit over nodes of the sparse one, geometric mean over tasks.",
-        "ratio",
+        "Node ratio, dense twin", "nodes, twin", f"Nodes of the dense twin's circuit {_OVER}", "ratio"
     ),
+    "site_edge_ratio_geomean_dense": Term(
+        "Inner edge ratio, dense twin", "inner, twin", f"The twin's edges {_BETWEEN}, {_OVER}", "ratio"
+    ),
+    "node_ratio_geomean_sae": Term("Node ratio, SAE latents", "nodes, SAE", f"Nodes of the SAE's circuit {_OVER}", "ratio"),
 }
+"""The headline numbers, in order."""
 
 
 def term(terms: dict[str, Term], name: str) -> Term:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from markupsafe import Markup
@@ -16,6 +17,7 @@ from sparse_lens.report.strings import token_label, visible
 from sparse_lens.report.tables import patching_cells, strongest_rows
 
 _MOST_POSITIONS = 64
+_PLACES = {"attn_positions": "attention output", "mlp_positions": "MLP output"}
 
 
 def patching_view(patching: Mapping[str, Any], *, most_rows: int = 10) -> dict[str, Any] | None:
@@ -30,7 +32,10 @@ def patching_view(patching: Mapping[str, Any], *, most_rows: int = 10) -> dict[s
         "metric": metrics.pop() if len(metrics) == 1 else "",
         "key": Markup(color_key(limit)),
         "heads": _figures(models, limit, _head_map),
-        "places": _figures(models, limit, _place_map),
+        "places": [
+            {"part": output, "maps": _figures(models, limit, partial(_place_map, name=name, output=output))}
+            for name, output in _PLACES.items()
+        ],
         "tables": [_rows_view(part(models, name), _label(name), limit, most_rows) for name in names],
     }
 
@@ -59,16 +64,16 @@ def _head_map(content: Mapping[str, Any], label: str, ident: str, limit: float) 
     return heatmap(heads, axes, limit=limit, ident=f"{ident}-heads", title=f"{label}: heads", description=told, most_width=WIDE)
 
 
-def _place_map(content: Mapping[str, Any], label: str, ident: str, limit: float) -> str:
-    by_layer = _grid(content, "attn_positions")
+def _place_map(content: Mapping[str, Any], label: str, ident: str, limit: float, *, name: str, output: str) -> str:
+    by_layer = _grid(content, name)
     if not by_layer:
         return ""
     tokens, count = [token_label(token) for token in sequence(content, "tokens")], len(by_layer[0])
     named = [f"{place} {token}" for place, token in enumerate((tokens + [""] * count)[:count])][-_MOST_POSITIONS:]
     by_token = [[layer[place] for layer in by_layer] for place in range(count)][-_MOST_POSITIONS:]
     axes = Axes("token", "layer", named, _numbers(len(by_layer)), monospace_rows=True)
-    told = f"Effect of patching the attention output of the {label} model at each token and layer. {_peak(by_token, axes)}"
-    return heatmap(by_token, axes, limit=limit, ident=f"{ident}-places", title=f"{label}: tokens", description=told)
+    told = f"Effect of patching the {output} of the {label} model at each token and layer. {_peak(by_token, axes)}"
+    return heatmap(by_token, axes, limit=limit, ident=f"{ident}-{name}", title=f"{label}: {output}", description=told)
 
 
 def _grid(content: Mapping[str, Any], name: str) -> list[list[float | None]]:
@@ -91,7 +96,7 @@ def _limit(models: Mapping[str, Any]) -> float:
     values = [
         value
         for model in models
-        for name in ("heads", "attn_positions")
+        for name in ("heads", *_PLACES)
         for row in _grid(part(models, model), name)
         for value in row
         if value is not None

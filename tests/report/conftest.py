@@ -66,7 +66,7 @@ def patching_model(layers: int, heads: int, rng: random.Random) -> dict[str, Any
         for place, effect in enumerate(row)
     ]
     metric = "share of the clean logit difference restored"
-    return {"metric": metric, "rows": rows, "heads": head_grid, "attn_positions": places, "tokens": tokens}
+    return {"metric": metric, "rows": rows, "heads": head_grid, "attn_positions": places, "mlp_positions": places, "tokens": tokens}
 
 
 @pytest.fixture

@@ -137,12 +137,14 @@ def test_hostile_strings_stay_text(metrics: dict[str, Any], tmp_path: Path) -> N
 def test_what_is_not_measurable_says_so(metrics: dict[str, Any], tmp_path: Path) -> None:
     metrics["tasks"]["if_equals"]["measurable"] = False
     metrics["tasks"]["if_equals"]["reason"] = "the dense model has 71 % accuracy"
+    metrics["tasks"]["bracket_counting"] |= {"measurable": False, "failed_gate": ["dense_neurons"]}
     metrics["tasks"]["enumerate_range"]["columns"]["dense_neurons"]["nodes"] = not_measurable("no circuit reached 0.15").to_json()
     del metrics["tasks"]["enumerate_range"]["columns"]["dense_neurons"]["necessity"]
     metrics["summary"]["node_ratio_geomean"] = not_measurable("too few tasks").to_json()
     text = Elements(write_report(metrics, tmp_path / "report").read_text()).text
     for reason in (
         "not measurable: the dense model has 71 % accuracy",
+        "not measurable: the accuracy gate is failed by Dense neurons",
         "Not measurable: no circuit reached 0.15",
         "Not measurable: not recorded in this run",
         "Not measurable: target not reached, best loss 0.431",

@@ -1,0 +1,99 @@
+"""The whole comparison on real models, and patching against a plain loop."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sparse_lens.circuits import EDGE_KINDS, SearchConfig
+from sparse_lens.comparisons import COLUMNS, ModelPair, compare, patch_task
+from sparse_lens.comparisons.head_patching import _equal_lengths
+from sparse_lens.hooks import load
+from sparse_lens.models_shipped import find_pair
+from sparse_lens.tasks import get_task
+
+QUICK = SearchConfig(steps=30, search_pairs=64, evaluation_pairs=48, evaluations=6)
+
+
+def test_patching_equals_a_plain_loop() -> None:
+    """One head patched by hand over the same prompts."""
+    bridge = load("python-dense-matched")
+    table = patch_task(bridge, "if_equals", n_pairs=4)
+    batch = _equal_lengths(get_task("if_equals").sample(bridge.tokenizer, 96, seed=0, split="heldout"), 4)
+    clean, corrupt = torch.from_numpy(batch.clean), torch.from_numpy(batch.corrupt)
+    hook = "blocks.1.attn.hook_z"
+    _, cache = bridge.run_with_cache(clean, names_filter=hook)
+
+    def difference(logits: torch.Tensor) -> float:
+        rows = [logits[i, -1, batch.target[i]] - logits[i, -1, batch.distractor[i]] for i in range(len(batch))]
+        return float(torch.stack(rows).mean())
+
+    def patch(z: torch.Tensor, hook: object) -> torch.Tensor:  # noqa: ARG001
+        z = z.clone()
+        z[:, :, 1] = cache["blocks.1.attn.hook_z"][:, :, 1]
+        return z
+
+    with torch.no_grad():
+        high, low = difference(bridge(clean)), difference(bridge(corrupt))
+        patched = difference(bridge.run_with_hooks(corrupt, fwd_hooks=[(hook, patch)]))
+    assert table.clean_difference == pytest.approx(high, abs=1e-4)
+    assert float(table.heads[1, 1]) == pytest.approx((patched - low) / (high - low), abs=1e-4)
+
+
+def pair_of_equals(folder: Path) -> ModelPair:
+    """A pair whose three models are one and the same."""
+    source = find_pair("python")
+    record = json.loads((source / "pair.json").read_text())
+    for role in ("sparse", "dense", "dense_matched"):
+        shutil.copytree(source / record["dense_matched"], folder / role)
+    shutil.copy(source / "windows.safetensors", folder)
+    names = {role: role for role in ("sparse", "dense", "dense_matched")}
+    (folder / "pair.json").write_text(json.dumps({"format": 1, **names, "dictionaries": [], "tasks": ["if_equals", "with_as"]}))
+    return ModelPair.open(folder)
+
+
+@pytest.mark.slow
+def test_equal_models_have_equal_circuits(tmp_path: Path) -> None:
+    """The known answer of every ratio: one, for columns that hold the same model."""
+    metrics = compare(pair_of_equals(tmp_path / "pair"), config=QUICK, progress=False).metrics
+    for name in ("edge_ratio_geomean", "node_ratio_geomean", "edge_ratio_geomean_dense"):
+        assert metrics["summary"][name].value == pytest.approx(1) or not metrics["summary"][name].measurable
+    for task in metrics["tasks"].values():
+        sizes = {column["nodes"].value for column in task["columns"].values()}
+        assert len(sizes) == 1
+
+
+@pytest.mark.slow
+def test_shipped_pair_gives_every_column(tmp_path: Path) -> None:
+    metrics = compare("python", tasks=["if_equals", "with_as"], config=QUICK, progress=False).metrics
+    assert metrics["schema"] == 1 and set(metrics["models"]) == {"sparse", "dense", "dense_matched"}
+    for task in metrics["tasks"].values():
+        assert tuple(task["columns"]) == COLUMNS
+        worst = max(column["full_loss"].value for column in task["columns"].values())
+        assert task["target_loss"].value == pytest.approx(max(0.15, 1.15 * worst))
+        for name, column in task["columns"].items():
+            assert column["accuracy"].value >= 0.9 and column["accuracy"].n >= 256
+            assert column["reached"] == (column["circuit_loss"].value <= task["target_loss"].value)
+            if name == "dense_sae":
+                assert not column["edges"].measurable and column["edges"].reason
+            else:
+                assert column["edges"].value == sum(column["edges_by_kind"][kind].value for kind in EDGE_KINDS)
+    assert not np.isnan(metrics["models"]["sparse"]["loss"].value)
+
+
+def test_unknown_task_and_pair_are_refused(tmp_path: Path) -> None:
+    from sparse_lens.errors import SparseLensError
+
+    with pytest.raises(SparseLensError, match="if_equals"):
+        compare("python", tasks=["if_equal"], progress=False)
+    (tmp_path / "pair.json").write_text(json.dumps({"sparse": "a"}))
+    with pytest.raises(SparseLensError, match="dense"):
+        compare(str(tmp_path), progress=False)
+    (tmp_path / "pair.json").write_text(json.dumps({"sparse": "../a", "dense": "b", "dense_matched": "c"}))
+    with pytest.raises(SparseLensError, match="outside"):
+        compare(str(tmp_path), progress=False)

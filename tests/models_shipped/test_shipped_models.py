@@ -1,0 +1,71 @@
+"""The shipped models are what their cards say, and fit for the comparison."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from sparse_lens.circuits import both_sides
+from sparse_lens.circuits.scoring import logit_differences
+from sparse_lens.comparisons import ModelPair, model_facts
+from sparse_lens.comparisons.circuit_sizes import ACCURACY_GATE, HELDOUT_PAIRS
+from sparse_lens.comparisons.pair import ROLES
+from sparse_lens.comparisons.verdict import LOSS_TOLERANCE
+from sparse_lens.models_shipped import CARD_FILE, describe_models, shipped_pairs
+from sparse_lens.tasks import get_task
+
+PAIR = ModelPair.open("python")
+
+
+def test_everything_together_is_small() -> None:
+    size = sum(path.stat().st_size for pair in shipped_pairs().values() for path in pair.rglob("*") if path.is_file())
+    assert size <= 40e6
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_card_equals_the_model(role: str) -> None:
+    facts = model_facts(PAIR.open_model(role), PAIR.windows["heldout"])
+    card = json.loads((PAIR.model_folder(role) / CARD_FILE).read_text())
+    for name in ("parameters", "nonzeros"):
+        assert card[name] == facts[name].value
+    assert card["loss"] == pytest.approx(facts["loss"].value, abs=1e-3)
+    assert card["command"].startswith("sparse-lens train --recipe")
+
+
+def test_matched_model_is_matched_and_narrower() -> None:
+    losses = {model["name"]: model["loss"] for model in describe_models()}
+    assert abs(losses[PAIR.model_name("dense_matched")] - losses[PAIR.model_name("sparse")]) <= LOSS_TOLERANCE
+    widths = {role: PAIR.open_model(role).model_config.d_model for role in ROLES}
+    assert widths["dense_matched"] < widths["dense"] == widths["sparse"]
+
+
+def test_three_models_saw_equal_tokens_in_equal_order() -> None:
+    records = [json.loads((PAIR.model_folder(role) / "training.json").read_text()) for role in ROLES]
+    for field in ("batch_size", "context", "steps", "data_seed"):
+        assert len({record["config"][field] for record in records}) == 1
+    assert len({record["data"] for record in records}) == 1
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_default_tasks_pass_the_gate(role: str) -> None:
+    bridge = PAIR.open_model(role)
+    tasks = PAIR.default_tasks
+    assert tasks is not None and len(tasks) >= 5
+    for name in tasks:
+        prompts = both_sides(get_task(name).sample(bridge.tokenizer, HELDOUT_PAIRS, seed=0, split="heldout"))
+        accuracy = float((logit_differences(bridge, prompts, []) > 0).float().mean())
+        assert accuracy >= ACCURACY_GATE, name
+
+
+def test_windows_are_tokens_of_the_vocabulary() -> None:
+    vocabulary = PAIR.open_model("sparse").model_config.vocab_size
+    for windows in PAIR.windows.values():
+        assert windows.dtype == np.int64 and windows.min() >= 0 and windows.max() < vocabulary
+
+
+def test_every_layer_of_the_matched_model_has_an_sae() -> None:
+    hooks = {dictionary.hook_out for dictionary in PAIR.dictionaries()}
+    assert hooks == {f"blocks.{layer}.mlp.hook_post" for layer in range(2)}
+    assert all(dictionary.n_latents <= 2048 for dictionary in PAIR.dictionaries())

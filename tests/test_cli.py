@@ -1,0 +1,91 @@
+"""The command line in one process: exit statuses, JSON for programs, errors without tracebacks, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sparse_lens.cli import main
+
+
+def failing(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Standard error of a call that must end with status 1 and without a traceback."""
+    assert main(arguments) == 1
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and "Traceback" not in text
+    return text
+
+
+@pytest.mark.parametrize("command", ["models", "check", "train", "patch", "circuit", "compare", "report", "bench"])
+def test_every_subcommand_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert "usage: " in capsys.readouterr().out
+
+
+def test_wrong_usage_is_status_two() -> None:
+    for arguments in ([], ["nonsense"], ["check"], ["train"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+
+
+def test_errors_offer_the_nearest_names(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "'python-sparse'" in failing(capsys, "check", "python-spares")
+    assert "'if_equals'" in failing(capsys, "patch", "python-dense-matched", "if_equal")
+    assert "'smoke-sparse'" in failing(capsys, "train", "--recipe", "smoke-spars")
+    assert "'python'" in failing(capsys, "compare", "--pair", "pyton", "--out", str(tmp_path / "r"))
+    assert "'if_equals'" in failing(capsys, "compare", "--tasks", "if_eqals", "--out", str(tmp_path / "r"))
+    assert "'projection'" in failing(capsys, "bench", "projectoin")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_places_and_numbers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert "file" in failing(capsys, "compare", "--out", str(tmp_path / "file"))
+    assert "file" in failing(capsys, "compare", "--out", str(tmp_path / "file" / "below"))
+    assert "metrics" in failing(capsys, "report", str(tmp_path), "--out", str(tmp_path / "r"))
+    assert "seeds" in failing(capsys, "compare", "--seeds", "0", "--out", str(tmp_path / "r"))
+    assert (tmp_path / "file").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_models_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--json"]) == 0
+    models = json.loads(capsys.readouterr().out)
+    assert {"python-sparse", "python-dense", "python-dense-matched"} <= {model["name"] for model in models}
+    for model in models:
+        assert model["shipped"] is True and 0 < model["nonzeros"] <= model["parameters"] and model["loss"] > 0
+
+
+def test_check_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "python-sparse", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["problems"] == [] and found["largest_difference"] <= 1e-5
+    assert found["densities"]["blocks.0.mlp.fc_in.weight"] < 0.06
+    assert "blocks.0.attn.hook_sink" in found["hook_points"]
+
+
+def test_patch_prints_and_draws(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    page = tmp_path / "patching.html"
+    assert main(["patch", "python-dense-matched", "if_equals", "--pairs", "4", "--json", "--out", str(page)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert len(result["models"]["python-dense-matched"]["heads"]) == 2
+    assert "<svg" in page.read_text(encoding="utf-8")
+
+
+def test_circuit_is_found_and_saved(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["circuit", "python-dense-matched", "if_equals", "--steps", "20", "--out", str(tmp_path / "c"), "--json"]
+    assert main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["nodes"] == sum(len(kept) for kept in found["kept"].values())
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["circuit.json", "circuit.safetensors"]
+
+
+def test_train_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--recipe", "python-sparse", "--dry-run"]) == 0
+    recipe = json.loads(capsys.readouterr().out)
+    assert recipe["tokens"] == recipe["steps"] * recipe["batch_size"] * recipe["context"]
