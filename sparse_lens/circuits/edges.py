@@ -37,7 +37,7 @@ def count_edges(space: NodeSpace, mask: Bool[Tensor, " node"], graph: WeightGrap
     if space.has_dictionaries:
         raise CircuitError("edges are weights between neurons; a node space with dictionaries has none of its own")
     kept = space.split(mask)
-    counts = dict.fromkeys(EDGE_KINDS, 0)
+    counts: dict[str, int] = dict.fromkeys(EDGE_KINDS, 0)
     for layer, weights in enumerate(graph.layers):
         attn_in, mlp_in, neuron = kept[f"attn_in.{layer}"], kept[f"mlp_in.{layer}"], kept[f"mlp_neuron.{layer}"]
         for letter in "qkv":

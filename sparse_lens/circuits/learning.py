@@ -28,16 +28,16 @@ class SearchConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = Field(300, gt=0, description="optimizer steps of each mask")
-    pairs_per_step: int = Field(16, gt=0, description="prompt pairs per step (two sequences each)")
-    restarts: int = Field(1, gt=0, description="masks learned from different initial gates")
-    penalties: tuple[float, ...] = Field((3e-5,), description="initial prices of a node, in nats; one mask each")
-    learning_rate: float = Field(0.03, gt=0, description="of Adam, on the gates")
-    temperature: float = Field(1.0, gt=0, description="width of the straight-through gradient")
-    snapshots: int = Field(4, ge=0, description="masks along the way that are candidates too")
-    evaluations: int = Field(16, gt=0, description="circuit sizes tried per mask")
-    search_pairs: int = Field(512, gt=0, description="prompt pairs that the masks are learned on")
-    evaluation_pairs: int = Field(128, gt=0, description="further prompt pairs on which the target loss must be met")
+    steps: int = Field(default=300, gt=0, description="optimizer steps of each mask")
+    pairs_per_step: int = Field(default=16, gt=0, description="prompt pairs per step (two sequences each)")
+    restarts: int = Field(default=1, gt=0, description="masks learned from different initial gates")
+    penalties: tuple[float, ...] = Field(default=(3e-5,), description="initial prices of a node, in nats; one mask each")
+    learning_rate: float = Field(default=0.03, gt=0, description="of Adam, on the gates")
+    temperature: float = Field(default=1.0, gt=0, description="width of the straight-through gradient")
+    snapshots: int = Field(default=4, ge=0, description="masks along the way that are candidates too")
+    evaluations: int = Field(default=16, gt=0, description="circuit sizes tried per mask")
+    search_pairs: int = Field(default=512, gt=0, description="prompt pairs that the masks are learned on")
+    evaluation_pairs: int = Field(default=128, gt=0, description="further prompt pairs on which the target loss must be met")
 
     @property
     def masks(self) -> int:

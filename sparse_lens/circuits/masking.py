@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from sparse_lens.circuits.node_space import NodeSpace, Site
 from sparse_lens.dictionaries import IdentityDictionary
 
-Hook = Callable[..., Tensor]
+Hook = Callable[..., Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -108,7 +108,7 @@ def node_space(bridge: Any, dictionaries: Sequence[Dictionary] = ()) -> NodeSpac
     d_attn, d_in, d_model = config.d_attn, config.d_model_in, config.d_model
     widths = {"attn_in": d_in, "attn_q": d_attn, "attn_k": d_attn, "attn_v": d_attn, "attn_out": d_model}
     widths |= {"mlp_in": d_in, "mlp_neuron": config.mlp_width, "mlp_out": d_model}
-    places = [
+    places: list[tuple[str, int | None, str, int]] = [
         (kind, layer, f"blocks.{layer}.{hook}", widths[kind])
         for layer in range(config.n_layer)
         for kind, hook in _LAYER_SITES.items()

@@ -38,7 +38,7 @@ def keep_largest_rows(bits: np.ndarray, k: int, out: np.ndarray, mask: np.ndarra
 
 
 @numba.njit(cache=True, nogil=True)
-def _kth_largest(magnitude: np.ndarray, k: int) -> tuple[np.uint32, int]:
+def _kth_largest(magnitude: np.ndarray, k: int) -> tuple[np.uint32, np.int32]:
     """The k-th largest of `magnitude` (uint32) and how many entries lie strictly above it, by bisection over the bits.
 
     The bisection stops as soon as exactly k entries lie above the probe; the returned cut then lies below all of them and

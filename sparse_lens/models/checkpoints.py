@@ -83,7 +83,7 @@ def save_reference(model: CircuitGPTForCausalLM, path: str | Path) -> None:
     fields = {name: getattr(model.config, name) for name in REFERENCE_FIELDS}
     with new_directory(path) as folder:
         (folder / REFERENCE_CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
-        torch.save(to_reference_names(state, model.config), folder / REFERENCE_WEIGHTS)
+        torch.save(to_reference_names(state, model.core.config), folder / REFERENCE_WEIGHTS)
 
 
 def save_packed(model: CircuitGPTForCausalLM, folder: Path) -> None:

@@ -54,7 +54,9 @@ class CircuitGPTForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None if labels is None else next_token_loss(logits, labels)
         return CausalLMOutput(loss=cast(Any, loss), logits=logits)
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride] - only ids and mask matter here
+        self, input_ids: Tensor, **kwargs: Any
+    ) -> dict[str, Any]:
         """Whole sequence each step (there is no key-value cache), cut to the positions that the model has."""
         mask = kwargs.get("attention_mask")
         size = self.config.block_size

@@ -18,15 +18,15 @@ class SparsityConfig(_Frozen):
     """Weight sparsity by projection on the largest magnitudes after every optimizer step (arXiv:2511.13653)."""
 
     density: float = Field(gt=0, le=1, description="final share of nonzeros in every matrix of a block")
-    embedding_density: float = Field(1.0, gt=0, le=1, description="final share of nonzeros in embedding and unembedding")
-    anneal_start: float = Field(0.01, ge=0, le=1, description="share of the steps before the density starts to fall")
-    anneal_end: float = Field(0.5, gt=0, le=1, description="share of the steps after which the final density is reached")
+    embedding_density: float = Field(default=1.0, gt=0, le=1, description="final share of nonzeros in embedding and unembedding")
+    anneal_start: float = Field(default=0.01, ge=0, le=1, description="share of the steps before the density starts to fall")
+    anneal_end: float = Field(default=0.5, gt=0, le=1, description="share of the steps after which the final density is reached")
     anneal_shape: Literal["linear", "cubic", "power_law"] = Field(
-        "linear", description="density against time: a line, 1-(1-t)^3 (most time at low density), or a line in logs"
+        default="linear", description="density against time: a line, 1-(1-t)^3 (most time at low density), or a line in logs"
     )
-    min_alive: int = Field(4, ge=0, description="weights kept per neuron before all others, counted in the density")
+    min_alive: int = Field(default=4, ge=0, description="weights kept per neuron before all others, counted in the density")
     sharkfin_floor: float = Field(
-        0.0, ge=0, le=1, description="least factor sqrt(final density / density now) on the learning rate"
+        default=0.0, ge=0, le=1, description="least factor sqrt(final density / density now) on the learning rate"
     )
 
 
@@ -36,23 +36,23 @@ class TrainingConfig(_Frozen):
     name: str = Field(description="name of the model, and of its folder")
     model: dict[str, int | float | str | bool | None] = Field(description="fields of CircuitGPTConfig")
     steps: int = Field(gt=0, description="optimizer steps")
-    batch_size: int = Field(16, gt=0, description="sequences per step")
-    context: int = Field(128, gt=1, description="tokens per sequence")
-    seed: int = Field(0, description="seeds the initial weights")
-    data_seed: int = Field(0, description="seeds the order of the tokens; equal seeds give equal batches")
-    learning_rate: float = Field(3e-3, gt=0, description="peak learning rate, before the sharkfin factor")
-    warmup: float = Field(0.01, ge=0, lt=1, description="share of the steps with linearly rising learning rate")
-    decay_start: float = Field(0.01, ge=0, le=1, description="share of the steps after which it falls linearly to zero")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="moment decay of Adam")
-    eps: float = Field(1e-8, gt=0, description="epsilon of Adam")
-    weight_decay: float = Field(0.1, ge=0, description="decoupled decay of tensors of two dimensions, bigram apart")
+    batch_size: int = Field(default=16, gt=0, description="sequences per step")
+    context: int = Field(default=128, gt=1, description="tokens per sequence")
+    seed: int = Field(default=0, description="seeds the initial weights")
+    data_seed: int = Field(default=0, description="seeds the order of the tokens; equal seeds give equal batches")
+    learning_rate: float = Field(default=3e-3, gt=0, description="peak learning rate, before the sharkfin factor")
+    warmup: float = Field(default=0.01, ge=0, lt=1, description="share of the steps with linearly rising learning rate")
+    decay_start: float = Field(default=0.01, ge=0, le=1, description="share of the steps after which it falls linearly to zero")
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="moment decay of Adam")
+    eps: float = Field(default=1e-8, gt=0, description="epsilon of Adam")
+    weight_decay: float = Field(default=0.1, ge=0, description="decoupled decay of tensors of two dimensions, bigram apart")
     gradient: Literal["rms", "clip", "none"] = Field(
-        "rms", description="rms: divide by the gradient's root mean square; clip: norm at most 1"
+        default="rms", description="rms: divide by the gradient's root mean square; clip: norm at most 1"
     )
-    sparsity: SparsityConfig | None = Field(None, description="null trains a weight-dense model")
-    checkpoint_every: int = Field(500, gt=0, description="steps between checkpoints")
-    evaluate_every: int = Field(250, gt=0, description="steps between validation losses")
-    evaluation_windows: int = Field(128, gt=0, description="held-out windows per validation loss")
+    sparsity: SparsityConfig | None = Field(default=None, description="null trains a weight-dense model")
+    checkpoint_every: int = Field(default=500, gt=0, description="steps between checkpoints")
+    evaluate_every: int = Field(default=250, gt=0, description="steps between validation losses")
+    evaluation_windows: int = Field(default=128, gt=0, description="held-out windows per validation loss")
 
     @property
     def tokens(self) -> int:

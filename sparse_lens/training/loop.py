@@ -141,8 +141,10 @@ class _Run:
             return
         try:
             state: dict[str, Any] = torch.load(self.path, weights_only=True)
-        except Exception as error:
-            raise CheckpointError(f"{self.path} cannot be read ({error}); delete it to start over") from error
+        except Exception as error:  # torch raises pickle, runtime and key errors alike, with advice that would be unsafe to repeat
+            raise CheckpointError(f"{self.path} cannot be read ({type(error).__name__}); delete it to start over") from error
+        if not isinstance(state, dict) or not {"fingerprint", "step", "core", "optimizer", "history"} <= state.keys():
+            raise CheckpointError(f"{self.path} is no training checkpoint; delete it to start over")
         if state["fingerprint"] != self.config.fingerprint():
             raise CheckpointError(f"{self.path} belongs to another configuration; delete it or give another checkpoints folder")
         self.model.core.load_state_dict(state["core"])
@@ -156,12 +158,13 @@ def scale_gradient(model: nn.Module, how: str) -> None:
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     if how == "none":
         return
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm = torch.nn.utils.get_total_norm(gradients)
     if how == "rms":
         factor = 1 / (norm / math.sqrt(sum(gradient.numel() for gradient in gradients)) + 1e-5)
     else:
         factor = (1 / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(gradients, factor)
+    for gradient in gradients:
+        gradient.mul_(factor)
 
 
 def _new_model(config: TrainingConfig, data: TokenData) -> CircuitGPTForCausalLM:
