@@ -1,0 +1,274 @@
+"""TransformerLens' own tools on the bridge: patching, cache analysis, weights, generation, weight processing."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformer_lens import patching
+from transformer_lens.model_bridge import TransformerBridge
+
+from sparse_lens.errors import SparseLensError
+from sparse_lens.hooks import load
+
+ONE_SITE = {
+    "get_act_patch_resid_pre": "blocks.{i}.hook_resid_pre",
+    "get_act_patch_resid_mid": "blocks.{i}.hook_resid_mid",
+    "get_act_patch_attn_out": "blocks.{i}.hook_attn_out",
+    "get_act_patch_mlp_out": "blocks.{i}.hook_mlp_out",
+    "get_act_patch_attn_head_out_by_pos": "blocks.{i}.attn.hook_z",
+    "get_act_patch_attn_head_out_all_pos": "blocks.{i}.attn.hook_z",
+    "get_act_patch_attn_head_q_all_pos": "blocks.{i}.attn.hook_q",
+    "get_act_patch_attn_head_pattern_all_pos": "blocks.{i}.attn.hook_pattern",
+}
+
+
+@pytest.fixture
+def clean() -> Tensor:
+    return torch.tensor([[3, 1, 4, 1, 5]])
+
+
+@pytest.fixture
+def corrupt() -> Tensor:
+    return torch.tensor([[2, 7, 1, 8, 2]])
+
+
+@pytest.fixture(autouse=True)
+def quiet_progress_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patching, "tqdm", lambda iterable, **_: iterable)
+
+
+def score(logits: Tensor) -> Tensor:
+    return logits[0, -1, 9] - logits[0, -1, 11]
+
+
+def places(bridge: TransformerBridge, function: str, length: int) -> Iterator[tuple[tuple[int, ...], int, Any]]:
+    """Every entry of a patching function's table: its index, its layer, and the slice of the activation that it patches."""
+    everything = slice(None)
+    for layer in range(bridge.cfg.n_layers):
+        if "head" not in function:
+            yield from (((layer, pos), layer, (everything, pos)) for pos in range(length))
+            continue
+        for head in range(bridge.cfg.n_heads):
+            if "by_pos" in function:
+                yield from (((layer, pos, head), layer, (everything, pos, head)) for pos in range(length))
+            elif "pattern" in function:
+                yield (layer, head), layer, (everything, head)
+            else:
+                yield (layer, head), layer, (everything, everything, head)
+
+
+@pytest.mark.parametrize("function", ONE_SITE)
+@torch.no_grad()
+def test_patching_equals_a_loop(sink_bridge: TransformerBridge, clean: Tensor, corrupt: Tensor, function: str) -> None:
+    _, cache = sink_bridge.run_with_cache(clean)
+    table = getattr(patching, function)(sink_bridge, corrupt, cache, score)
+    seen = 0
+    for index, layer, where in places(sink_bridge, function, clean.shape[1]):
+        name = ONE_SITE[function].format(i=layer)
+
+        def patch(tensor: Tensor, hook: Any, where: Any = where, source: Tensor = cache[name]) -> Tensor:
+            tensor[where] = source[where]
+            return tensor
+
+        torch.testing.assert_close(table[index], score(sink_bridge.run_with_hooks(corrupt, fwd_hooks=[(name, patch)])))
+        seen += 1
+    assert seen == table.numel()
+    assert (table - score(sink_bridge(corrupt))).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_combined_patching_tables(bridge: TransformerBridge, clean: Tensor, corrupt: Tensor) -> None:
+    _, cache = bridge.run_with_cache(clean)
+    blocks = patching.get_act_patch_block_every(bridge, corrupt, cache, score)
+    for row, function in zip(blocks, ("resid_pre", "attn_out", "mlp_out"), strict=True):
+        assert torch.equal(row, getattr(patching, f"get_act_patch_{function}")(bridge, corrupt, cache, score))
+    torch.testing.assert_close(blocks[0, 0].sum(), blocks[0, 0].sum())
+    heads = patching.get_act_patch_attn_head_all_pos_every(bridge, corrupt, cache, score)
+    assert heads.shape == (5, bridge.cfg.n_layers, bridge.cfg.n_heads)
+    assert heads.isfinite().all()
+
+
+@torch.no_grad()
+def test_patching_everything_gives_the_clean_run(bridge: TransformerBridge, clean: Tensor, corrupt: Tensor) -> None:
+    _, cache = bridge.run_with_cache(clean)
+    hooks = [(f"blocks.0.{hook}", lambda x, hook: cache[hook.name]) for hook in ("hook_resid_pre",)]
+    if bridge.cfg.positional_embedding_type == "standard":
+        torch.testing.assert_close(bridge.run_with_hooks(corrupt, fwd_hooks=hooks)[0, -1], expected_last(bridge, clean, corrupt))
+
+
+def expected_last(bridge: TransformerBridge, clean: Tensor, corrupt: Tensor) -> Tensor:
+    """The clean run's last logits, but with the bigram row of the corrupt token."""
+    logits = bridge(clean)[0, -1]
+    if "bigram.hook_out" in bridge.hook_dict:
+        table = bridge.bigram.W_E
+        logits = logits - table[clean[0, -1]] + table[corrupt[0, -1]]
+    return logits
+
+
+def test_stop_at_layer(bridge: TransformerBridge, clean: Tensor) -> None:
+    _, cache = bridge.run_with_cache(clean)
+    for layer in range(bridge.cfg.n_layers):
+        assert torch.equal(bridge(clean, stop_at_layer=layer), cache[f"blocks.{layer}.hook_resid_pre"])
+    assert torch.equal(bridge(clean, stop_at_layer=-1), cache[f"blocks.{bridge.cfg.n_layers - 1}.hook_resid_pre"])
+    _, partial = bridge.run_with_cache(clean, stop_at_layer=0)
+    assert "blocks.0.hook_resid_post" not in partial
+
+
+def test_weights_are_stacked_by_head(reference: Any, bridge: TransformerBridge) -> None:
+    cfg, state = bridge.cfg, reference.state()
+    heads, width = (cfg.n_layers, cfg.n_heads), cfg.d_model + (reference.fields.get("d_pos_emb") or 0)
+    assert bridge.W_Q.shape == bridge.W_K.shape == bridge.W_V.shape == (*heads, width, cfg.d_head)
+    assert bridge.W_O.shape == (*heads, cfg.d_head, cfg.d_model)
+    assert bridge.b_Q.shape == bridge.b_K.shape == bridge.b_V.shape == (*heads, cfg.d_head)
+    assert bridge.b_O.shape == bridge.b_out.shape == (cfg.n_layers, cfg.d_model)
+    assert bridge.b_in.shape == (cfg.n_layers, cfg.d_mlp)
+    assert bridge.W_in.shape == (cfg.n_layers, width, cfg.d_mlp)
+    assert bridge.W_out.shape == (cfg.n_layers, cfg.d_mlp, cfg.d_model)
+    assert torch.equal(bridge.W_U, state.get("lm_head.weight", state["transformer.wte.weight"]).T)
+    assert torch.equal(bridge.W_E, state["transformer.wte.weight"])
+    assert torch.equal(bridge.W_pos, state["transformer.wpe.weight"])
+    assert bridge.b_U.shape == (cfg.d_vocab,)
+    last, rows = cfg.n_heads - 1, state["transformer.h.0.attn.c_attn.weight"].float()
+    queries = rows[: cfg.n_heads * cfg.d_head]
+    assert torch.equal(bridge.W_Q[0, last], queries[last * cfg.d_head :].T)
+
+
+def test_weights_compute_the_hooks(sink_bridge: TransformerBridge, clean: Tensor) -> None:
+    _, cache = sink_bridge.run_with_cache(clean)
+    q = torch.einsum("bpm,hmd->bphd", cache["blocks.1.attn.hook_act_in"], sink_bridge.W_Q[1]) + sink_bridge.b_Q[1]
+    torch.testing.assert_close(q, cache["blocks.1.attn.hook_q"], atol=1e-5, rtol=0)
+    out = torch.einsum("bphd,hdm->bpm", cache["blocks.1.attn.hook_z"], sink_bridge.W_O[1]) + sink_bridge.b_O[1]
+    torch.testing.assert_close(out, cache["blocks.1.hook_attn_out"], atol=1e-5, rtol=0)
+    pre = cache["blocks.1.mlp.hook_act_in"] @ sink_bridge.W_in[1] + sink_bridge.b_in[1]
+    torch.testing.assert_close(pre, cache["blocks.1.mlp.hook_pre"], atol=1e-5, rtol=0)
+
+
+def test_cache_decomposes(sink_bridge: TransformerBridge, clean: Tensor) -> None:
+    sink_bridge.set_use_attn_result(True)
+    logits, cache = sink_bridge.run_with_cache(clean)
+    final = cache["blocks.1.hook_resid_post"]
+    for stack in (cache.decompose_resid(), cache.get_full_resid_decomposition(expand_neurons=True)):
+        torch.testing.assert_close(stack.sum(0), final, atol=1e-4, rtol=0)
+    torch.testing.assert_close(cache.accumulated_resid()[-1], final)
+    parts, labels = cache.decompose_resid(apply_ln=True, return_labels=True)
+    direct = cache.logit_attrs(cache.decompose_resid(), tokens=7)
+    assert direct.shape == parts.shape[:-1]
+    assert labels == ["embed", "pos_embed", "0_attn_out", "0_mlp_out", "1_attn_out", "1_mlp_out"]
+    heads = cache.stack_head_results(layer=1).sum(0) + sink_bridge.b_O[0]
+    torch.testing.assert_close(heads, cache["blocks.0.hook_attn_out"], atol=1e-5, rtol=0)
+
+
+def test_concatenated_positions_refuse_decompositions(variant_folder: Callable[[str], Path]) -> None:
+    bridge = load(variant_folder("learned_concatenated"))
+    _, cache = bridge.run_with_cache(torch.arange(5)[None])
+    for call in (cache.decompose_resid, cache.get_full_resid_decomposition, lambda: bridge.all_composition_scores("Q")):
+        with pytest.raises(SparseLensError, match="d_pos_emb=6"):
+            call()
+    without = cache.decompose_resid(incl_embeds=False).sum(0) + cache["hook_embed"]
+    torch.testing.assert_close(without, cache["blocks.1.hook_resid_post"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(cache.accumulated_resid()[-1], cache["blocks.1.hook_resid_post"])
+
+
+@pytest.mark.parametrize(
+    ("variant", "cause"), [("relu_residual_sparse", "residual_activation_type=relu"), ("afrac_half_rms", "resid_post_attn")]
+)
+def test_sums_that_do_not_hold_warn(variant_folder: Callable[[str], Path], variant: str, cause: str) -> None:
+    _, cache = load(variant_folder(variant)).run_with_cache(torch.arange(5)[None])
+    with pytest.warns(UserWarning, match=f"do not add up.*{cause}"):
+        cache.decompose_resid()
+
+
+PROCESSED = ("plain_layernorm", "layernorm_without_bias", "layernorm_no_linear_bias", "tied", "bigram_buffer", "wide_heads")
+
+
+@pytest.mark.parametrize("variant", PROCESSED)
+@torch.no_grad()
+def test_weight_processing_keeps_the_predictions(variant_folder: Callable[[str], Path], variant: str) -> None:
+    bridge = load(variant_folder(variant))
+    tokens = torch.arange(8)[None]
+    before = bridge(tokens).log_softmax(-1)
+    bridge.enable_compatibility_mode()
+    torch.testing.assert_close(bridge(tokens).log_softmax(-1), before, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("variant", "setting"),
+    [
+        ("afrac_default_sites", "fold_ln: AbsTopK on attn_in"),
+        ("sink_sparse", "AbsTopK on mlp_in"),
+        ("sink_concatenated", "d_pos_emb=5"),
+        ("relu_residual_sparse", "sink=True"),
+        ("learned_concatenated", "center_writing_weights: d_pos_emb=6"),
+    ],
+)
+@torch.no_grad()
+def test_wrong_weight_processing_is_refused(variant_folder: Callable[[str], Path], variant: str, setting: str) -> None:
+    bridge = load(variant_folder(variant))
+    tokens = torch.arange(8)[None]
+    before = bridge(tokens)
+    for call in (bridge.enable_compatibility_mode, bridge.process_weights):
+        with pytest.raises(SparseLensError, match=setting):
+            call()
+    bridge.enable_compatibility_mode(no_processing=True)
+    assert torch.equal(bridge(tokens), before)
+
+
+@torch.no_grad()
+def test_refusals_are_needed(variant_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without them the numbers would be wrong, which is why they are there."""
+    bridge = load(variant_folder("afrac_default_sites"))
+    tokens = torch.arange(8)[None]
+    before = bridge(tokens).log_softmax(-1)
+    TransformerBridge.enable_compatibility_mode(bridge, center_writing_weights=False, fold_value_biases=False)
+    assert (bridge(tokens).log_softmax(-1) - before).abs().max() > 1e-2
+
+
+def test_state_dict_round_trip(reference: Any, fresh_bridge: TransformerBridge, clean: Tensor) -> None:
+    state = {name: tensor.clone() for name, tensor in fresh_bridge.state_dict().items()}
+    logits = fresh_bridge(clean)
+    with torch.no_grad():
+        for parameter in fresh_bridge.parameters():
+            parameter.zero_()
+    assert not torch.equal(fresh_bridge(clean), logits)
+    fresh_bridge.load_state_dict(state)
+    assert torch.equal(fresh_bridge(clean), logits)
+
+
+def test_prepare_model_is_idempotent(sink_bridge: TransformerBridge, clean: Tensor) -> None:
+    logits, cfg = sink_bridge(clean), dict(vars(sink_bridge.cfg))
+    sink_bridge.adapter.prepare_model(sink_bridge.original_model)
+    assert torch.equal(sink_bridge(clean), logits)
+    assert vars(sink_bridge.cfg) == cfg
+
+
+def test_configuration(reference: Any, bridge: TransformerBridge) -> None:
+    cfg, rms = bridge.cfg, bool(reference.fields.get("rms_norm"))
+    assert cfg.eps == (torch.finfo(torch.float32).eps if rms else 1e-5)
+    assert (cfg.normalization_type, cfg.uses_rms_norm, cfg.final_rms) == ("RMS" if rms else "LN", rms, rms)
+    assert cfg.act_fn == reference.fields.get("activation_type", "gelu")
+    assert cfg.tokenizer_name is None
+    assert cfg.positional_embedding_type == ("concat" if reference.fields.get("d_pos_emb") else "standard")
+    assert (cfg.d_vocab, cfg.d_vocab_out, cfg.n_ctx) == (41, 41, 16)
+    assert not bridge.adapter.supports_kv_cache
+    assert cfg.default_prepend_bos is False
+
+
+def test_nothing_keeps_the_model_alive(sink_reference: Any, clean: Tensor) -> None:
+    bridge = load(sink_reference.folder)
+    bridge.run_with_hooks(clean, fwd_hooks=[("blocks.0.attn.hook_z", lambda z, hook: z)])
+    bridge.run_with_cache(clean)
+    watched = [weakref.ref(thing) for thing in (bridge, bridge.original_model, bridge.blocks[0].attn)]
+    gc.collect()
+    gc.disable()
+    try:
+        del bridge
+        assert [ref() for ref in watched] == [None, None, None]
+    finally:
+        gc.enable()
