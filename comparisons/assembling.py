@@ -1,7 +1,14 @@
-"""`assemble_pair`: trained models, SAEs, windows and cards in one folder that `compare` opens; so the shipped pair was made."""
+"""`assemble_pair`: trained models, SAEs, windows and cards in one folder that `compare` opens; so the shipped pair was made.
+
+    python -m sparse_lens.comparisons.assembling --data DATA --models MODELS --out FOLDER
+
+takes the three models that `sparse-lens train` has made (MODELS/python-sparse and so on), trains the SAEs on the matched one, and
+names the tasks that all three models do.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,12 +18,23 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from sparse_lens.circuits import both_sides
+from sparse_lens.circuits.scoring import logit_differences
+from sparse_lens.comparisons.circuit_sizes import ACCURACY_GATE, HELDOUT_PAIRS
 from sparse_lens.comparisons.pair import ROLES, model_facts
 from sparse_lens.data import Document, TokenData, encode_documents, rebuild_documents
+from sparse_lens.dictionaries import SAETrainingConfig, train_sae
 from sparse_lens.errors import DataError
-from sparse_lens.files import new_directory
+from sparse_lens.files import check_writable, new_directory
 from sparse_lens.hooks import load
 from sparse_lens.models_shipped import CARD_FILE, PAIR_FILE, WINDOWS_FILE
+from sparse_lens.results import Result, bootstrap_mean
+from sparse_lens.tasks import available_tasks, get_task
+
+CORPUS_FILE = "corpus.json"
+DEFAULT_TASKS = 5
+SAE_CONFIG = SAETrainingConfig(d_sae=1024, k=16, tokens=6_000_000, batch_size=2048, half=True)
+"""How the shipped SAEs were trained, one per layer."""
 
 _WINDOWS = 256
 
@@ -26,42 +44,59 @@ def assemble_pair(
     data: TokenData,
     folder: str | Path,
     *,
-    dictionaries: Mapping[str, Path],
-    tasks: Sequence[str],
     about: Mapping[str, str],
-    commands: Mapping[str, str],
+    dictionaries: Mapping[str, SAETrainingConfig],
     source: str = "stdlib",
+    progress: bool = True,
 ) -> None:
-    """Copy `models` (by role), `dictionaries` (by name) and windows of real text of one `source` into `folder`, and write the cards.
+    """Write a pair: `models` (by role) with cards, SAEs of the matched model (configuration by hook), windows of real text.
 
-    Only windows of `source` are copied, since they are published with the models: choose one whose licence allows it. Real text
-    makes up half of the reference windows, generated programs the rest, as in training.
+    The pair's tasks are the first five, in order of registration, that all models do (two-way accuracy on held-out templates).
+    Only windows of the corpus' `source` are copied, since they are published with the models: choose one whose licence allows
+    it. Real text makes up half of the reference windows, generated programs the rest, as in training. Raises `DataError` for a
+    missing role, and if fewer than two tasks are done by all.
     """
     if missing := [role for role in ROLES if role not in models]:
         raise DataError(f"a pair needs models for {', '.join(ROLES)}; {', '.join(missing)} missing")
+    sae_names = {f"sae-{hook.replace('.', '-')}": hook for hook in dictionaries}
+    names = [model.name for model in models.values()]
+    check_writable(folder, [*names, *sae_names, WINDOWS_FILE, CORPUS_FILE, PAIR_FILE])
     windows = pair_source_windows(data, source)
+    accuracies = {role: task_accuracies(models[role]) for role in ROLES}
     with new_directory(folder) as staging:
         for role in ROLES:
-            target = staging / models[role].name
-            shutil.copytree(models[role], target)
-            _write_card(target, windows["heldout"], data, about[role], commands[role])
-        for name, path in dictionaries.items():
-            shutil.copytree(path, staging / name)
+            shutil.copytree(models[role], staging / models[role].name)
+            _write_card(staging / models[role].name, windows["heldout"], data, about[role], accuracies[role])
+        for name, hook in sae_names.items():
+            _train(models["dense_matched"], hook, data, dictionaries[hook], staging / name, progress)
         save_file({name: array.astype(np.int32) for name, array in windows.items()}, str(staging / WINDOWS_FILE))
         record: dict[str, Any] = {"format": 1} | {role: models[role].name for role in ROLES}
-        record |= {"dictionaries": list(dictionaries), "tasks": list(tasks), "windows_source": source}
-        (staging / "corpus.json").write_text(json.dumps(_public_manifest(data.manifest), indent=1) + "\n", encoding="utf-8")
+        record |= {"dictionaries": list(sae_names), "tasks": common_tasks(accuracies), "windows_source": source}
+        (staging / CORPUS_FILE).write_text(json.dumps(_public_manifest(data.manifest), indent=1) + "\n", encoding="utf-8")
         (staging / PAIR_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def _public_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The corpus' manifest without this machine's folders: sources are known by name, files by path below them and hash."""
+def task_accuracies(model: Path) -> dict[str, Result]:
+    """Two-way accuracy of a model on held-out templates of every task, on 256 pairs each."""
+    bridge = load(model)
+    found = {}
+    for name in available_tasks():
+        prompts = both_sides(get_task(name).sample(bridge.tokenizer, HELDOUT_PAIRS, seed=0, split="heldout"))
+        right = logit_differences(bridge, prompts, []) > 0
+        found[name] = bootstrap_mean(right.float().numpy(), null=0.5)
+    return found
 
-    def without_paths(sources: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        return [{key: value for key, value in source.items() if key != "path"} for source in sources]
 
-    config = manifest["config"] | {"sources": without_paths(manifest["config"]["sources"])}
-    return {**manifest, "sources": without_paths(manifest["sources"]), "config": config}
+def common_tasks(accuracies: Mapping[str, Mapping[str, Result]], most: int = DEFAULT_TASKS) -> list[str]:
+    """The first `most` tasks that every model does; raises `DataError` if there are not even two."""
+    done = [
+        task
+        for task in available_tasks()
+        if all((of_model[task].value or 0) >= ACCURACY_GATE for of_model in accuracies.values())
+    ]
+    if len(done) < 2:
+        raise DataError(f"all models together do {len(done)} task(s) with {ACCURACY_GATE:.0%} accuracy; train them longer")
+    return done[:most]
 
 
 def pair_source_windows(data: TokenData, source: str, *, context: int = 128) -> dict[str, np.ndarray]:
@@ -86,11 +121,65 @@ def _spread(tokens: np.ndarray, n_windows: int, length: int) -> np.ndarray:
     return tokens[starts[:, None] + np.arange(length)].astype(np.int64)
 
 
-def _write_card(folder: Path, heldout: np.ndarray, data: TokenData, about: str, command: str) -> None:
+def _train(model: Path, hook: str, data: TokenData, config: SAETrainingConfig, folder: Path, progress: bool) -> None:
+    bridge = load(model)
+    context = bridge.model_config.block_size
+    n_steps = (len(data.train) - 1) // context // 16
+    batches = (batch[:, :-1] for batch in data.batches(context=context, batch_size=16, seed=0, n_steps=n_steps))
+    held_out = np.array_split(data.validation_windows(context, config.held_out_tokens // context)[:, :-1], 16)
+    train_sae(bridge, hook, batches, config, folder, held_out=held_out, model_name=model.name, progress=progress)
+
+
+def _public_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The corpus' manifest without this machine's folders: sources are known by name, files by path below them and hash."""
+
+    def without_paths(sources: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return [{key: value for key, value in source.items() if key != "path"} for source in sources]
+
+    config = manifest["config"] | {"sources": without_paths(manifest["config"]["sources"])}
+    return {**manifest, "sources": without_paths(manifest["sources"]), "config": config}
+
+
+def _write_card(folder: Path, heldout: np.ndarray, data: TokenData, about: str, accuracies: Mapping[str, Result]) -> None:
     bridge = load(folder)
     facts = model_facts(bridge, heldout)
     on_all = model_facts(bridge, data.validation_windows(heldout.shape[1] - 1, 2 * _WINDOWS))["loss"]
-    card = {name: int(fact.value or 0) for name, fact in facts.items() if name != "loss"}
+    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    card: dict[str, Any] = {name: int(fact.value or 0) for name, fact in facts.items() if name != "loss"}
     card |= {"loss": facts["loss"].value, "loss_result": facts["loss"].to_json(), "loss_on_all_sources": on_all.to_json()}
-    card |= {"about": about, "command": command}
+    card |= {"about": about, "command": training_command(training["config"]["name"], data.manifest)}
+    card |= {name: training[name] for name in ("tokens", "seconds", "versions")}
+    card["task_accuracies"] = {task: accuracy.to_json() for task, accuracy in accuracies.items()}
     (folder / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+
+
+def training_command(recipe: str, manifest: Mapping[str, Any]) -> str:
+    """The `sparse-lens train` command of a recipe on the standard library, and as much of the installed packages as was used."""
+    packages = [source["cap_mb"] for source in manifest["config"]["sources"] if source["name"] == "site-packages"]
+    share = "".join(f" --site-packages {megabytes:g}" for megabytes in packages)
+    return f"sparse-lens train --recipe {recipe}{share} --threads 1"
+
+
+ABOUT = {
+    "sparse": "weight-sparse, AbsTopK 1/4 at eight sites",
+    "dense": "dense twin: same shape, tokens and order",
+    "dense_matched": "dense, narrower, same tokens and order, fully annealed, within 0.05 nats of the sparse model",
+}
+"""What the shipped models are, by role."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the shipped pair from trained models."""
+    parser = argparse.ArgumentParser(description="Make a pair from trained models: SAEs, cards, windows, tasks.")
+    parser.add_argument("--data", type=Path, required=True, help="the corpus' folder, as `sparse-lens train --data` has built it")
+    parser.add_argument("--models", type=Path, required=True, help="folder with python-sparse, python-dense, python-dense-matched")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the pair")
+    options = parser.parse_args(arguments)
+    names = {"sparse": "python-sparse", "dense": "python-dense", "dense_matched": "python-dense-matched"}
+    models = {role: options.models / name for role, name in names.items()}
+    hooks = [f"blocks.{layer}.mlp.hook_post" for layer in range(load(models["dense_matched"]).cfg.n_layers)]
+    assemble_pair(models, TokenData(options.data), options.out, about=ABOUT, dictionaries=dict.fromkeys(hooks, SAE_CONFIG))
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from sparse_lens.errors import OutputError
 def new_directory(path: str | Path) -> Iterator[Path]:
     """Yield an empty directory that takes the place of `path` when the block ends without an error.
 
-    An existing directory at `path` is replaced; after an error nothing at `path` has changed. Raises `OutputError` where the
-    place cannot be written.
+    An existing directory at `path` is replaced if everything in it bears a name that is written now: an older result of the
+    same kind. After an error nothing at `path` has changed. Raises `OutputError` where the place cannot be written or holds
+    anything else.
     """
     target = Path(path)
     if target.exists() and not target.is_dir():
@@ -24,6 +25,7 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     staging = _staging_directory(target)
     try:
         yield staging
+        refuse_foreign(target, [entry.name for entry in staging.iterdir()])
         _replace_directory(staging, target)
     except OSError as error:
         raise _unwritable(target, error) from error
@@ -45,9 +47,28 @@ def new_file(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def check_writable(path: str | Path) -> None:
-    """Raise `OutputError` now rather than after an hour's work if nothing can be written at `path`."""
+def check_writable(path: str | Path, names: Collection[str] | None = None) -> None:
+    """Raise `OutputError` now rather than after an hour's work if nothing can be written at `path`.
+
+    With `names`, those of the files that a folder at `path` is going to hold, also raise if it holds anything else.
+    """
+    if names is not None:
+        refuse_foreign(Path(path), names)
     shutil.rmtree(_staging_directory(Path(path)))
+
+
+def refuse_foreign(folder: Path, names: Collection[str]) -> None:
+    """Raise `OutputError` if `folder` holds anything that bears none of `names`: replacing the folder would lose it."""
+    try:
+        foreign = sorted(repr(entry.name) for entry in folder.iterdir() if entry.name not in names) if folder.is_dir() else []
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    if foreign:
+        some = ", ".join(foreign[:4]) + (f" and {len(foreign) - 4} more" if len(foreign) > 4 else "")
+        raise OutputError(
+            f"the folder {folder} holds other files ({some}), and what is written now would replace it whole; "
+            "choose a new or empty folder, or move them away"
+        )
 
 
 def _staging_directory(target: Path) -> Path:

@@ -33,10 +33,25 @@ def test_a_new_directory_appears_whole(tmp_path: Path) -> None:
 
 def test_a_new_directory_replaces_an_old_one(tmp_path: Path) -> None:
     """The old files go, none of them is mixed with the new ones."""
-    for name in ("old", "new"):
+    for written in ({"card": "old"}, {"card": "new", "weights": "new"}):
         with new_directory(tmp_path / "model") as staging:
-            (staging / name).write_text(name)
-    assert contents(tmp_path) == {"model/new": "new"}
+            for name, text in written.items():
+                (staging / name).write_text(text)
+    assert contents(tmp_path) == {"model/card": "new", "model/weights": "new"}
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_directory_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    """A folder that holds anything of another name is somebody's work: refused, before the work where the names are known."""
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter").write_text("years of work")
+    with pytest.raises(OutputError, match=r"chapter.*choose a new or empty folder"), new_directory(tmp_path / "thesis") as staging:
+        (staging / "card").write_text("new")
+    with pytest.raises(OutputError, match="chapter"):
+        check_writable(tmp_path / "thesis", ["card"])
+    check_writable(tmp_path / "thesis", ["card", "chapter"])
+    assert contents(tmp_path) == {"thesis/chapter": "years of work"}
+    assert names(tmp_path) == ["thesis"]
 
 
 def test_an_error_leaves_the_old_directory(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def train_sae(
     """
     _require_sae_lens()
     _check_config(config)
-    check_writable(folder)
+    check_writable(folder, (CFG, WEIGHTS, STATISTICS))
     batches = iter(token_batches)
     kept = list(_take(batches, config.held_out_tokens)) if held_out is None else held_out
     activations = (found[hook] for found in harvest_activations(bridge, [hook], batches))

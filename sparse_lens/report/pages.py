@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sparse_lens.errors import DataError, OutputError
-from sparse_lens.files import check_writable, new_directory, new_file
+from sparse_lens.files import check_writable, new_directory, new_file, refuse_foreign
 from sparse_lens.report.contents import check_metrics
 from sparse_lens.report.figures import key_mark, key_square
 from sparse_lens.report.patching_view import patching_view
@@ -79,19 +79,9 @@ def _refuse_foreign(folder: Path) -> None:
     """Raise unless `folder` is missing, empty, or holds a report and nothing else: writing it replaces the whole folder."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"cannot write the report to {_shown(folder)}: a file of that name is in the way; choose another folder")
-    try:
-        found = {entry.name: entry for entry in folder.iterdir()} if folder.exists() else {}
-    except OSError as error:
-        raise OutputError(f"cannot look into {_shown(folder)}: {error.strerror or error}; choose another folder") from error
-    foreign = sorted(name for name, entry in found.items() if name not in REPORT_FILES or entry.is_dir())
-    if found and not foreign and not _is_our_page(folder / "index.html"):
-        foreign = sorted(found)
-    if foreign:
-        some = ", ".join(visible(name) for name in foreign[:4]) + (f" and {len(foreign) - 4} more" if len(foreign) > 4 else "")
-        raise OutputError(
-            f"the folder {_shown(folder)} holds files that are not of a report ({some}), and a report replaces its whole folder; "
-            "choose a new or empty folder, or move them away"
-        )
+    refuse_foreign(folder, REPORT_FILES)
+    if folder.exists() and any(folder.iterdir()) and not _is_our_page(folder / "index.html"):
+        raise OutputError(f"{_shown(folder)} holds files that are no report of sparse-lens's; choose a new or empty folder")
 
 
 def _is_our_page(path: Path) -> bool:

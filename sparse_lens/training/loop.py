@@ -21,12 +21,16 @@ from sparse_lens.data import END_OF_TEXT, TokenData, save_tokenizer
 from sparse_lens.errors import CheckpointError, ConfigError, DataError
 from sparse_lens.files import check_writable, new_directory, new_file
 from sparse_lens.models import CircuitGPTConfig, CircuitGPTForCausalLM, save_packed
+from sparse_lens.models.checkpoints import HF_CONFIG, PACKED_WEIGHTS
 from sparse_lens.training.config import TrainingConfig, check_anneal
 from sparse_lens.training.evaluation import window_losses
 from sparse_lens.training.schedules import learning_rate_at
 from sparse_lens.training.sparsifier import Sparsifier
 
 logger = logging.getLogger(__name__)
+
+MODEL_FILES = (HF_CONFIG, PACKED_WEIGHTS, "tokenizer.json", "tokenizer_config.json", "training.json")
+"""What a trained model's folder holds; a folder with anything else in it is left alone."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def train(
     with the model and the step at every evaluation and its numbers join the log (task accuracies, for instance).
     """
     run = _Run(config, data, Path(checkpoints) if checkpoints else Path(f"{folder}.checkpoints"))
-    check_writable(folder)
+    check_writable(folder, MODEL_FILES)
     run.resume()
     batches = data.batches(
         context=config.context,

@@ -61,7 +61,7 @@ def test_one_site_equals_an_ablation_by_hand(model: tuple[Any, Any, Any], kind: 
     mask = torch.ones(space.n_nodes, dtype=torch.bool)
     mask[space.slices[site.name].start + 1] = False
 
-    def by_hand(tensor: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001
+    def by_hand(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
         flat = tensor.reshape(*tensor.shape[:2], -1).clone()
         flat[..., 1] = reference[site.name].latents[1]
         return flat.reshape(tensor.shape)

@@ -33,7 +33,7 @@ def test_patching_equals_a_plain_loop() -> None:
         rows = [logits[i, -1, batch.target[i]] - logits[i, -1, batch.distractor[i]] for i in range(len(batch))]
         return float(torch.stack(rows).mean())
 
-    def patch(z: torch.Tensor, hook: object) -> torch.Tensor:  # noqa: ARG001
+    def patch(z: torch.Tensor, hook: object) -> torch.Tensor:
         z = z.clone()
         z[:, :, 1] = cache["blocks.1.attn.hook_z"][:, :, 1]
         return z

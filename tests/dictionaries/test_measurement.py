@@ -22,7 +22,7 @@ class ToyBridge:
     cfg: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(n_ctx=8, device="cpu", model_name="toy"))
     hook_dict: dict = field(default_factory=lambda: {name: nn.Identity() for name in ("rows", "heads", "never")})
 
-    def __call__(self, tokens, **options):  # noqa: ARG002 - a bridge takes return_type
+    def __call__(self, tokens, **options):
         self.hook_dict["heads"](VALUES[tokens][..., None, :])
         return self.hook_dict["rows"](VALUES[tokens])
 

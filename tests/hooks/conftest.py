@@ -35,6 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "learned_concatenated_rms_sparse": {"d_pos_emb": 3, "rms_norm": True, "afrac": 0.5, "afrac_loctypes": EIGHT_SITES},
     "sink_concatenated": {"d_pos_emb": 5, "sinusoidal_cat_pos_emb": True, "sink": True},
     "sink_sparse": {"sink": True, "afrac": 0.4, "afrac_loctypes": EIGHT_SITES, "rms_norm": True, "bias": False},
+    "sink_sparse_biased": {"sink": True, "afrac": 0.5, "afrac_loctypes": "attn_v,mlp_neuron"},
     "wide_heads": {"d_head": 7, "n_head": 4},
     "narrow_heads": {"d_head": 1, "n_head": 2, "d_mlp": 5},
     "heads_wider_than_model": {"d_head": 20, "n_head": 2, "rms_norm": True},
@@ -134,7 +135,7 @@ def intervene() -> Callable[[TransformerBridge, Tensor, str, Callable[[Tensor], 
         name = transformerlens_hook_name(key)
         assert reference_hook_name(name) == key
 
-        def hook(tensor: Tensor, hook: Any) -> Tensor:  # noqa: ARG001 - TransformerLens passes it by keyword
+        def hook(tensor: Tensor, hook: Any) -> Tensor:
             return to_transformerlens_layout(name, edit(to_reference_layout(name, tensor)), bridge.cfg.n_heads)
 
         return bridge.run_with_hooks(tokens, fwd_hooks=[(name, hook)])

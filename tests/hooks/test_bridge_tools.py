@@ -83,24 +83,26 @@ def test_patching_equals_a_loop(sink_bridge: TransformerBridge, clean: Tensor, c
     assert (table - score(sink_bridge(corrupt))).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("variant", ["learned_concatenated_rms_sparse", "everything"])
 @torch.no_grad()
-def test_combined_patching_tables(bridge: TransformerBridge, clean: Tensor, corrupt: Tensor) -> None:
+def test_combined_patching_tables(variant_folder: Callable[[str], Path], variant: str) -> None:
+    bridge = load(variant_folder(variant))
+    clean, corrupt = torch.tensor([[3, 1]]), torch.tensor([[2, 7]])
     _, cache = bridge.run_with_cache(clean)
     blocks = patching.get_act_patch_block_every(bridge, corrupt, cache, score)
     for row, function in zip(blocks, ("resid_pre", "attn_out", "mlp_out"), strict=True):
         assert torch.equal(row, getattr(patching, f"get_act_patch_{function}")(bridge, corrupt, cache, score))
-    torch.testing.assert_close(blocks[0, 0].sum(), blocks[0, 0].sum())
     heads = patching.get_act_patch_attn_head_all_pos_every(bridge, corrupt, cache, score)
     assert heads.shape == (5, bridge.cfg.n_layers, bridge.cfg.n_heads)
     assert heads.isfinite().all()
 
 
 @torch.no_grad()
-def test_patching_everything_gives_the_clean_run(bridge: TransformerBridge, clean: Tensor, corrupt: Tensor) -> None:
+def test_patching_the_whole_input_gives_the_clean_run(bridge: TransformerBridge, clean: Tensor, corrupt: Tensor) -> None:
     _, cache = bridge.run_with_cache(clean)
-    hooks = [(f"blocks.0.{hook}", lambda x, hook: cache[hook.name]) for hook in ("hook_resid_pre",)]
-    if bridge.cfg.positional_embedding_type == "standard":
-        torch.testing.assert_close(bridge.run_with_hooks(corrupt, fwd_hooks=hooks)[0, -1], expected_last(bridge, clean, corrupt))
+    hooks = [("blocks.0.hook_resid_pre", lambda x, hook: cache["blocks.0.hook_resid_pre"])]
+    patched = bridge.run_with_hooks(corrupt, fwd_hooks=hooks)[0, -1]
+    torch.testing.assert_close(patched, expected_last(bridge, clean, corrupt))
 
 
 def expected_last(bridge: TransformerBridge, clean: Tensor, corrupt: Tensor) -> Tensor:
@@ -152,7 +154,7 @@ def test_weights_compute_the_hooks(sink_bridge: TransformerBridge, clean: Tensor
 
 def test_cache_decomposes(sink_bridge: TransformerBridge, clean: Tensor) -> None:
     sink_bridge.set_use_attn_result(True)
-    logits, cache = sink_bridge.run_with_cache(clean)
+    _, cache = sink_bridge.run_with_cache(clean)
     final = cache["blocks.1.hook_resid_post"]
     for stack in (cache.decompose_resid(), cache.get_full_resid_decomposition(expand_neurons=True)):
         torch.testing.assert_close(stack.sum(0), final, atol=1e-4, rtol=0)
@@ -222,12 +224,15 @@ def test_wrong_weight_processing_is_refused(variant_folder: Callable[[str], Path
 
 @torch.no_grad()
 def test_refusals_are_needed(variant_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without them the numbers would be wrong, which is why they are there."""
-    bridge = load(variant_folder("afrac_default_sites"))
+    """Without them the predictions would change, which is why they are there."""
+    monkeypatch.setattr("sparse_lens.hooks.bridge.refuse_wrong_processing", lambda *_, **__: None)
     tokens = torch.arange(8)[None]
-    before = bridge(tokens).log_softmax(-1)
-    TransformerBridge.enable_compatibility_mode(bridge, center_writing_weights=False, fold_value_biases=False)
-    assert (bridge(tokens).log_softmax(-1) - before).abs().max() > 1e-2
+    for variant, step in (("afrac_default_sites", "fold_ln"), ("sink_sparse_biased", "fold_value_biases")):
+        bridge = load(variant_folder(variant))
+        before = bridge(tokens).log_softmax(-1)
+        steps = dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False)
+        bridge.enable_compatibility_mode(**{**steps, step: True})
+        assert (bridge(tokens).log_softmax(-1) - before).abs().max() > 1e-2, variant
 
 
 def test_state_dict_round_trip(reference: Any, fresh_bridge: TransformerBridge, clean: Tensor) -> None:

@@ -213,7 +213,6 @@ def test_own_hooks_are_removed_on_exceptions(sink_bridge: TransformerBridge, tok
 def test_impossible_combinations(sink_bridge: TransformerBridge, tokens: Tensor) -> None:
     dictionary = at("blocks.0.hook_mlp_out")
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"dictionaries": [dictionary], "mode": "wrte"}, "unknown splice mode"),
         ({"dictionaries": [dictionary], "mode": "read", "edit": Blend()}, "leaves the forward pass alone"),
         ({"dictionaries": [dictionary, dictionary], "mode": "edit"}, "two dictionaries have one name"),
         ({"dictionaries": [dictionary], "mode": "edit", "edit": {"other": Blend()}}, "unknown dictionary 'other'"),

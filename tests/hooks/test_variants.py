@@ -16,7 +16,7 @@ from sparse_lens.models import load_checkpoint
 NAMES = (
     "plain_layernorm afrac_half_rms afrac_default_sites afrac_keeps_one afrac_keeps_all layernorm_without_bias "
     "layernorm_no_linear_bias tied bigram_buffer learned_concatenated learned_concatenated_rms_sparse sink_concatenated "
-    "sink_sparse wide_heads narrow_heads heads_wider_than_model relu_residual_sparse everything"
+    "sink_sparse sink_sparse_biased wide_heads narrow_heads heads_wider_than_model relu_residual_sparse everything"
 ).split()
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
