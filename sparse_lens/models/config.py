@@ -138,7 +138,12 @@ REFERENCE_FIELDS = (
 assert {f.name for f in dataclasses.fields(CircuitGPTConfig)} >= set(REFERENCE_FIELDS)
 
 _POSITIVE = ("block_size", "vocab_size", "n_layer", "n_head", "d_model", "d_head", "d_mlp")
+_SWITCHES = (
+    "bias ln_bias rms_norm tied_unembed enable_bigram_table learnable_bigram_table dropout_cat_pos_emb sinusoidal_cat_pos_emb sink"
+).split()
+_NUMBERS = ("dropout", "afrac", "d_pos_emb")
 _LARGEST = 1 << 20
+_MOST_LAYERS = 1 << 12
 MAX_PARAMETERS = 20_000_000_000
 """A configuration promising more than this is taken for a broken or hostile file, before anything is allocated."""
 
@@ -146,14 +151,22 @@ MAX_PARAMETERS = 20_000_000_000
 def validate_config(config: CircuitGPTConfig) -> None:
     """Raise `ConfigError` for a configuration that cannot be built, before any memory is taken."""
     for name in _POSITIVE:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _LARGEST:
-            raise ConfigError(f"{name} must be an integer from 1 to {_LARGEST}, got {value!r}; correct the configuration file")
+        value, most = getattr(config, name), _MOST_LAYERS if name == "n_layer" else _LARGEST
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+            raise ConfigError(f"{name} must be an integer from 1 to {most}, got {value!r}; correct the configuration file")
+    for name in _SWITCHES:
+        if not isinstance(value := getattr(config, name), bool):
+            raise ConfigError(f"{name} must be true or false, got {value!r}; correct the configuration file")
+    for name in _NUMBERS:
+        if isinstance(value := getattr(config, name), bool) or not isinstance(value, int | float | None):
+            raise ConfigError(f"{name} must be a number, got {value!r}; correct the configuration file")
+    if not isinstance(config.afrac_loctypes, str):
+        raise ConfigError(f"afrac_loctypes must be names of sites with commas between them, got {config.afrac_loctypes!r}")
     _check_choice("activation_type", config.activation_type, ("gelu", "relu"))
     _check_choice("residual_activation_type", config.residual_activation_type, ("identity", "relu"))
-    if config.d_pos_emb is not None and not 0 < config.d_pos_emb <= _LARGEST:
+    if config.d_pos_emb is not None and not (isinstance(config.d_pos_emb, int) and 0 < config.d_pos_emb <= _LARGEST):
         raise ConfigError(f"d_pos_emb must be a positive integer or null, got {config.d_pos_emb!r}")
-    if not 0 <= config.dropout < 1:
+    if config.dropout is None or not 0 <= config.dropout < 1:
         raise ConfigError(f"dropout must lie in [0, 1), got {config.dropout!r}")
     _check_sparsity(config)
     if (count := parameter_count(config)) > MAX_PARAMETERS:

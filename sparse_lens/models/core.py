@@ -15,7 +15,7 @@ from typing import cast
 
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sparse_lens.kernels import abs_topk
@@ -72,7 +72,7 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "batch pos d_model"],
         positional: Float[Tensor, "batch pos d_pos_emb"] | None = None,
-        mask: Float[Tensor, "batch #head pos pos"] | None = None,
+        mask: Bool[Tensor, "batch #head #pos pos"] | None = None,
         tap: Tap = no_tap,
         per_head: bool = False,
     ) -> Float[Tensor, "batch pos d_model"]:
@@ -158,7 +158,7 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "batch pos d_model"],
         positional: Float[Tensor, "batch pos d_pos_emb"] | None = None,
-        mask: Float[Tensor, "batch #head pos pos"] | None = None,
+        mask: Bool[Tensor, "batch #head #pos pos"] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         p1 = self.ln_p1(positional) if self.has_positional else None
         x = self.topk_post_attn(self.residual_activation(x + self.attn(self.ln_1(x), p1, mask)))

@@ -57,8 +57,11 @@ def read_packed(path: Path) -> dict[str, Tensor]:
 
 def _shapes(path: Path, metadata: dict[str, str]) -> dict[str, list[int]]:
     shapes = json.loads(metadata.get("shapes", "{}"))
+    if not isinstance(shapes, dict):
+        raise CheckpointError(f"{path}: its table of shapes is a {type(shapes).__name__}; the file is damaged")
     for name, shape in shapes.items():
-        if not all(isinstance(size, int) and size > 0 for size in shape) or math.prod(shape) > _LARGEST_ENTRIES:
+        whole = isinstance(shape, list) and all(isinstance(size, int) and size > 0 for size in shape)
+        if not whole or math.prod(shape) > _LARGEST_ENTRIES:
             raise CheckpointError(f"{path}: {name!r} claims the shape {shape}; the file is damaged")
     return shapes
 
