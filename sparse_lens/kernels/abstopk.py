@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparse_lens.kernels.selection import apply_mask, keep_largest_rows
+from sparse_lens.kernels.selection import MAGNITUDE_BITS, apply_mask, keep_largest_rows
 
 
 def abs_topk_mask(x: Float[Tensor, "*rows d"], k: int) -> Bool[Tensor, "*rows d"]:
@@ -28,11 +28,11 @@ def abs_topk(x: Float[Tensor, "*rows d"], k: int, *, fast: bool = False) -> Floa
     """Zero all but the k entries of largest magnitude in each row.
 
     A hard mask: the gradient flows through the kept entries and through nothing else. `fast` asks for the numba form,
-    which is used for float32 on the CPU and falls back to the plain one elsewhere.
+    which is used for float32 and bfloat16 on the CPU and falls back to the plain one elsewhere.
     """
     if k >= x.shape[-1]:
         return x
-    if fast and x.device.type == "cpu" and x.dtype == torch.float32:
+    if fast and x.device.type == "cpu" and x.dtype in _PATTERNS:
         return _FastAbsTopK.apply(x, k)  # pyright: ignore[reportReturnType]
     return x * abs_topk_mask(x.detach(), k)
 
@@ -45,12 +45,8 @@ class _FastAbsTopK(torch.autograd.Function):
         rows = x.detach().contiguous()
         out, mask = torch.empty_like(rows), torch.empty_like(rows, dtype=torch.bool)
         width = rows.shape[-1]
-        keep_largest_rows(
-            rows.view(-1, width).numpy().view(np.uint32),
-            k,
-            out.view(-1, width).numpy().view(np.uint32),
-            mask.view(-1, width).numpy(),
-        )
+        bits = _bits(rows.view(-1, width))
+        keep_largest_rows(bits, MAGNITUDE_BITS[bits.dtype.name], k, _bits(out.view(-1, width)), mask.view(-1, width).numpy())
         ctx.save_for_backward(mask)
         return out
 
@@ -59,5 +55,17 @@ class _FastAbsTopK(torch.autograd.Function):
         (mask,) = ctx.saved_tensors
         grad = grad.contiguous()
         out = torch.empty_like(grad)
-        apply_mask(grad.view(-1).numpy().view(np.uint32), mask.view(-1).numpy(), out.view(-1).numpy().view(np.uint32))
+        apply_mask(_bits(grad.view(-1)), mask.view(-1).numpy(), _bits(out.view(-1)))
         return out, None
+
+
+_PATTERNS: dict[torch.dtype, tuple[torch.dtype, type]] = {
+    torch.float32: (torch.int32, np.uint32),
+    torch.bfloat16: (torch.int16, np.uint16),
+}
+
+
+def _bits(tensor: Tensor) -> np.ndarray:
+    """The bit patterns of a contiguous tensor, in place; numpy has no bfloat16, hence the way over integers."""
+    integers, unsigned = _PATTERNS[tensor.dtype]
+    return tensor.view(integers).numpy().view(unsigned)

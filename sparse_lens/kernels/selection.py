@@ -1,4 +1,6 @@
-"""Selection of the k largest magnitudes on float32 bit patterns: the compiled loops behind the fast kernels.
+"""Selection of the k largest magnitudes on the bit patterns of floats: the compiled loops behind the fast kernels.
+
+Without its sign bit, the pattern of a float32 (uint32) or bfloat16 (uint16) sorts as its magnitude does.
 
 All compiled functions live in this one file, since numba's on-disk cache is checked against the file of the function alone: a
 cached caller in another file would go on using an old version of what it calls.
@@ -9,21 +11,23 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-_MAGNITUDE_BITS = np.uint32(0x7FFFFFFF)
+MAGNITUDE_BITS = {"uint32": np.uint32(0x7FFFFFFF), "uint16": np.uint16(0x7FFF)}
+"""All bits but the sign's, by the type of the pattern."""
 
 
 @numba.njit(cache=True, nogil=True)
-def keep_largest_rows(bits: np.ndarray, k: int, out: np.ndarray, mask: np.ndarray) -> None:
-    """Row-wise AbsTopK on float32 bit patterns, whose magnitudes sort like unsigned integers."""
+def keep_largest_rows(bits: np.ndarray, magnitude_bits: int, k: int, out: np.ndarray, mask: np.ndarray) -> None:
+    """Row-wise AbsTopK on bit patterns; `magnitude_bits` is the pattern's entry in `MAGNITUDE_BITS`."""
     n_rows, width = bits.shape
     magnitude = np.empty(width, dtype=np.uint32)
+    zero = bits.dtype.type(0)
     for row in range(n_rows):
         row_bits, row_out, row_mask = bits[row], out[row], mask[row]
         for j in range(width):
-            magnitude[j] = row_bits[j] & _MAGNITUDE_BITS
+            magnitude[j] = row_bits[j] & magnitude_bits
         cut, above = _kth_largest(magnitude, k)
         for j in range(width):  # two sweeps of one type each: the compiler vectorizes them
-            row_out[j] = row_bits[j] if magnitude[j] > cut else np.uint32(0)
+            row_out[j] = row_bits[j] if magnitude[j] > cut else zero
         for j in range(width):
             row_mask[j] = magnitude[j] > cut
         ties = k - above
@@ -73,8 +77,9 @@ def _count_at_least(magnitude: np.ndarray, threshold: np.uint32) -> np.int32:
 @numba.njit(cache=True, nogil=True)
 def apply_mask(bits: np.ndarray, mask: np.ndarray, out: np.ndarray) -> None:
     """Copy `bits` where `mask` is set, zero elsewhere (flat arrays)."""
+    zero = bits.dtype.type(0)
     for j in range(bits.size):
-        out[j] = bits[j] if mask[j] else np.uint32(0)
+        out[j] = bits[j] if mask[j] else zero
 
 
 @numba.njit(cache=True, nogil=True)

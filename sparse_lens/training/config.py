@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sparse_lens.errors import ConfigError
 
+Precision = Literal["auto", "float32", "bfloat16"]
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +50,9 @@ class TrainingConfig(_Frozen):
     weight_decay: float = Field(default=0.1, ge=0, description="decoupled decay of tensors of two dimensions, bigram apart")
     gradient: Literal["rms", "clip", "none"] = Field(
         default="rms", description="rms: divide by the gradient's root mean square; clip: norm at most 1"
+    )
+    precision: Precision = Field(
+        default="auto", description="of the matrix products; auto: bfloat16 where the processor has instructions for it"
     )
     sparsity: SparsityConfig | None = Field(default=None, description="null trains a weight-dense model")
     checkpoint_every: int = Field(default=500, gt=0, description="steps between checkpoints")

@@ -78,6 +78,21 @@ def test_the_forms_have_the_same_gradient(data: st.DataObject) -> None:
     assert torch.equal(fast, expected)
 
 
+def test_bfloat16_is_cut_as_float32_is() -> None:
+    """Rounding to bfloat16 first and cutting then is one function in both forms, values and gradient, ties by index."""
+    x = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)).bfloat16()
+    upstream = torch.randn(64, 96, generator=torch.Generator().manual_seed(1)).bfloat16()
+    exact = x.float().requires_grad_()
+    expected = abs_topk(exact, 24, fast=True)
+    (gradient,) = torch.autograd.grad(expected, exact, upstream.float())
+    half = x.clone().requires_grad_()
+    found = abs_topk(half, 24, fast=True)
+    assert found.dtype == torch.bfloat16 and torch.equal(found.float(), expected)
+    (half_gradient,) = torch.autograd.grad(found, half, upstream)
+    assert torch.equal(half_gradient.float(), gradient)
+    assert (abs_topk(x, 24) != 0).sum() == (found != 0).sum()
+
+
 @BOTH_FORMS
 def test_strided_inputs_and_gradients(fast: bool) -> None:
     """Slices and transposes, forward and backward, give what their contiguous copies give."""

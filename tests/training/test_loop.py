@@ -24,7 +24,7 @@ from sparse_lens.training import (
     train,
     window_losses,
 )
-from sparse_lens.training.loop import scale_gradient
+from sparse_lens.training.loop import resolve_precision, scale_gradient
 
 SHAPE = {"n_layer": 2, "n_head": 2, "d_model": 16, "d_head": 8, "rms_norm": True, "tied_unembed": False, "sink": True}
 TINY = TrainingConfig(
@@ -34,6 +34,7 @@ TINY = TrainingConfig(
     batch_size=4,
     context=16,
     learning_rate=1e-2,
+    precision="float32",
     warmup=0.1,
     sparsity=SparsityConfig(density=0.2, embedding_density=0.4, min_alive=2),
     checkpoint_every=10,
@@ -72,6 +73,19 @@ def assert_same_run(result: TrainingResult, expected: TrainingResult) -> None:
         assert torch.equal(result.model.get_parameter(name), parameter), name
     assert without_seconds(result.history) == without_seconds(expected.history)
     assert result.loss == expected.loss
+
+
+def test_bfloat16_products_learn_as_well(finished: TrainingResult, data: TokenData, tmp_path: Path) -> None:
+    """Half precision of the products costs little; weights stay float32, and the record says what was used."""
+    half = train(TINY.model_copy(update={"precision": "bfloat16"}), data, tmp_path / "half", progress=False)
+    assert half.loss == pytest.approx(finished.loss, rel=0.05) and half.loss != finished.loss
+    assert {parameter.dtype for parameter in half.model.parameters()} == {torch.float32}
+    assert json.loads((tmp_path / "half" / "training.json").read_text())["precision"] == "bfloat16"
+
+
+def test_automatic_precision_is_one_of_the_two() -> None:
+    assert resolve_precision("auto") in ("float32", "bfloat16")
+    assert resolve_precision("bfloat16") == "bfloat16"
 
 
 def stop_at(step: int) -> Any:
