@@ -30,7 +30,7 @@ class LayerWeights:
 class WeightGraph:
     """Nonzero patterns of all matrices between a task's input tokens and its answers.
 
-    `inputs` are the tokens in which clean and corrupt prompts differ: what a circuit has to tell apart. `answers` are the
+    `inputs` are the tokens in which clean and corrupt prompts were made to differ: what a circuit has to tell apart. `answers` are the
     target and distractor tokens, the only logits that the task loss reads.
     """
 
@@ -58,7 +58,6 @@ def weight_graph(bridge: Any, prompts: TaskBatch) -> WeightGraph:
         stem = f"blocks.{layer}."
         names = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.in", "mlp.out")
         layers.append(LayerWeights(*(nonzero[f"{stem}{name}.weight"] for name in names)))
-    differ = prompts.clean != prompts.corrupt
     row = np.arange(len(prompts))
     last = [side[row, prompts.length - 1] for side in (prompts.clean, prompts.corrupt)]
     return WeightGraph(
@@ -68,7 +67,7 @@ def weight_graph(bridge: Any, prompts: TaskBatch) -> WeightGraph:
         unembedding=nonzero["unembed.weight"],
         bigram=nonzero.get("bigram.weight"),
         biases={name: part for name, part in nonzero.items() if name.endswith(".bias")},
-        inputs=_unique([prompts.clean[differ], prompts.corrupt[differ]]),
+        inputs=_unique([prompts.clean[prompts.clean_fork], prompts.corrupt[prompts.corrupt_fork]]),
         last_tokens=_unique(last),
         answers=_unique([prompts.target, prompts.distractor]),
         d_model=config.d_model,

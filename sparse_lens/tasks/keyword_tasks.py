@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparse_lens.tasks.task import Task, read_templates
 
-# Several templates move an argument or a digit to an earlier line, so that both sides have as many tokens.
+# Where a fork changes the number of tokens, an argument or a letter elsewhere makes up for it.
 WHILE_RETURN_TRUE = Task(
     name="while_return_true",
     description="`while True` goes on with a colon, `return True` ends its line. Own version.",
@@ -61,49 +61,49 @@ def <verb>(<letter>):
 
 IF_EQUALS = Task(
     name="if_equals",
-    description="`if a == b` goes on with a colon, `a = b` ends its line. Own version of the paper's task.",
+    description="`if a == b` goes on with a colon, `a.c = b` ends its line. Own version of the paper's task.",
     answers=(":", "\n"),
     search=read_templates(
         """
 import os
 
-<many> = <digit>«|<digit2>»
-«if <var> ==|<var> =» <var2>
+<many> = <digit>
+«if |»<var>« ==|.<letter> =» <var2>
 ---
 <var> = <verb>(<digit>)
 <many> = [<digit>, <digit2>]
-«if <thing> ==|<thing>.<letter> =» <var>
+«if |»<thing>« ==|.<letter> =» <var>
 ---
 def <verb>(<var>, <var2>):
-    <many> = <digit>«|<digit2>»
-    «if <var> ==|<var> =» <var2>
+    <many> = <digit>
+    «if |»<var>« ==|.<letter> =» <var2>
 ---
-<many> = <verb>(<letter>)
-<var> = <digit>«|<digit2>»
-«if <thing> ==|<thing> =» <thing2>
+<many> = <verb>(<letter2>)
+<var> = <digit>
+«if |»<thing>« ==|.<letter> =» <thing2>
 """
     ),
     heldout=read_templates(
         """
 <many> = <verb>()
-print(<digit>«|<digit2>»)
-«if <var> ==|<var> =» <var2>
+print(<digit>)
+«if |»<var>« ==|.<letter> =» <var2>
 ---
 class <verb>:
     <many> = None
-    <letter> = <digit>«|<digit2>»
+    <letter2> = <digit>
 
-«if <thing> ==|<thing> =» <var>
+«if |»<thing>« ==|.<letter> =» <var>
 ---
 import re
 
 <var> = <verb>(<many>)
 <many2> = <digit>
-«if <var> ==|<var>.<letter> =» <thing>
+«if |»<var>« ==|.<letter> =» <thing>
 ---
-def <verb>(<many>, <thing>=<digit>«|<digit2>»):
+def <verb>(<many>, <thing>=<digit>):
     <var> = None
-    «if <thing> ==|<thing> =» <var>
+    «if |»<thing>« ==|.<letter> =» <var>
 """
     ),
 )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from sparse_lens.errors import DataError, UnknownNameError
 from sparse_lens.tasks.pools import HELDOUT_WORDS, SEARCH_WORDS, WordPools
@@ -17,9 +17,12 @@ from sparse_lens.tasks.tokens import Encoder
 
 Prompts = Int64[np.ndarray, "pair pos"]
 PerPair = Int64[np.ndarray, " pair"]
+PerToken = Bool[np.ndarray, "pair pos"]
 
-EncodedPair = tuple[list[int], list[int]]
-"""Token ids of a clean and a corrupt prompt, equally long, end-of-text first."""
+EncodedPrompt = tuple[list[int], list[bool]]
+"""Token ids of a prompt, end-of-text first, and which of them come from a fork."""
+EncodedPair = tuple[EncodedPrompt, EncodedPrompt]
+"""A clean and a corrupt prompt, equally long."""
 
 MAX_TOKENS = 100
 """Longest prompt, in tokens, the end-of-text token at its start included."""
@@ -33,13 +36,16 @@ _TRIES = 400
 class PromptPair:
     """A clean and a corrupt prompt, each ending just before its answer.
 
-    `target` is right after `clean`, `distractor` right after `corrupt`.
+    `target` is right after `clean`, `distractor` right after `corrupt`. The forks are where the two differ: `[start, end)` in
+    characters.
     """
 
     clean: str
     corrupt: str
     target: str
     distractor: str
+    clean_forks: tuple[tuple[int, int], ...] = ()
+    corrupt_forks: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +53,16 @@ class TaskBatch:
     """Sampled pairs as token ids; row i of every field belongs to the pair i.
 
     `clean`, `corrupt`: int64 [pair, pos], end-of-text first, right-padded with end-of-text.
+    `clean_fork`, `corrupt_fork`: Boolean [pair, pos], the tokens in which the two prompts were made to differ. (Other tokens
+    may differ at equal positions only because a fork has moved them.)
     `length`: [pair], the same for both prompts; the answer is predicted at position `length - 1`.
     `target`, `distractor`: [pair], for the clean prompt; for the corrupt prompt they swap roles.
     """
 
     clean: Prompts
     corrupt: Prompts
+    clean_fork: PerToken
+    corrupt_fork: PerToken
     length: PerPair
     target: PerPair
     distractor: PerPair
@@ -131,8 +141,8 @@ class Task:
 
     def _pair(self, template: str, words: WordPools, rng: random.Random, side: int) -> PromptPair:
         filled = _fill(template, words, rng)
-        sides = _FORK.sub(r"\1", filled), _FORK.sub(r"\2", filled)
-        return PromptPair(sides[side], sides[1 - side], self.answers[side], self.answers[1 - side])
+        (clean, clean_forks), (corrupt, corrupt_forks) = _take_side(filled, side), _take_side(filled, 1 - side)
+        return PromptPair(clean, corrupt, self.answers[side], self.answers[1 - side], clean_forks, corrupt_forks)
 
 
 def read_templates(text: str) -> tuple[str, ...]:
@@ -154,27 +164,49 @@ def _fill(template: str, words: WordPools, rng: random.Random) -> str:
     return _SLOT.sub(lambda match: filled[match.group(0)], template)
 
 
+def _take_side(filled: str, side: int) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """One side of every fork, and where the forks' text lies in the result; an empty side lies nowhere."""
+    text, spans, end = "", [], 0
+    for fork in _FORK.finditer(filled):
+        text += filled[end : fork.start()]
+        start, end = len(text), fork.end()
+        text += fork.group(side + 1)
+        if len(text) > start:
+            spans.append((start, len(text)))
+    return text + filled[end:], tuple(spans)
+
+
 def _encode(pair: PromptPair, encoder: Encoder, answer_ids: dict[str, int]) -> EncodedPair | None:
-    """Return the ids of both prompts, or None if lengths differ or an answer would merge with its prompt."""
-    clean, corrupt = encoder.ids(pair.clean), encoder.ids(pair.corrupt)
+    """Return the ids and fork tokens of both prompts, or None if lengths differ or an answer would merge with its prompt."""
+    (clean, clean_at), (corrupt, corrupt_at) = encoder.encode(pair.clean), encoder.encode(pair.corrupt)
     if len(clean) != len(corrupt) or len(clean) >= MAX_TOKENS:
         return None
     continued = (pair.clean, clean, pair.target), (pair.corrupt, corrupt, pair.distractor)
     for text, ids, answer in continued:
         if encoder.ids(text + answer) != [*ids, answer_ids[answer]]:
             return None
-    return [encoder.end, *clean], [encoder.end, *corrupt]
+    forks = _overlaps(clean_at, pair.clean_forks), _overlaps(corrupt_at, pair.corrupt_forks)
+    return ([encoder.end, *clean], [False, *forks[0]]), ([encoder.end, *corrupt], [False, *forks[1]])
+
+
+def _overlaps(tokens: list[tuple[int, int]], spans: tuple[tuple[int, int], ...]) -> list[bool]:
+    """Which tokens share a character with any of the spans."""
+    return [any(start < span_end and span_start < end for span_start, span_end in spans) for start, end in tokens]
 
 
 def _batch(rows: dict[PromptPair, EncodedPair], answer_ids: dict[str, int], end: int) -> TaskBatch:
-    length = np.array([len(clean) for clean, _ in rows.values()], dtype=np.int64)
+    length = np.array([len(ids) for (ids, _), _ in rows.values()], dtype=np.int64)
     padded = np.full((2, len(rows), int(length.max(initial=0))), end, dtype=np.int64)
-    for index, (clean, corrupt) in enumerate(rows.values()):
-        padded[0, index, : len(clean)] = clean
-        padded[1, index, : len(corrupt)] = corrupt
+    forks = np.zeros(padded.shape, dtype=bool)
+    for index, sides in enumerate(rows.values()):
+        for side, (ids, in_fork) in enumerate(sides):
+            padded[side, index, : len(ids)] = ids
+            forks[side, index, : len(ids)] = in_fork
     return TaskBatch(
         clean=padded[0],
         corrupt=padded[1],
+        clean_fork=forks[0],
+        corrupt_fork=forks[1],
         length=length,
         target=np.array([answer_ids[pair.target] for pair in rows], dtype=np.int64),
         distractor=np.array([answer_ids[pair.distractor] for pair in rows], dtype=np.int64),

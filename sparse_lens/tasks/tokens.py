@@ -33,6 +33,11 @@ class Encoder:
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
+    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the token ids of a text and where each token lies in it, `[start, end)` in characters."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
     def single(self, text: str, task: str) -> int:
         """Return the id of an answer; raise `DataError` if it is more than one token."""
         ids = self.ids(text)

@@ -40,7 +40,8 @@ def pairs(n: int, length: int = 5, seed: int = 0) -> TaskBatch:
     first = np.arange(n) % 2 == 0
     clean[:, -1], corrupt[:, -1] = np.where(first, FIRST, SECOND), np.where(first, SECOND, FIRST)
     target, distractor = np.where(first, YES, NO), np.where(first, NO, YES)
-    return TaskBatch(clean, corrupt, np.full(n, length), target, distractor, (PromptPair("", "", "", ""),) * n)
+    differ = clean != corrupt
+    return TaskBatch(clean, corrupt, differ, differ, np.full(n, length), target, distractor, (PromptPair("", "", "", ""),) * n)
 
 
 @dataclass(frozen=True, eq=False)

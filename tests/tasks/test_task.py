@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
@@ -24,8 +26,22 @@ def test_forks_and_slots(tokenizer: Tokenizer) -> None:
         search_words={"a": ("x", "x"), "b": ("y",)},
     )
     batch = task.sample(tokenizer, 1, seed=0, split="search")
-    assert batch.pairs == (PromptPair("x = x\ny = [x", "x = x\ny = {x", "]", "}"),)
+    assert batch.pairs == (PromptPair("x = x\ny = [x", "x = x\ny = {x", "]", "}", ((10, 11),), ((10, 11),)),)
     assert len(batch) == 1
+
+
+def fork_texts(tokenizer: Tokenizer, ids: np.ndarray, forks: np.ndarray) -> list[str]:
+    return [tokenizer.decode([token]) for token in ids[forks]]
+
+
+def test_fork_tokens_are_those_that_differ_by_design(tokenizer: Tokenizer) -> None:
+    """A fork that moves the rest of a prompt does not make the moved tokens inputs; an empty side has none."""
+    batch = get_task("if_equals").sample(tokenizer, 8, seed=0, split="search")
+    for row in range(8):
+        sides = (batch.clean[row], batch.clean_fork[row]), (batch.corrupt[row], batch.corrupt_fork[row])
+        texts = sorted("".join(fork_texts(tokenizer, *side)) for side in sides)
+        assert re.fullmatch(r"\.[a-z] =", texts[0]) and texts[1] == "if =="
+    assert (batch.clean != batch.corrupt).sum(1).min() > 2
 
 
 def test_transformers_tokenizer_gives_the_same_batch(tokenizer: Tokenizer) -> None:
