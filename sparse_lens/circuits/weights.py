@@ -30,8 +30,8 @@ class LayerWeights:
 class WeightGraph:
     """Nonzero patterns of all matrices between a task's input tokens and its answers.
 
-    `inputs` are the tokens in which clean and corrupt prompts were made to differ: what a circuit has to tell apart. `answers` are the
-    target and distractor tokens, the only logits that the task loss reads.
+    `inputs` are the tokens in which clean and corrupt prompts were made to differ: what a circuit has to tell apart.
+    `answers` are the target and distractor tokens, the only logits that the task loss reads.
     """
 
     layers: tuple[LayerWeights, ...]

@@ -37,7 +37,7 @@ class PromptPair:
     """A clean and a corrupt prompt, each ending just before its answer.
 
     `target` is right after `clean`, `distractor` right after `corrupt`. The forks are where the two differ: `[start, end)` in
-    characters.
+    characters, without white space at their ends.
     """
 
     clean: str
@@ -169,10 +169,12 @@ def _take_side(filled: str, side: int) -> tuple[str, tuple[tuple[int, int], ...]
     text, spans, end = "", [], 0
     for fork in _FORK.finditer(filled):
         text += filled[end : fork.start()]
-        start, end = len(text), fork.end()
-        text += fork.group(side + 1)
-        if len(text) > start:
-            spans.append((start, len(text)))
+        end, taken = fork.end(), fork.group(side + 1)
+        # White space at an end of the fork may be part of the next word's token, which is no input of the task.
+        start = len(text) + len(taken) - len(taken.lstrip())
+        text += taken
+        if taken.strip():
+            spans.append((start, start + len(taken.strip())))
     return text + filled[end:], tuple(spans)
 
 
