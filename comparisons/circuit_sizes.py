@@ -15,9 +15,8 @@ import torch
 
 from sparse_lens.circuits import SearchConfig, both_sides, count_apart, count_edges
 from sparse_lens.circuits.circuit import Circuit
-from sparse_lens.circuits.learning import LearnedMask
 from sparse_lens.circuits.node_space import full_mask
-from sparse_lens.circuits.scoring import CircuitScores, Prompts, evaluate_circuit, masked_differences, task_loss
+from sparse_lens.circuits.scoring import CircuitScores, Prompts, evaluate_circuit, masked_differences, per_pair, task_loss
 from sparse_lens.circuits.search import DEFAULT_TARGET, SearchProblem, learn_masks, search_problem, select_circuit
 from sparse_lens.comparisons.columns import Column
 from sparse_lens.results import Result, bootstrap_mean, exact, not_measurable
@@ -54,8 +53,8 @@ def prepare_setting(column: Column, task: str, config: SearchConfig, *, seed: in
     everything = full_mask(column.space)
     differences = masked_differences(column.bridge, column.space, everything, column.reference, heldout)
     losses = task_loss(masked_differences(column.bridge, column.space, everything, column.reference, problem.evaluation_prompts))
-    accuracy = bootstrap_mean((differences > 0).float().numpy(), null=0.5)
-    return Setting(column, problem, heldout, accuracy, bootstrap_mean(losses.numpy()))
+    accuracy = bootstrap_mean(per_pair((differences > 0).float(), heldout), null=0.5)
+    return Setting(column, problem, heldout, accuracy, bootstrap_mean(per_pair(losses, problem.evaluation_prompts)))
 
 
 def common_target(settings: Sequence[Setting]) -> float:
@@ -75,62 +74,68 @@ class Found:
 
 
 def search_column(setting: Setting, target: float, config: SearchConfig, *, seed: int, on_step: Step) -> Found:
-    """Find and score the smallest circuit of a setting."""
-    learned = learn_masks(setting.problem, target, config, seed=seed, on_step=on_step)
-    circuit = select_circuit(setting.problem, learned, target, config)
-    scores = evaluate_circuit(setting.column.bridge, circuit, setting.heldout)
+    """Find and score the smallest circuit of a setting; each seed has its own prompts to search on."""
+    column, problem = setting.column, setting.problem
+    if seed:
+        task = get_task(problem.task)
+        problem = search_problem(column.bridge, column.space, column.reference, task, config, seed=seed)
+    learned = learn_masks(problem, target, config, seed=seed, on_step=on_step)
+    circuit = select_circuit(problem, learned, target, config)
+    scores = evaluate_circuit(column.bridge, circuit, setting.heldout)
     if circuit.space.has_dictionaries:
         return Found(circuit, scores, None, None)
+    # Inputs and answers are those of seed 0, so that the edges of all seeds are counted between equal ends.
     graph = setting.problem.graph
     return Found(circuit, scores, count_edges(circuit.space, circuit.mask, graph), count_apart(circuit, graph))
 
 
-@dataclass(frozen=True, eq=False)
-class NonsenseControl:
-    """Masks learned once per column on labels that nothing in Python gives; a circuit is read off at any target."""
-
-    problem: SearchProblem
-    learned: list[LearnedMask]
-    config: SearchConfig
-
-    def at(self, target: float) -> Circuit:
-        """The smallest circuit that fits the nonsense labels at `target`."""
-        return select_circuit(self.problem, self.learned, target, self.config)
-
-
-def nonsense_control(column: Column, target: float, config: SearchConfig, *, seed: int, on_step: Step) -> NonsenseControl:
-    """Run the same learner, with the same effort, on the nonsense task."""
+def nonsense_circuit(column: Column, target: float, config: SearchConfig, *, seed: int, on_step: Step) -> Circuit:
+    """Run the same search, with the same effort and target, on the nonsense task."""
     problem = search_problem(column.bridge, column.space, column.reference, get_task(NONSENSE_TASK), config, seed=seed)
-    return NonsenseControl(problem, learn_masks(problem, target, config, seed=seed, on_step=on_step), config)
+    return select_circuit(problem, learn_masks(problem, target, config, seed=seed, on_step=on_step), target, config)
 
 
 def column_results(setting: Setting, found: Sequence[Found], nonsense: Sequence[Circuit]) -> dict[str, Any]:
-    """Everything measured in one column on one task, over search seeds (one entry of `found` and `nonsense` each)."""
+    """Everything measured in one column on one task, over search seeds (one entry of `found` and `nonsense` each).
+
+    Sizes are over the seeds that reached the target; if none did, over the best attempts, and `reached` is false.
+    """
     base = {"accuracy": setting.accuracy, "full_loss": setting.full_loss}
     if not setting.passes:
         return base | _nothing(f"accuracy {setting.accuracy} is below the gate of {ACCURACY_GATE}")
     n = len(setting.problem.evaluation_prompts) // 2
-    sizes = [f.circuit.n_nodes for f in found]
-    edges = [sum(f.edges.values()) for f in found if f.edges is not None]
+    reached = [f for f in found if f.circuit.reached]
+    counted = reached or list(found)
+    sizes = [f.circuit.n_nodes for f in counted]
+    edges = [sum(f.edges.values()) for f in counted if f.edges is not None]
     no_edges = not_measurable("latents have no weights of their own; edges between them come with a later release", n=n)
-    best = found[int(np.argmin(sizes))]
+    best = counted[int(np.argmin(sizes))]
     return (
         base
         | {
-            "circuit_loss": over_seeds([f.circuit.loss for f in found], n=n),
-            "reached": all(f.circuit.reached for f in found),
+            "circuit_loss": over_seeds([f.circuit.loss for f in counted], n=n),
+            "reached": bool(reached),
+            "seeds_reached": exact(len(reached), n=len(found), seeds=len(found)),
             "heldout_circuit_loss": best.scores.circuit_loss,
             "heldout_full_loss": best.scores.full_loss,
             "nodes": over_seeds(sizes, n=n),
+            "error_nodes": over_seeds([_error_nodes(f.circuit) for f in counted], n=n),
             "edges": over_seeds(edges, n=n) if edges else no_edges,
-            "edges_by_kind": _by_kind([f.edges for f in found], n),
-            "apart_by_kind": _by_kind([f.apart for f in found], n),
+            "edges_by_kind": _by_kind([f.edges for f in counted], n),
+            "apart_by_kind": _by_kind([f.apart for f in counted], n),
             "nodes_by_site": {name: exact(len(kept), n=n) for name, kept in best.circuit.kept().items()},
             "sufficiency": best.scores.sufficiency,
             "necessity": best.scores.necessity,
+            "evaluations": over_seeds([f.circuit.search["evaluations"] for f in found], n=n),
         }
-        | _nonsense(sizes, nonsense, n)
+        | _nonsense([f.circuit.n_nodes for f in found], nonsense, n)
     )
+
+
+def _error_nodes(circuit: Circuit) -> int:
+    """Kept nodes that stand for a dictionary's whole reconstruction error."""
+    kept = circuit.space.split(circuit.mask)
+    return sum(int(kept[site.name][-1]) for site in circuit.space.sites if not site.dictionary.exact)
 
 
 def _nonsense(sizes: Sequence[int], nonsense: Sequence[Circuit], n: int) -> dict[str, Any]:
@@ -147,9 +152,10 @@ def _nonsense(sizes: Sequence[int], nonsense: Sequence[Circuit], n: int) -> dict
 
 
 def _nothing(reason: str) -> dict[str, Any]:
-    circuit = ("circuit_loss", "heldout_circuit_loss", "heldout_full_loss", "nodes", "edges", "sufficiency", "necessity")
+    sizes = ("circuit_loss", "heldout_circuit_loss", "heldout_full_loss", "nodes", "error_nodes", "edges")
+    scores = ("sufficiency", "necessity", "seeds_reached", "evaluations")
     nonsense = ("nonsense_nodes", "nonsense_loss", "nonsense_ratio")
-    return {name: not_measurable(reason) for name in circuit + nonsense} | {
+    return {name: not_measurable(reason) for name in sizes + scores + nonsense} | {
         "reached": False,
         "edges_by_kind": {},
         "apart_by_kind": {},

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +16,16 @@ from sparse_lens.circuits import SearchConfig
 from sparse_lens.comparisons.circuit_sizes import (
     ACCURACY_GATE,
     HELDOUT_PAIRS,
-    NonsenseControl,
     Setting,
     column_results,
     common_target,
-    nonsense_control,
+    nonsense_circuit,
     prepare_setting,
     search_column,
     single_threaded,
 )
 from sparse_lens.comparisons.columns import Column, open_columns
-from sparse_lens.comparisons.head_patching import patch_task
+from sparse_lens.comparisons.head_patching import pairs_of_one_layout, patch_task
 from sparse_lens.comparisons.pair import ROLES, ModelPair, model_facts
 from sparse_lens.comparisons.summary import summarize
 from sparse_lens.comparisons.verdict import verdict
@@ -77,9 +77,9 @@ def compare(
         columns = open_columns(pair, progress=progress)
         settings = {name: _settings(columns, name, config, workers) for name in names}
         targets = {name: common_target(settings[name]) for name in names}
-        found = _run_columns(columns, settings, targets, config, seeds, workers, progress)
         models = _models(pair, columns)
         patching = _patching(columns, settings)
+        found = _run_columns(columns, settings, targets, config, seeds, workers, progress)
     results = {name: _task_entry(name, settings[name], targets[name], found[name], config) for name in names}
     metrics = {
         "schema": SCHEMA,
@@ -109,32 +109,39 @@ def _run_columns(
     progress: bool,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Results by task and column; a column's searches run one after the other, the widest columns first."""
-    searches = sum(sum(s.passes for s in settings[name]) for name in settings) + len(columns)
+    # The nonsense search depends on the target alone: tasks of one target share it. All columns get the same targets.
+    controls = sorted({targets[name] for name in settings if any(setting.passes for setting in settings[name])})
+    searches = sum(sum(s.passes for s in settings[name]) for name in settings) + len(controls) * len(columns)
     found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in settings}
+    stop = threading.Event()
     with tqdm(total=searches * seeds * config.masks * config.steps, desc="circuits", disable=not progress) as bar:
+
+        def on_step() -> None:
+            if stop.is_set():
+                raise CancelledError
+            bar.update()
 
         def run(index: int) -> None:
             column = columns[index]
-            passing = [name for name in settings if settings[name][index].passes]
-            controls = _controls(column, [targets[name] for name in passing], config, seeds, bar.update)
+            nonsense = {
+                target: [nonsense_circuit(column, target, config, seed=seed, on_step=on_step) for seed in range(seeds)]
+                for target in controls
+            }
             for name in settings:
-                setting = settings[name][index]
+                setting, target = settings[name][index], targets[name]
                 repeated = range(seeds) if setting.passes else ()
-                circuits = [search_column(setting, targets[name], config, seed=s, on_step=bar.update) for s in repeated]
-                nonsense = [control.at(targets[name]) for control in controls] if setting.passes else []
-                found[name][column.name] = column_results(setting, circuits, nonsense)
+                circuits = [search_column(setting, target, config, seed=seed, on_step=on_step) for seed in repeated]
+                found[name][column.name] = column_results(setting, circuits, nonsense[target] if setting.passes else [])
 
         order = sorted(range(len(columns)), key=lambda i: -columns[i].space.n_nodes)
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(run, order))
+            try:
+                for future in as_completed([pool.submit(run, index) for index in order]):
+                    future.result()
+            except BaseException:  # Ctrl-C above all: the other columns would go on for minutes
+                stop.set()
+                raise
     return {name: {column.name: found[name][column.name] for column in columns} for name in found}
-
-
-def _controls(column: Column, targets: Sequence[float], config: SearchConfig, seeds: int, on_step: Any) -> list[NonsenseControl]:
-    """One nonsense search per search seed, steered to the least of the targets it will be read off at."""
-    if not targets:
-        return []
-    return [nonsense_control(column, min(targets), config, seed=seed, on_step=on_step) for seed in range(seeds)]
 
 
 def _task_entry(
@@ -159,11 +166,21 @@ def _models(pair: ModelPair, columns: Sequence[Column]) -> dict[str, Any]:
 
 
 def _patching(columns: Sequence[Column], settings: Mapping[str, Sequence[Setting]]) -> dict[str, Any] | None:
-    """TransformerLens' patching on the first task that every model does, for the sparse and the dense models."""
-    task = next((name for name, of_task in settings.items() if all(s.passes for s in of_task)), None)
-    if task is None:
+    """TransformerLens' patching for the sparse and the dense models, on one task that all of them do.
+
+    Of these the one whose prompts differ in the fewest tokens: there a position means the same in clean and corrupt prompts.
+    """
+    done = [name for name, of_task in settings.items() if all(setting.passes for setting in of_task)]
+    if not done:
         return None
     chosen = [column for column in columns if not column.space.has_dictionaries]
+    tokenizer = chosen[0].bridge.tokenizer
+
+    def differing(name: str) -> int:
+        batch = pairs_of_one_layout(get_task(name), tokenizer, 1, seed=0)
+        return int((batch.clean != batch.corrupt).sum())
+
+    task = min(done, key=differing)
     return {"task": task, "models": {column.role: patch_task(column.bridge, task).to_plain() for column in chosen}}
 
 

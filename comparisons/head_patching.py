@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformer_lens import patching
 
 from sparse_lens.circuits.learning import frozen
-from sparse_lens.errors import DataError
+from sparse_lens.errors import ConfigError, DataError
 from sparse_lens.tasks import Task, TaskBatch, get_task
 
 
@@ -21,7 +21,7 @@ class PatchingTable:
     """Effects of copying a clean activation into the corrupt run: 0 changes nothing, 1 restores the clean answer.
 
     `heads [layer head]` patches a head's output at all positions; `attn [layer pos]` and `mlp [layer pos]` a sublayer's output
-    at one position. `tokens` are those of the first prompt; the pairs all have its length.
+    at one position. `tokens` are those of the first prompt; the pairs all come from its template.
     """
 
     task: str
@@ -71,10 +71,13 @@ class PatchingTable:
 def patch_task(bridge: Any, task: str | Task, *, n_pairs: int = 16, seed: int = 0) -> PatchingTable:
     """Patch every head, and attention and MLP output at every position, with `transformer_lens.patching`.
 
-    Uses `n_pairs` held-out pairs of one length, so that positions mean the same in all of them.
+    Uses `n_pairs` pairs (or as many as there are) of one held-out template that differ at the same positions, so that a
+    position means the same in all of them. Raises `ConfigError` for fewer than one pair.
     """
+    if n_pairs < 1:
+        raise ConfigError(f"n_pairs must be at least 1, got {n_pairs}")
     task = get_task(task) if isinstance(task, str) else task
-    batch = _equal_lengths(task.sample(bridge.tokenizer, 24 * n_pairs, seed=seed, split="heldout"), n_pairs)
+    batch = pairs_of_one_layout(task, bridge.tokenizer, n_pairs, seed=seed)
     clean, corrupt = torch.from_numpy(batch.clean), torch.from_numpy(batch.corrupt)
     with torch.no_grad(), frozen(bridge):
         clean_logits, cache = bridge.run_with_cache(clean)
@@ -104,14 +107,20 @@ def patch_task(bridge: Any, task: str | Task, *, n_pairs: int = 16, seed: int = 
     )
 
 
-def _equal_lengths(batch: TaskBatch, n_pairs: int) -> TaskBatch:
-    """The pairs of the most frequent length, `n_pairs` at most."""
-    lengths, counts = np.unique(batch.length, return_counts=True)
-    length = int(lengths[counts.argmax()])
-    rows = np.flatnonzero(batch.length == length)[:n_pairs]
+def pairs_of_one_layout(task: Task, tokenizer: Any, n_pairs: int, *, seed: int) -> TaskBatch:
+    """Pairs of the task's first held-out template, of the most frequent length and places where clean and corrupt differ."""
+    single = replace(task, heldout=task.heldout[:1])
+    batch = single.sample(tokenizer, 8 * n_pairs, seed=seed, split="heldout")
+    layouts: dict[tuple[int, ...], list[int]] = {}
+    for row, differ in enumerate(batch.clean != batch.corrupt):
+        layouts.setdefault((int(batch.length[row]), *np.flatnonzero(differ).tolist()), []).append(row)
+    rows = max(layouts.values(), key=len)[:n_pairs]
+    length = int(batch.length[rows[0]])
     return TaskBatch(
         clean=batch.clean[rows, :length],
         corrupt=batch.corrupt[rows, :length],
+        clean_fork=batch.clean_fork[rows, :length],
+        corrupt_fork=batch.corrupt_fork[rows, :length],
         length=batch.length[rows],
         target=batch.target[rows],
         distractor=batch.distractor[rows],

@@ -39,6 +39,10 @@ class ModelPair:
         missing = [role for role in ROLES if not isinstance(pair.record.get(role), str)]
         if missing:
             raise CheckpointError(f"{pair.folder / PAIR_FILE} names no {', '.join(missing)}; a pair needs {', '.join(ROLES)}")
+        for field in ("dictionaries", "tasks"):
+            names = pair.record.get(field, [])
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise CheckpointError(f"{pair.folder / PAIR_FILE}: {field} must be a list of names, got {names!r}")
         return pair
 
     @cached_property
@@ -84,7 +88,7 @@ class ModelPair:
         return pair_windows(self.folder)
 
     def _part(self, name: str) -> Path:
-        if Path(name).name != name:
+        if Path(name).name != name or name in ("", ".", ".."):
             raise CheckpointError(f"{self.folder / PAIR_FILE} names {name!r}, a place outside its own folder; refused")
         return self.folder / name
 

@@ -17,6 +17,7 @@ def verdict(metrics: Mapping[str, Any]) -> list[str]:
         *_loss_match(metrics["models"]),
         *_ratios(metrics["summary"]),
         *_nonsense(metrics["tasks"]),
+        *_error_nodes(metrics["tasks"]),
         *_tasks(metrics["tasks"]),
         *_heldout(metrics["tasks"]),
         *_always(metrics["effort"]),
@@ -25,50 +26,87 @@ def verdict(metrics: Mapping[str, Any]) -> list[str]:
 
 def _loss_match(models: Mapping[str, Any]) -> list[str]:
     sparse, matched, dense = (models[role]["loss"].value for role in ("sparse", "dense_matched", "dense"))
-    gap = matched - sparse
-    said = [
-        f"The dense model of the same shape is {sparse - dense:.2f} nats per token better than the sparse "
-        f"one: its larger circuits may "
-        "belong to a better model, so the fair baseline is the loss-matched one."
-    ]
+    gap, lead = matched - sparse, sparse - dense
+    said = []
     if abs(gap) > LOSS_TOLERANCE:
-        said.insert(
-            0,
-            f"The loss-matched dense model is off by {gap:+.3f} nats per token (allowed {LOSS_TOLERANCE}): it "
-            f"is not a fair baseline.",
+        said.append(
+            f"The loss-matched dense model is off by {gap:+.3f} nats per token (allowed {LOSS_TOLERANCE}): "
+            "it is not a fair baseline."
+        )
+    if abs(lead) > LOSS_TOLERANCE:
+        better = f"{abs(lead):.2f} nats per token {'better' if lead > 0 else 'worse'} than the sparse one"
+        said.append(
+            f"The dense model of the same shape is {better}: its circuits are not those of an equally able model, so the fair "
+            "baseline is the loss-matched one."
         )
     return said
 
 
+_RATIOS = {
+    "edge_ratio_geomean": "edges, loss-matched dense to sparse",
+    "site_edge_ratio_geomean": "inner edges (between sites), loss-matched dense to sparse",
+    "node_ratio_geomean": "nodes, loss-matched dense to sparse",
+    "node_ratio_geomean_sae": "nodes, SAE latents to sparse neurons",
+}
+_FEWEST_TASKS = 6
+"""Below this many tasks even ratios that all point one way are no evidence: five of five have a chance of 6 %."""
+
+
 def _ratios(summary: Mapping[str, Result]) -> list[str]:
     said = []
-    for name, what in (("edge_ratio_geomean", "edges"), ("node_ratio_geomean", "nodes")):
+    for name, what in _RATIOS.items():
         ratio = summary[name]
         if ratio.value is None:
-            said.append(f"No ratio of {what} to the loss-matched dense model: {ratio.reason}.")
+            said.append(f"No ratio of {what}: {ratio.reason}.")
         elif ratio.lo is not None and ratio.hi is not None and ratio.lo <= 1 <= ratio.hi:
             said.append(
-                f"The ratio of {what}, loss-matched dense to sparse, is {ratio} over {ratio.n} tasks: its interval "
-                f"holds 1, so this run "
-                f"does not show that either model needs fewer {what}."
+                f"The ratio of {what}, is {ratio} over {ratio.n} tasks: its interval holds 1, so this run does not show that "
+                "either side needs fewer."
             )
+    few = {summary[name].n for name in _RATIOS if summary[name].value is not None and summary[name].n < _FEWEST_TASKS}
+    if few:
+        said.append(
+            f"The ratios are means over {min(few)} tasks: too few to speak of tasks in general, even where all point one way "
+            f"(below {_FEWEST_TASKS}, chance alone does that in more than 3 of 100 runs)."
+        )
     return said
 
 
 def _nonsense(tasks: Mapping[str, Any]) -> list[str]:
-    """Columns in which the learner fits meaningless labels almost as cheaply as the task."""
+    """Columns in which the learner fits meaningless labels almost as cheaply as the task, or not at all."""
     weak: dict[str, list[str]] = {}
+    unreached: dict[str, list[str]] = {}
     for task, entry in tasks.items():
         for name, column in entry["columns"].items():
             ratio = column["nonsense_ratio"].value
             if ratio is not None and ratio < _WEAK_NONSENSE:
                 weak.setdefault(name, []).append(f"{task} ({ratio:.1f}x)")
-    return [
-        f"In {name}, labels that mean nothing are fitted with less than {_WEAK_NONSENSE:.0f} times the "
-        f"nodes of {', '.join(of)}: there a small "
-        "circuit is weak evidence that the model computes the task this way."
+            elif ratio is None and column["nodes"].value is not None:
+                unreached.setdefault(name, []).append(task)
+    said = [
+        f"In {name}, labels that mean nothing are fitted with less than {_WEAK_NONSENSE:.0f} times the nodes of {', '.join(of)}: "
+        "there a small circuit is weak evidence that the model computes the task this way."
         for name, of in weak.items()
     ]
+    return said + [
+        f"In {name}, the nonsense labels were not fitted to the target of {', '.join(of)}: "
+        "there the control gives a loss, not a size."
+        for name, of in unreached.items()
+    ]
+
+
+def _error_nodes(tasks: Mapping[str, Any]) -> list[str]:
+    """Circuits that keep a dictionary's error: one node, yet as wide as all neurons of the site."""
+    said = []
+    for name in sorted({name for entry in tasks.values() for name in entry["columns"]}):
+        kept = [entry["columns"][name]["error_nodes"] for entry in tasks.values() if name in entry["columns"]]
+        with_error = sum(1 for number in kept if number.value)
+        if with_error:
+            said.append(
+                f"In {name}, {with_error} of {len(kept)} circuits keep the error node of a dictionary: it counts as one node, but "
+                "carries whatever the latents miss."
+            )
+    return said
 
 
 def _tasks(tasks: Mapping[str, Any]) -> list[str]:

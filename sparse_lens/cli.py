@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except BrokenPipeError:
         return 0
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130  # as a shell reports a program that SIGINT has ended
     return 0
 
 
@@ -222,17 +225,20 @@ def _add_circuit(commands: Any) -> None:
 
 
 def _circuit(options: argparse.Namespace) -> None:
-    from sparse_lens.circuits import SearchConfig, count_edges, evaluate_circuit, find_circuit, weight_graph
+    from sparse_lens.circuits import circuit_edges, evaluate_circuit, find_circuit
+    from sparse_lens.circuits.circuit import FILES
+    from sparse_lens.files import check_writable
     from sparse_lens.hooks import load
     from sparse_lens.results import to_plain
     from sparse_lens.tasks import get_task
 
+    config, task = _search_config(options), get_task(options.task)
+    if options.out is not None:
+        check_writable(options.out, FILES)
     bridge = load(options.model)
-    config = SearchConfig() if options.steps is None else SearchConfig(steps=options.steps)
-    circuit = find_circuit(bridge, options.task, target_loss=options.target, config=config, seed=options.seed)
-    prompts = get_task(options.task).sample(bridge.tokenizer, 256, seed=options.seed, split="heldout")
-    scores = evaluate_circuit(bridge, circuit, prompts)
-    edges = count_edges(circuit.space, circuit.mask, weight_graph(bridge, prompts))
+    circuit = find_circuit(bridge, task, target_loss=options.target, config=config, seed=options.seed)
+    scores = evaluate_circuit(bridge, circuit, task.sample(bridge.tokenizer, 256, seed=options.seed, split="heldout"))
+    edges = circuit_edges(bridge, circuit, task)
     if options.out is not None:
         circuit.save(options.out)
         _note(options, f"saved in {options.out}")
@@ -247,6 +253,17 @@ def _circuit(options: argparse.Namespace) -> None:
     _print_table("Nodes and edges", ["what", "count"], _circuit_rows(circuit, edges))
     rows = [[name.replace("_", " "), str(value)] for name, value in scores.__dict__.items()]
     _print_table("Scores on 256 held-out pairs", ["score", "value [95 % interval]"], rows)
+
+
+def _search_config(options: argparse.Namespace) -> Any:
+    from sparse_lens.circuits import SearchConfig
+    from sparse_lens.errors import ConfigError
+
+    if options.steps is None:
+        return SearchConfig()
+    if options.steps < 1:
+        raise ConfigError(f"--steps must be at least 1, got {options.steps}")
+    return SearchConfig(steps=options.steps)
 
 
 def _circuit_rows(circuit: Any, edges: dict[str, int]) -> list[list[str]]:
@@ -276,14 +293,13 @@ def _compare(options: argparse.Namespace) -> None:
     from sparse_lens.report import check_report_folder
 
     check_report_folder(options.out)
-    from sparse_lens.circuits import SearchConfig
     from sparse_lens.comparisons import compare
     from sparse_lens.report import comparison_table, models_table, patching_table, write_report
     from sparse_lens.results import to_plain
     from sparse_lens.tasks import available_tasks
 
     tasks = available_tasks() if options.tasks == ["all"] else options.tasks
-    config = SearchConfig() if options.steps is None else SearchConfig(steps=options.steps)
+    config = _search_config(options)
     comparison = compare(options.pair, tasks=tasks, seeds=options.seeds, config=config, command=_command_line())
     metrics = to_plain(comparison.metrics)
     write_report(metrics, options.out)

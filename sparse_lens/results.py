@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class Result:
     """One measured number.
 
-    `lo`, `hi` bound its 95 % interval, `null` is what chance or a control gives, `n` the number of independent
-    samples (prompts, windows, tasks), `seeds` the number of seeds behind it. What fails its gate is `measurable=False` with a
-    `reason`, and carries no value: it is never a zero.
+    `lo`, `hi` bound its 95 % interval (over a handful of seeds: its least and largest), `null` is what chance or a control
+    gives, `n` the number of independent samples (pairs of prompts, windows, tasks), `seeds` the number of seeds behind it.
+    What fails its gate is `measurable=False` with a `reason`, and carries no value: it is never a zero.
     """
 
     value: float | None
@@ -72,11 +72,19 @@ def bootstrap_mean(
     return Result(float(samples.mean()), float(lo), float(hi), null, len(samples), seeds)
 
 
+_T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
+"""97.5 % quantiles of Student's t for 1, 2, 3, ... degrees of freedom; 2.12 and more stand in for all larger ones."""
+
+
 def geometric_mean(ratios: np.ndarray, *, null: float | None = 1.0, seeds: int = 1) -> Result:
-    """Geometric mean of positive ratios over tasks, with a 95 % bootstrap interval over the tasks."""
-    logs = bootstrap_mean(np.log(np.asarray(ratios, dtype=np.float64)), seeds=seeds)
-    assert logs.value is not None and logs.lo is not None and logs.hi is not None
-    return Result(math.exp(logs.value), math.exp(logs.lo), math.exp(logs.hi), null, logs.n, seeds)
+    """Geometric mean of positive ratios over at least two tasks, with Student's 95 % interval on their logs.
+
+    A bootstrap over a handful of tasks would be too narrow: with two it never leaves the range of the data.
+    """
+    logs = np.log(np.asarray(ratios, dtype=np.float64))
+    quantile = _T_QUANTILES[min(len(logs) - 2, len(_T_QUANTILES) - 1)]
+    mean, half = float(logs.mean()), quantile * float(logs.std(ddof=1)) / math.sqrt(len(logs))
+    return Result(math.exp(mean), math.exp(mean - half), math.exp(mean + half), null, len(logs), seeds)
 
 
 def to_plain(content: Any) -> Any:

@@ -90,11 +90,20 @@ def test_the_interval_moves_with_the_samples(values: list[float], scale: float, 
 
 
 def test_geometric_mean() -> None:
-    """4 and 16 have the geometric mean 8; the interval lies between them; the null of a ratio is 1."""
+    """4 and 16 have the geometric mean 8; the interval is Student's on the logs; the null of a ratio is 1."""
     result = geometric_mean(np.array([4.0, 16.0]))
     assert result.value == pytest.approx(8)
-    assert (result.lo, result.hi) == (pytest.approx(4), pytest.approx(16))
+    half = 12.706 * np.log(2)
+    assert (result.lo, result.hi) == (pytest.approx(8 / np.exp(half)), pytest.approx(8 * np.exp(half)))
     assert result.null == 1 and result.n == 2
+
+
+def test_interval_of_a_geometric_mean_covers_as_often_as_it_says() -> None:
+    """Of 2,000 samples of five lognormal ratios around 3, about 95 % have an interval that holds 3."""
+    samples = 3 * np.exp(np.random.default_rng(0).normal(size=(2000, 5)))
+    intervals = [geometric_mean(sample) for sample in samples]
+    held = [result.lo <= 3 <= result.hi for result in intervals if result.lo is not None and result.hi is not None]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.015)
 
 
 def test_plain_values() -> None:

@@ -16,5 +16,6 @@ from sparse_lens.circuits.paths import on_paths as on_paths
 from sparse_lens.circuits.scoring import CircuitScores as CircuitScores
 from sparse_lens.circuits.scoring import both_sides as both_sides
 from sparse_lens.circuits.scoring import evaluate_circuit as evaluate_circuit
+from sparse_lens.circuits.search import circuit_edges as circuit_edges
 from sparse_lens.circuits.search import find_circuit as find_circuit
 from sparse_lens.circuits.weights import weight_graph as weight_graph

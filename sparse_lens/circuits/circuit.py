@@ -21,6 +21,7 @@ from sparse_lens.errors import CircuitError
 from sparse_lens.files import new_directory
 
 _FORMAT = 1
+WEIGHTS_FILE, RECORD_FILE = FILES = ("circuit.safetensors", "circuit.json")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,8 @@ class Circuit:
     """Kept nodes (`mask [node]`) of a model on a task, with the values that stand in for all others (`reference`, by site).
 
     `model` is the fingerprint of the model's weights, `search` says how the circuit was found (effort, seed, trace),
-    `target_loss` and `loss` are two-token task losses in nats on the search prompts. Immutable; saved as safetensors and JSON.
+    `target_loss` and `loss` are two-token task losses in nats, the latter on prompts of the search templates that no mask was
+    learned on. Immutable; saved as safetensors and JSON.
     """
 
     mask: Bool[Tensor, " node"]
@@ -78,16 +80,16 @@ class Circuit:
             "search": self.search,
         }
         with new_directory(path) as folder:
-            save_file(tensors, folder / "circuit.safetensors")
-            (folder / "circuit.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            save_file(tensors, folder / WEIGHTS_FILE)
+            (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path, bridge: Any, dictionaries: Sequence[Dictionary] = ()) -> Circuit:
         """Read a saved circuit for `bridge`; raises `CircuitError` if file, model or dictionaries do not fit."""
         folder = Path(path)
         try:
-            record = json.loads((folder / "circuit.json").read_text(encoding="utf-8"))
-            tensors = load_file(folder / "circuit.safetensors")
+            record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+            tensors = load_file(folder / WEIGHTS_FILE)
         except (OSError, ValueError, SafetensorError) as error:
             raise CircuitError(f"no readable circuit in {folder}: {error}") from error
         if not isinstance(record, dict) or record.get("format") != _FORMAT:
@@ -109,4 +111,12 @@ def _assemble(cls: type[Circuit], record: dict[str, Any], tensors: dict[str, Ten
         raise CircuitError(f"the circuit in {folder} lacks {error}; find it again") from error
     if mask.shape != (space.n_nodes,) or mask.dtype != torch.bool:
         raise CircuitError(f"the circuit in {folder} has {tuple(mask.shape)} mask entries, its model {space.n_nodes} nodes")
+    for site in space.sites:
+        d_out = site.n_latents if site.dictionary.exact else site.dictionary.W_dec.shape[-1]
+        for part, width in ((reference[site.name].latents, site.n_latents), (reference[site.name].error, d_out)):
+            if part.shape != (width,) or not part.is_floating_point() or not bool(part.isfinite().all()):
+                raise CircuitError(f"the circuit in {folder} has no usable ablation values at {site.name}; find it again")
+    kinds = {"task": str, "model": str, "target_loss": float | int, "loss": float | int, "search": dict}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(fields[name], kind) or isinstance(fields[name], bool)]:
+        raise CircuitError(f"the circuit in {folder} has a {wrong[0]} of {fields[wrong[0]]!r}; its circuit.json is damaged")
     return cls(mask=mask, space=space, reference=reference, **fields)

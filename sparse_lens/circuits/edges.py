@@ -12,8 +12,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sparse_lens.circuits.circuit import Circuit
-from sparse_lens.circuits.node_space import FINAL_SITE, NodeSpace
-from sparse_lens.circuits.weights import WeightGraph
+from sparse_lens.circuits.node_space import FINAL_SITE, LAYER_SITES, NodeSpace
+from sparse_lens.circuits.weights import WeightGraph, heads_of, reached_by
 from sparse_lens.errors import CircuitError
 
 EDGE_KINDS = ("embedding", "qkv", "output", "mlp_in", "mlp_out", "unembedding")
@@ -59,10 +59,12 @@ def count_apart(circuit: Circuit, graph: WeightGraph) -> dict[str, int]:
         stored = graph.biases.get(f"blocks.{layer}.{_BIASED_SITES.get(kind)}.bias")
         if stored is not None and len(stored) == len(part):
             biases += int((stored & part).sum())
-    means = sum(
-        int(((circuit.reference[name].latents != 0) & ~part[: len(circuit.reference[name].latents)]).sum())
-        for name, part in kept.items()
-    )
+    means = 0
+    for name, part in kept.items():
+        latents = circuit.reference[name].latents
+        ablated = (latents != 0) & ~part[: len(latents)]
+        read = _read_by_kept(name, kept, graph)
+        means += int((ablated & read).sum()) if len(read) == len(ablated) else int(ablated.sum())
     channels = _read_channels(kept, graph)
     positions = graph.positions[:, channels] if graph.positions.shape[1] == graph.d_model else graph.positions
     bigram = 0 if graph.bigram is None else int(graph.bigram[list(graph.last_tokens)][:, list(graph.answers)].sum())
@@ -71,6 +73,25 @@ def count_apart(circuit: Circuit, graph: WeightGraph) -> dict[str, int]:
 
 def _between(pattern: Tensor, outputs: Tensor, inputs: Tensor) -> int:
     return int(pattern[outputs][:, inputs].sum())
+
+
+def _read_by_kept(name: str, kept: dict[str, Tensor], graph: WeightGraph) -> Bool[Tensor, " d"]:
+    """Channels of a site that some kept node reads: the constants at all others change nothing."""
+    kind, _, layer = name.partition(".")
+    if kind == FINAL_SITE:
+        return graph.unembedding[list(graph.answers)].any(0)
+    weights, of = graph.layers[int(layer)], {site: kept[f"{site}.{layer}"] for site in LAYER_SITES}
+    if kind == "attn_in":
+        return torch.stack([reached_by(getattr(weights, letter), of[f"attn_{letter}"]) for letter in "qkv"]).any(0)
+    if kind in ("attn_q", "attn_k"):
+        return heads_of(of["attn_q"] | of["attn_k"] | of["attn_v"], graph.n_head)
+    if kind == "attn_v":
+        return reached_by(weights.o, of["attn_out"])
+    if kind == "mlp_in":
+        return reached_by(weights.fc_in, of["mlp_neuron"])
+    if kind == "mlp_neuron":
+        return reached_by(weights.fc_out, of["mlp_out"])
+    return _read_channels(kept, graph)
 
 
 def _read_channels(kept: dict[str, Tensor], graph: WeightGraph) -> Bool[Tensor, " d_model"]:

@@ -31,11 +31,13 @@ class SearchConfig(BaseModel):
     steps: int = Field(default=300, gt=0, description="optimizer steps of each mask")
     pairs_per_step: int = Field(default=16, gt=0, description="prompt pairs per step (two sequences each)")
     restarts: int = Field(default=1, gt=0, description="masks learned from different initial gates")
-    penalties: tuple[float, ...] = Field(default=(3e-5,), description="initial prices of a node, in nats; one mask each")
+    penalties: tuple[float, ...] = Field(
+        default=(1e-3,), min_length=1, description="initial prices of a node, in nats; one mask each"
+    )
     learning_rate: float = Field(default=0.03, gt=0, description="of Adam, on the gates")
     temperature: float = Field(default=1.0, gt=0, description="width of the straight-through gradient")
     snapshots: int = Field(default=4, ge=0, description="masks along the way that are candidates too")
-    evaluations: int = Field(default=16, gt=0, description="circuit sizes tried per mask")
+    evaluations: int = Field(default=24, gt=0, description="candidate circuits scored per mask")
     search_pairs: int = Field(default=512, gt=0, description="prompt pairs that the masks are learned on")
     evaluation_pairs: int = Field(default=128, gt=0, description="further prompt pairs on which the target loss must be met")
 
@@ -47,10 +49,14 @@ class SearchConfig(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class LearnedMask:
-    """A ranking of all nodes (larger is kept longer), the mask it ends with, and masks met along the way."""
+    """A ranking of all nodes (larger is kept longer), the mask it ends with, and masks met along the way.
+
+    `smallest` is the smallest mask at which the running loss met the target, None if it never did.
+    """
 
     ranking: Float[Tensor, " node"]
     mask: Bool[Tensor, " node"]
+    smallest: Bool[Tensor, " node"] | None
     snapshots: tuple[Bool[Tensor, " node"], ...]
     penalty: float
     seed: int
@@ -87,37 +93,67 @@ def learn_mask(
     gate = (0.1 + 0.01 * torch.randn(space.n_nodes, generator=generator)).requires_grad_()
     optimizer = torch.optim.Adam([gate], lr=config.learning_rate, betas=(0.9, 0.95))
     steering = _Steering(penalty, target)
+    record = _Record(config, target)
     average = gate.detach().clone()
-    snapshots: list[Tensor] = []
-    with frozen(bridge):
+    with frozen(bridge), torch.enable_grad():
         for step, batch in zip(range(config.steps), _minibatches(prompts, config.pairs_per_step, generator), strict=False):
-            optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - 0.9 * step / config.steps)
+            cooling = _cooling(step / config.steps)
+            optimizer.param_groups[0]["lr"] = config.learning_rate * cooling
             mask = _Heaviside.apply(gate, config.temperature)
             assert isinstance(mask, Tensor)
             loss = task_loss(logit_differences(bridge, batch, mask_hooks(space, mask, reference))).mean()
             optimizer.zero_grad()
             (loss + steering.penalty * mask.sum()).backward()
             optimizer.step()
+            steering.update(float(loss.detach()), cooling)
+            record.add(step, mask.detach() > 0, steering.loss)
             with torch.no_grad():
                 gate.clamp_(-1, 1)
                 average.lerp_(gate, 0.05)
-            steering.update(float(loss.detach()))
-            if config.snapshots and (step + 1) % max(1, config.steps // (config.snapshots + 1)) == 0:
-                snapshots.append(gate.detach() >= 0)
             on_step()
-    return LearnedMask(average, gate.detach() >= 0, tuple(snapshots[: config.snapshots]), penalty, seed)
+    return LearnedMask(average, gate.detach() >= 0, record.smallest, tuple(record.snapshots), penalty, seed)
+
+
+def _cooling(progress: float) -> float:
+    """Factor on learning rate and steering: 1 until two thirds of the steps, then linearly down to a tenth."""
+    return min(1.0, 0.1 + 0.9 * 3 * (1 - progress))
 
 
 class _Steering:
-    """The price of a node: up by a few percent a step while the loss is below target, down while it is above."""
+    """The price of a node: up while the running task loss is below 90 % of the target, down while it is above.
+
+    The change is proportional to the distance and at most 6 % a step; it cools with the learning rate, so that the run does not
+    end on a swing.
+    """
 
     def __init__(self, penalty: float, target: float) -> None:
-        self.penalty, self.target, self.loss = penalty, target, math.inf
+        self.penalty, self.target, self.loss = penalty, 0.9 * target, math.inf
 
-    def update(self, loss: float) -> None:
+    def update(self, loss: float, cooling: float) -> None:
         self.loss = loss if math.isinf(self.loss) else 0.9 * self.loss + 0.1 * loss
-        factor = 1.04 if self.loss < 0.95 * self.target else 1 / 1.04
-        self.penalty = min(max(self.penalty * factor, 1e-7), 1.0)
+        distance = min(max(2 * (self.target - self.loss) / self.target, -1.0), 1.0)
+        self.penalty = min(max(self.penalty * math.exp(0.06 * distance * cooling), 1e-7), 1.0)
+
+
+class _Record:
+    """Masks worth scoring from the last part of a run, when most nodes have gone."""
+
+    START = 0.4
+    """Share of the steps before which nothing is recorded."""
+
+    def __init__(self, config: SearchConfig, target: float) -> None:
+        self.steps, self.target = config.steps, target
+        first = int(self.START * config.steps)
+        self.at = {first + (config.steps - first) * i // (config.snapshots + 1) for i in range(1, config.snapshots + 1)}
+        self.smallest: Tensor | None = None
+        self.snapshots: list[Tensor] = []
+
+    def add(self, step: int, mask: Tensor, running_loss: float) -> None:
+        if step in self.at:
+            self.snapshots.append(mask)
+        met = step >= self.START * self.steps and running_loss <= self.target
+        if met and (self.smallest is None or mask.sum() < self.smallest.sum()):
+            self.smallest = mask
 
 
 def _minibatches(prompts: Prompts, n_pairs: int, generator: torch.Generator) -> Iterator[Prompts]:

@@ -45,7 +45,7 @@ def mean_reference(
 
     def record(site: Site) -> Hook:
         def hook(tensor: Tensor, hook: Any) -> None:  # noqa: ARG001 - TransformerLens passes it by name
-            flat = flat_channels(tensor, site).flatten(0, -2)
+            flat = flat_channels(tensor, site).flatten(0, -2).float()
             latents = site.dictionary.encode(flat)
             error = (flat - site.dictionary.decode(latents)).double().sum(0)
             old = sums.get(site.name, (0.0, 0.0))
@@ -82,7 +82,7 @@ def _blend(site: Site, mask: Tensor, reference: Reference) -> Hook:
     dictionary, n = site.dictionary, site.n_latents
 
     def hook(tensor: Tensor, hook: Any) -> Tensor:  # noqa: ARG001 - TransformerLens passes it by name
-        flat = flat_channels(tensor, site)
+        flat = flat_channels(tensor, site).to(mask.dtype)
         if isinstance(dictionary, IdentityDictionary):
             blended = torch.lerp(reference.latents, flat, mask)
         else:
@@ -90,7 +90,7 @@ def _blend(site: Site, mask: Tensor, reference: Reference) -> Hook:
             blended = dictionary.decode(torch.lerp(reference.latents, latents, mask[:n]))
             if not dictionary.exact:
                 blended = blended + torch.lerp(reference.error, flat - dictionary.decode(latents), mask[n])
-        return blended.view(tensor.shape)
+        return blended.view(tensor.shape).to(tensor.dtype)
 
     return hook
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from sparse_lens.dictionaries import Dictionary, IdentityDictionary
 from sparse_lens.errors import CircuitError, UnknownNameError
 
-_LAYER_SITES = {
+LAYER_SITES = {
     "attn_in": "attn.hook_act_in",
     "attn_q": "attn.hook_q",
     "attn_k": "attn.hook_k",
@@ -102,16 +102,21 @@ class NodeSpace:
 def node_space(bridge: Any, dictionaries: Sequence[Dictionary] = ()) -> NodeSpace:
     """The paper's eight sites per layer and final_resid of a bridge, with `dictionaries` in place of channels at their hooks.
 
-    Raises `UnknownNameError` for a dictionary at a hook that is no site, `CircuitError` for one of another width.
+    Raises `UnknownNameError` for a dictionary at a hook that is no site, `CircuitError` for one of another width and for a
+    bridge around another architecture.
     """
-    config = bridge.model_config
+    if (config := getattr(bridge, "model_config", None)) is None:
+        raise CircuitError(
+            f"circuits are found in weight-sparse transformers and their dense twins; this {type(bridge).__name__} holds another "
+            "architecture. Load the model with sparse_lens.load"
+        )
     d_attn, d_in, d_model = config.d_attn, config.d_model_in, config.d_model
     widths = {"attn_in": d_in, "attn_q": d_attn, "attn_k": d_attn, "attn_v": d_attn, "attn_out": d_model}
     widths |= {"mlp_in": d_in, "mlp_neuron": config.mlp_width, "mlp_out": d_model}
     places: list[tuple[str, int | None, str, int]] = [
         (kind, layer, f"blocks.{layer}.{hook}", widths[kind])
         for layer in range(config.n_layer)
-        for kind, hook in _LAYER_SITES.items()
+        for kind, hook in LAYER_SITES.items()
     ]
     places.append((FINAL_SITE, None, "ln_final.hook_in", d_model))
     chosen = {dictionary.hook_out: dictionary for dictionary in dictionaries}

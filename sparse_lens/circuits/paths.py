@@ -13,6 +13,8 @@ from torch import Tensor
 
 from sparse_lens.circuits.node_space import FINAL_SITE, NodeSpace
 from sparse_lens.circuits.weights import LayerWeights, WeightGraph, dense_layer, heads_of, reached_by, reaching
+from sparse_lens.dictionaries import IdentityDictionary
+from sparse_lens.errors import CircuitError
 
 Parts = dict[str, Tensor]
 
@@ -20,16 +22,19 @@ Parts = dict[str, Tensor]
 def on_paths(space: NodeSpace, mask: Bool[Tensor, " node"], graph: WeightGraph) -> Bool[Tensor, " node"]:
     """The nodes of `mask` that lie on a path from any token to an answer's logit."""
     kept = space.split(mask)
-    layers = [_with_dictionary(weights, kept, layer) for layer, weights in enumerate(graph.layers)]
+    seen_through = {site.name for site in space.sites if not isinstance(site.dictionary, IdentityDictionary)}
+    if other := sorted(name for name in seen_through if not name.startswith("mlp_neuron.")):
+        raise CircuitError(f"paths are followed through dictionaries on MLP neurons only, not at {', '.join(other)}")
+    layers = [
+        _latents_for_neurons(weights, len(kept[f"mlp_neuron.{layer}"])) if f"mlp_neuron.{layer}" in seen_through else weights
+        for layer, weights in enumerate(graph.layers)
+    ]
     forward = _forward(kept, layers, graph)
     return space.join(_backward(forward, layers, graph))
 
 
-def _with_dictionary(weights: LayerWeights, kept: Parts, layer: int) -> LayerWeights:
+def _latents_for_neurons(weights: LayerWeights, n_nodes: int) -> LayerWeights:
     """Latents in place of neurons: each may read all of mlp_in and write all of mlp_out."""
-    n_nodes = len(kept[f"mlp_neuron.{layer}"])
-    if n_nodes == weights.fc_in.shape[0]:
-        return weights
     fc_in, fc_out = dense_layer(weights.fc_in, n_nodes, axis=0), dense_layer(weights.fc_out, n_nodes, axis=1)
     return LayerWeights(weights.q, weights.k, weights.v, weights.o, fc_in, fc_out)
 

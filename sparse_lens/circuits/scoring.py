@@ -117,8 +117,8 @@ def evaluate_circuit(bridge: Any, circuit: Circuit, prompts: TaskBatch | Prompts
         "ablated": differences(full_mask(space, keep=False)),
         "complement": differences(~circuit.mask),
     }
-    losses = {name: _per_pair(task_loss(run), prompts) for name, run in runs.items()}
-    right = {name: _per_pair((run > 0).float(), prompts) for name, run in runs.items()}
+    losses = {name: per_pair(task_loss(run), prompts) for name, run in runs.items()}
+    right = {name: per_pair((run > 0).float(), prompts) for name, run in runs.items()}
     return CircuitScores(
         circuit_loss=bootstrap_mean(losses["circuit"]),
         full_loss=bootstrap_mean(losses["full"]),
@@ -131,7 +131,7 @@ def evaluate_circuit(bridge: Any, circuit: Circuit, prompts: TaskBatch | Prompts
     )
 
 
-def _per_pair(values: Tensor, prompts: Prompts) -> np.ndarray:
+def per_pair(values: Float[Tensor, " row"], prompts: Prompts) -> np.ndarray:
     """Mean over the two sides of each pair: pairs, not prompts, are independent."""
     sums = torch.zeros(int(prompts.pair.max()) + 1, dtype=torch.float64).index_add_(0, prompts.pair, values.double())
     counts = torch.bincount(prompts.pair, minlength=len(sums))

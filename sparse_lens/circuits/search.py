@@ -1,13 +1,14 @@
 """Search for the smallest circuit at a target task loss.
 
-Task loss is not monotone in circuit size, so a search never trusts a bisection alone: every learned mask, every mask met along the
-way, and prefixes of the learned ranking inside and around the mask are candidates. Each is scored after its nodes off all
-paths have been dropped; the smallest that meets the target wins, or, if none does, the one with the least loss.
+Task loss is not monotone in circuit size, so a search never trusts a bisection alone: every learned mask, masks met along the
+way, the whole model, and prefixes of the learned ranking inside and around the mask are candidates, equally many for every
+mask. Each is scored after its nodes off all paths have been dropped; the smallest that meets the target wins, or, if none does,
+the one with the least loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sparse_lens.circuits.circuit import Circuit
+from sparse_lens.circuits.edges import count_edges
 from sparse_lens.circuits.learning import LearnedMask, SearchConfig, frozen, learn_mask
 from sparse_lens.circuits.masking import Reference, mean_reference
 from sparse_lens.circuits.node_space import NodeSpace, model_fingerprint, node_space
@@ -90,6 +92,17 @@ def find_circuit(
     with tqdm(total=config.masks * config.steps, desc=f"circuit for {task.name}", disable=not progress) as bar:
         learned = learn_masks(problem, target_loss, config, seed=seed, on_step=bar.update)
     return select_circuit(problem, learned, target_loss, config)
+
+
+def circuit_edges(bridge: Any, circuit: Circuit, task: Task | None = None) -> dict[str, int]:
+    """Edges of a circuit between neurons, by kind, from its task's input tokens to its answers.
+
+    The input tokens are those of the search prompts of seed 0, as in a comparison. Raises `CircuitError` for another model and
+    for a circuit of latents.
+    """
+    task, config = task or get_task(circuit.task), SearchConfig()
+    batch = task.sample(bridge.tokenizer, config.search_pairs + config.evaluation_pairs, seed=0, split="search")
+    return count_edges(circuit.check_model(bridge), circuit.mask, weight_graph(bridge, batch))
 
 
 def search_problem(
@@ -172,26 +185,44 @@ def best_candidate(candidates: Sequence[Candidate], target: float) -> Candidate:
 
 
 def _candidates(problem: SearchProblem, learned: LearnedMask, target: float, config: SearchConfig) -> list[Candidate]:
-    """The mask, its snapshots, and a bisection over prefixes of its ranking: inside the mask if that meets the target."""
+    """`config.evaluations` candidates around one learned mask: the masks met, the whole model, prefixes of the ranking."""
 
     def score(mask: Tensor, source: str) -> Candidate:
         mask = on_paths(problem.space, mask, problem.graph)
         return Candidate(mask, problem.loss(mask), source)
 
-    found = [score(learned.mask, "mask")]
-    found += [score(mask, f"snapshot {index}") for index, mask in enumerate(learned.snapshots)]
+    masks = {"mask": learned.mask, "smallest": learned.smallest, "whole model": torch.ones_like(learned.mask)}
+    masks |= {f"snapshot {index}": mask for index, mask in enumerate(learned.snapshots)}
+    found = [score(mask, source) for source, mask in masks.items() if mask is not None][: config.evaluations]
     order = learned.ranking.argsort(descending=True)
-    size = int(learned.mask.sum())
-    low, high = (0, size) if found[0].loss <= target else (size, len(order))
-    for _ in range(config.evaluations):
-        if high - low <= 1:
-            break
-        middle = (low + high) // 2
+    sizes = _sizes(int(learned.mask.sum()), len(order), found[0].loss <= target)
+    size = next(sizes)
+    for _ in range(config.evaluations - len(found)):
         prefix = torch.zeros_like(learned.mask)
-        prefix[order[:middle]] = True
-        found.append(score(prefix, f"prefix {middle}"))
-        low, high = (low, middle) if found[-1].loss <= target else (middle, high)
+        prefix[order[:size]] = True
+        found.append(score(prefix, f"prefix {size}"))
+        size = sizes.send(found[-1].loss <= target)
     return found
+
+
+def _sizes(size: int, most: int, met: bool) -> Generator[int, bool, None]:
+    """Prefix sizes to try, told each time whether the last one met the target: grow, bisect, then go on downwards.
+
+    The last part is for losses that are not monotone in size: below a prefix that misses, a smaller one may meet.
+    """
+    low, high = (0, size) if met else (size, size)
+    grow = 1.05
+    while not met and high < most:
+        low, high = high, min(most, max(high + 1, int(size * grow)))
+        met = yield high
+        grow = 1 + 2 * (grow - 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if (yield middle) else (middle, high)
+    below = max(1, high - 2)
+    while True:
+        yield below
+        below = max(1, below - 1)
 
 
 def default_windows(bridge: Any) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 
 from sparse_lens.circuits import EDGE_KINDS, SearchConfig
 from sparse_lens.comparisons import COLUMNS, ModelPair, compare, patch_task
-from sparse_lens.comparisons.head_patching import _equal_lengths
+from sparse_lens.comparisons.head_patching import pairs_of_one_layout
 from sparse_lens.hooks import load
 from sparse_lens.models_shipped import find_pair
 from sparse_lens.tasks import get_task
@@ -24,7 +24,8 @@ def test_patching_equals_a_plain_loop() -> None:
     """One head patched by hand over the same prompts."""
     bridge = load("python-dense-matched")
     table = patch_task(bridge, "if_equals", n_pairs=4)
-    batch = _equal_lengths(get_task("if_equals").sample(bridge.tokenizer, 96, seed=0, split="heldout"), 4)
+    batch = pairs_of_one_layout(get_task("if_equals"), bridge.tokenizer, 4, seed=0)
+    assert len({tuple(np.flatnonzero(differ)) for differ in batch.clean != batch.corrupt}) == 1
     clean, corrupt = torch.from_numpy(batch.clean), torch.from_numpy(batch.corrupt)
     hook = "blocks.1.attn.hook_z"
     _, cache = bridge.run_with_cache(clean, names_filter=hook)

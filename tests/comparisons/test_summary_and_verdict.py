@@ -14,7 +14,9 @@ from sparse_lens.results import Result, exact, not_measurable
 KINDS = ("embedding", "qkv", "output", "mlp_in", "mlp_out", "unembedding")
 
 
-def column(nodes: int, edges: int | None, *, reached: bool = True, nonsense: float | None = 5.0) -> dict[str, Any]:
+def column(
+    nodes: int, edges: int | None, *, reached: bool = True, nonsense: float | None = 5.0, error_nodes: int = 0
+) -> dict[str, Any]:
     by_kind = {} if edges is None else dict.fromkeys(KINDS, exact(0)) | {"qkv": exact(edges)}
     return {
         "nodes": exact(nodes),
@@ -24,6 +26,7 @@ def column(nodes: int, edges: int | None, *, reached: bool = True, nonsense: flo
         "circuit_loss": exact(0.14),
         "heldout_circuit_loss": exact(0.15),
         "heldout_full_loss": exact(0.1),
+        "error_nodes": exact(error_nodes),
         "nonsense_ratio": not_measurable("unreached") if nonsense is None else exact(nonsense),
     }
 
@@ -39,7 +42,9 @@ def test_ratios_are_geometric_means_over_tasks() -> None:
     assert summary["tasks_measurable"].value == 2
     assert summary["node_ratio_geomean"].value == pytest.approx((2 * 8) ** 0.5)
     assert summary["edge_ratio_geomean"].value == pytest.approx((4 * 9) ** 0.5)
-    assert summary["edge_ratio_geomean"].lo == pytest.approx(4) and summary["edge_ratio_geomean"].hi == pytest.approx(9)
+    # Student's interval by hand: the logs' standard error is log(9/4)/2, the quantile at one degree of freedom 12.706.
+    assert summary["edge_ratio_geomean"].lo == pytest.approx(6 / 2.25 ** (12.706 / 2), rel=1e-4)
+    assert summary["edge_ratio_geomean"].hi == pytest.approx(6 * 2.25 ** (12.706 / 2), rel=1e-4)
     assert summary["site_edge_ratio_geomean"].value == pytest.approx(6)
     assert summary["node_ratio_geomean_sae"].value == pytest.approx(2)
     assert not summary["node_ratio_geomean_dense"].measurable
@@ -63,19 +68,36 @@ def said(content: dict[str, Any]) -> str:
     return "\n".join(verdict(content))
 
 
+def test_a_fair_run_of_six_tasks_raises_no_alarm() -> None:
+    fair = {name: task(column(10, 100), column(40 + i, 900 + i)) for i, name in enumerate("abcdef")}
+    calm = said(metrics(fair, seeds=3))
+    for alarm in ("not a fair baseline", "interval holds 1", "seed(s)", "too few", "mean nothing", "error node", "not fitted"):
+        assert alarm not in calm
+
+
 def test_verdict_alarms() -> None:
     fair = {"a": task(column(10, 100), column(40, 900)), "b": task(column(10, 100), column(80, 900))}
-    calm = said(metrics(fair, seeds=3))
-    assert "not a fair baseline" not in calm and "interval holds 1" not in calm and "seed(s)" not in calm
+    assert "means over 2 tasks: too few" in said(metrics(fair))
     assert "not a fair baseline" in said(metrics(fair, matched_loss=3.2))
     mixed = {"a": task(column(10, 100), column(5, 50)), "b": task(column(10, 100), column(40, 400))}
     assert "interval holds 1" in said(metrics(mixed))
     weak = {"a": task(column(10, 100, nonsense=1.5), column(40, 900)), "b": task(column(10, 100), column(80, 900))}
     assert "labels that mean nothing" in said(metrics(weak)) and "a (1.5x)" in said(metrics(weak))
+    unfitted = {"a": task(column(10, 100, nonsense=None), column(40, 900)), "b": task(column(10, 100), column(80, 900))}
+    assert "In sparse_neurons, the nonsense labels were not fitted to the target of a" in said(metrics(unfitted))
     failing = fair | {"c": task(column(1, 1), column(1, 1), failed=("dense_neurons",))}
     assert "accuracy gate failed" in said(metrics(failing))
     unreached = fair | {"c": task(column(10, 100), column(80, 900, reached=False))}
     assert "No circuit reached its target for c in dense_matched_neurons" in said(metrics(unreached))
+    errors = {"a": task(column(10, 100), column(40, 900, error_nodes=2)), "b": task(column(10, 100), column(80, 900))}
+    assert "In dense_matched_neurons, 1 of 2 circuits keep the error node" in said(metrics(errors))
+
+
+def test_a_dense_model_that_is_worse_is_called_worse() -> None:
+    tasks = {"a": task(column(10, 100), column(40, 900)), "b": task(column(10, 100), column(80, 900))}
+    content = metrics(tasks)
+    content["models"]["dense"]["loss"] = exact(3.1)
+    assert "0.10 nats per token worse" in said(content)
 
 
 def test_over_seeds_gives_the_range() -> None:
