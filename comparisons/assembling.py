@@ -27,13 +27,12 @@ from sparse_lens.dictionaries import SAETrainingConfig, train_sae
 from sparse_lens.errors import DataError
 from sparse_lens.files import check_writable, new_directory
 from sparse_lens.hooks import load
-from sparse_lens.models_shipped import CARD_FILE, PAIR_FILE, WINDOWS_FILE
+from sparse_lens.models_shipped import CARD_FILE, CORPUS_FILE, PAIR_FILE, WINDOWS_FILE
 from sparse_lens.results import Result, bootstrap_mean
 from sparse_lens.tasks import available_tasks, get_task
 
-CORPUS_FILE = "corpus.json"
 DEFAULT_TASKS = 5
-SAE_CONFIG = SAETrainingConfig(d_sae=1024, k=16, tokens=6_000_000, batch_size=2048, half=True)
+SAE_CONFIG = SAETrainingConfig(d_sae=1024, k=16, tokens=4_000_000, batch_size=2048, half=True)
 """How the shipped SAEs were trained, one per layer."""
 
 _WINDOWS = 256

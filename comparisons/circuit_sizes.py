@@ -15,9 +15,9 @@ import torch
 
 from sparse_lens.circuits import SearchConfig, both_sides, count_apart, count_edges
 from sparse_lens.circuits.circuit import Circuit
-from sparse_lens.circuits.node_space import full_mask
 from sparse_lens.circuits.scoring import CircuitScores, Prompts, evaluate_circuit, masked_differences, per_pair, task_loss
 from sparse_lens.circuits.search import DEFAULT_TARGET, SearchProblem, learn_masks, search_problem, select_circuit
+from sparse_lens.circuits.sites import full_mask
 from sparse_lens.comparisons.columns import Column
 from sparse_lens.results import Result, bootstrap_mean, exact, not_measurable
 from sparse_lens.tasks import get_task

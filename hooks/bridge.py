@@ -81,10 +81,11 @@ def refuse_wrong_processing(
     refactor_factored_attn_matrices: bool = False,
 ) -> None:
     """Raise `SparseLensError` if one of TransformerLens' weight processings would change what the model computes."""
+    folds_norm_bias = fold_ln and config.ln_bias and not config.rms_norm  # which gives the values a bias
     asked = {
         "fold_ln": fold_ln,
         "center_writing_weights": center_writing_weights and not config.rms_norm,  # a no-op with RMSNorm
-        "fold_value_biases": fold_value_biases and config.bias,
+        "fold_value_biases": fold_value_biases and (config.bias or folds_norm_bias),
         "refactor_factored_attn_matrices": refactor_factored_attn_matrices,
     }
     reasons = [f"{step}: {reason}" for step, reason in _conflicts(config) if asked[step]]

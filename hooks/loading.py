@@ -42,10 +42,14 @@ def available_models() -> list[str]:
 
 def find_model(name_or_path: str | Path) -> Path:
     """Folder of a shipped model or of a path; raises `UnknownNameError` if it is neither."""
-    path = Path(name_or_path).expanduser()
-    if isinstance(name_or_path, str) and path.name == name_or_path and name_or_path in (shipped := _shipped()):
+    if isinstance(name_or_path, str) and name_or_path in (shipped := _shipped()):
         return shipped[name_or_path]
-    if not path.exists():
+    try:
+        path = Path(name_or_path).expanduser()
+        exists = path.exists()
+    except (RuntimeError, OSError, ValueError):  # no such home directory, a name too long, a null byte: no path at all
+        exists = False
+    if not exists:
         raise UnknownNameError("model", str(name_or_path), _shipped())
     return path
 

@@ -132,6 +132,12 @@ def _add_train(commands: Any) -> None:
     parser.add_argument(
         "--site-packages", type=float, default=0, metavar="MB", help="add this much of the installed packages' source"
     )
+    parser.add_argument(
+        "--corpus",
+        default=None,
+        metavar="NAME",
+        help="rebuild exactly the corpus of a shipped pair (its name), or of a manifest file, instead of all the above",
+    )
     parser.add_argument("--generated-share", type=float, default=0.5, help="share of generated programs in the training tokens")
     parser.add_argument("--steps", type=int, default=None, help="optimizer steps, instead of the recipe's")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: all")
@@ -149,12 +155,22 @@ def _train(options: argparse.Namespace) -> None:
         return
     import torch
 
-    from sparse_lens.data import prepare_data
-    from sparse_lens.training import train
+    from sparse_lens.data import prepare_data, rebuild_data
+    from sparse_lens.errors import ConfigError
+    from sparse_lens.files import check_writable
+    from sparse_lens.models_shipped import pair_corpus
+    from sparse_lens.training import MODEL_FILES, train
 
-    if options.threads:
+    check_writable(options.out or Path(config.name), MODEL_FILES)
+
+    if options.threads is not None:
+        if options.threads < 1:
+            raise ConfigError(f"--threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
-    data = prepare_data(_data_config(options), options.data)
+    if options.corpus is None:
+        data = prepare_data(_data_config(options), options.data)
+    else:
+        data = rebuild_data(pair_corpus(options.corpus), options.data)
     result = train(config, data, options.out or Path(config.name))
     _print(f"{result.folder}: {result.loss:.3f} nats per token on held-out real files, {result.history[-1]['seconds']:.0f} s")
 
@@ -164,7 +180,10 @@ def _data_config(options: argparse.Namespace) -> Any:
 
     from sparse_lens.data import DataConfig, DatasetSource, SourceFolder, StandardLibrary
 
-    sources: list[Any] = [SourceFolder(str(path)) for path in options.source]
+    names = [path.name for path in options.source]
+    sources: list[Any] = [
+        SourceFolder(str(path), name=path.name if names.count(path.name) == 1 else path.as_posix()) for path in options.source
+    ]
     if options.dataset:
         sources.append(DatasetSource(options.dataset, column=options.column))
     if not sources:

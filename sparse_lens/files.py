@@ -19,9 +19,9 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     same kind. After an error nothing at `path` has changed. Raises `OutputError` where the place cannot be written or holds
     anything else.
     """
-    target = Path(path)
+    target = Path(path).absolute()
     if target.exists() and not target.is_dir():
-        raise OutputError(f"cannot write the folder {target}: a file of that name is in the way; choose another place")
+        raise _in_the_way(target)
     staging = _staging_directory(target)
     try:
         yield staging
@@ -50,9 +50,12 @@ def new_file(path: str | Path) -> Iterator[Path]:
 def check_writable(path: str | Path, names: Collection[str] | None = None) -> None:
     """Raise `OutputError` now rather than after an hour's work if nothing can be written at `path`.
 
-    With `names`, those of the files that a folder at `path` is going to hold, also raise if it holds anything else.
+    With `names`, those of the files that a folder at `path` is going to hold, also raise if a file stands there or a folder
+    that holds anything else.
     """
     if names is not None:
+        if Path(path).is_file():
+            raise _in_the_way(Path(path))
         refuse_foreign(Path(path), names)
     shutil.rmtree(_staging_directory(Path(path)))
 
@@ -71,7 +74,12 @@ def refuse_foreign(folder: Path, names: Collection[str]) -> None:
         )
 
 
+def _in_the_way(target: Path) -> OutputError:
+    return OutputError(f"cannot write the folder {target}: a file of that name is in the way; choose another place")
+
+
 def _staging_directory(target: Path) -> Path:
+    target = target.absolute()  # "." has no name and lies beside nothing
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sparse_lens.circuits.masking import Reference
-from sparse_lens.circuits.node_space import NodeSpace, model_fingerprint, node_space
+from sparse_lens.circuits.sites import NodeSpace, model_fingerprint, node_space
 from sparse_lens.dictionaries import Dictionary
 from sparse_lens.errors import CircuitError
 from sparse_lens.files import new_directory

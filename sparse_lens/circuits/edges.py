@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sparse_lens.circuits.circuit import Circuit
-from sparse_lens.circuits.node_space import FINAL_SITE, LAYER_SITES, NodeSpace
+from sparse_lens.circuits.sites import FINAL_SITE, LAYER_SITES, NodeSpace
 from sparse_lens.circuits.weights import WeightGraph, heads_of, reached_by
 from sparse_lens.errors import CircuitError
 

@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from sparse_lens.circuits.masking import Reference, mask_hooks
-from sparse_lens.circuits.node_space import NodeSpace
 from sparse_lens.circuits.scoring import Prompts, logit_differences, task_loss
+from sparse_lens.circuits.sites import NodeSpace
 
 
 class SearchConfig(BaseModel):
@@ -32,7 +32,10 @@ class SearchConfig(BaseModel):
     pairs_per_step: int = Field(default=16, gt=0, description="prompt pairs per step (two sequences each)")
     restarts: int = Field(default=1, gt=0, description="masks learned from different initial gates")
     penalties: tuple[float, ...] = Field(
-        default=(1e-3,), min_length=1, description="initial prices of a node, in nats; one mask each"
+        # Far below its final value of about 1e-2: at a high first price all nodes go before any has shown its use.
+        default=(3e-5,),
+        min_length=1,
+        description="initial prices of a node, in nats; one mask each",
     )
     learning_rate: float = Field(default=0.03, gt=0, description="of Adam, on the gates")
     temperature: float = Field(default=1.0, gt=0, description="width of the straight-through gradient")

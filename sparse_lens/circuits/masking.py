@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sparse_lens.circuits.node_space import NodeSpace, Site
+from sparse_lens.circuits.sites import NodeSpace, Site
 from sparse_lens.dictionaries import IdentityDictionary
 
 Hook = Callable[..., Tensor | None]

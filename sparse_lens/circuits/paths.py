@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from sparse_lens.circuits.node_space import FINAL_SITE, NodeSpace
+from sparse_lens.circuits.sites import FINAL_SITE, NodeSpace
 from sparse_lens.circuits.weights import LayerWeights, WeightGraph, dense_layer, heads_of, reached_by, reaching
 from sparse_lens.dictionaries import IdentityDictionary
 from sparse_lens.errors import CircuitError

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sparse_lens.circuits.circuit import Circuit
 from sparse_lens.circuits.masking import Reference, mask_hooks
-from sparse_lens.circuits.node_space import NodeSpace, full_mask
+from sparse_lens.circuits.sites import NodeSpace, full_mask
 from sparse_lens.results import Result, bootstrap_mean
 from sparse_lens.tasks import TaskBatch
 

@@ -1,9 +1,9 @@
 """Search for the smallest circuit at a target task loss.
 
 Task loss is not monotone in circuit size, so a search never trusts a bisection alone: every learned mask, masks met along the
-way, the whole model, and prefixes of the learned ranking inside and around the mask are candidates, equally many for every
-mask. Each is scored after its nodes off all paths have been dropped; the smallest that meets the target wins, or, if none does,
-the one with the least loss.
+way, the whole model, prefixes of the learned ranking inside and around the mask, and the best of these less single nodes are
+candidates, equally many for every mask. Each is scored after its nodes off all paths have been dropped; the smallest that
+meets the target wins, or, if none does, the one with the least loss.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from sparse_lens.circuits.circuit import Circuit
 from sparse_lens.circuits.edges import count_edges
 from sparse_lens.circuits.learning import LearnedMask, SearchConfig, frozen, learn_mask
 from sparse_lens.circuits.masking import Reference, mean_reference
-from sparse_lens.circuits.node_space import NodeSpace, model_fingerprint, node_space
 from sparse_lens.circuits.paths import on_paths
 from sparse_lens.circuits.scoring import Prompts, both_sides, masked_differences, task_loss
+from sparse_lens.circuits.sites import NodeSpace, model_fingerprint, node_space
 from sparse_lens.circuits.weights import WeightGraph, weight_graph
 from sparse_lens.dictionaries import Dictionary
 from sparse_lens.errors import CircuitError
@@ -196,20 +196,29 @@ def _candidates(problem: SearchProblem, learned: LearnedMask, target: float, con
     found = [score(mask, source) for source, mask in masks.items() if mask is not None][: config.evaluations]
     order = learned.ranking.argsort(descending=True)
     sizes = _sizes(int(learned.mask.sum()), len(order), found[0].loss <= target)
-    size = next(sizes)
-    for _ in range(config.evaluations - len(found)):
+    size = next(sizes, None)
+    while size is not None and len(found) < config.evaluations:
         prefix = torch.zeros_like(learned.mask)
         prefix[order[:size]] = True
         found.append(score(prefix, f"prefix {size}"))
-        size = sizes.send(found[-1].loss <= target)
+        try:
+            size = sizes.send(found[-1].loss <= target)
+        except StopIteration:
+            size = None
+    best = best_candidate(found, target)
+    for node in order.flip(0).tolist():  # with what is left of the effort, single nodes are tried, the lowest ranked first
+        if len(found) >= config.evaluations or best.loss > target:
+            break
+        if best.mask[node]:
+            fewer = best.mask.clone()
+            fewer[node] = False
+            found.append(score(fewer, f"without {node}"))
+            best = best_candidate([best, found[-1]], target)
     return found
 
 
 def _sizes(size: int, most: int, met: bool) -> Generator[int, bool, None]:
-    """Prefix sizes to try, told each time whether the last one met the target: grow, bisect, then go on downwards.
-
-    The last part is for losses that are not monotone in size: below a prefix that misses, a smaller one may meet.
-    """
+    """Prefix sizes to try, told each time whether the last one met the target: grow until one does, then bisect below it."""
     low, high = (0, size) if met else (size, size)
     grow = 1.05
     while not met and high < most:
@@ -219,10 +228,6 @@ def _sizes(size: int, most: int, met: bool) -> Generator[int, bool, None]:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if (yield middle) else (middle, high)
-    below = max(1, high - 2)
-    while True:
-        yield below
-        below = max(1, below - 1)
 
 
 def default_windows(bridge: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ from sparse_lens.data.corpus import (
 )
 from sparse_lens.data.encode import encode_documents
 from sparse_lens.data.manifest import ManifestReport, rebuild_documents, verify_manifest
-from sparse_lens.data.prepare import DataConfig, prepare_data
+from sparse_lens.data.prepare import DataConfig, prepare_data, rebuild_data
 from sparse_lens.data.programs import generate_program
 from sparse_lens.data.stream import TokenData
 from sparse_lens.data.tokenizer import END_OF_TEXT, load_tokenizer, save_tokenizer, train_tokenizer
@@ -30,6 +30,7 @@ __all__ = [
     "generate_program",
     "load_tokenizer",
     "prepare_data",
+    "rebuild_data",
     "rebuild_documents",
     "save_tokenizer",
     "train_tokenizer",

@@ -25,6 +25,9 @@ EXCLUDED_FOLDERS = frozenset(
 )
 """Names of folders, at any depth below a source's root, whose files are left out."""
 
+SITE_PACKAGES = "site-packages"
+"""Name of the source that is the running interpreter's installed packages, wherever they lie."""
+
 
 @dataclass(frozen=True)
 class FileFilter:
@@ -121,6 +124,9 @@ class DatasetSource:
                 "Pass DatasetSource(..., column=...)"
             )
         for index, text in enumerate(rows[self.column]):
+            if not isinstance(text, str):
+                kind = type(text).__name__
+                raise DataError(f"dataset {self.name!r}: row {index} of column {self.column!r} is a {kind}, not text")
             raw = text.encode("utf-8")
             if len(raw) <= file_filter.max_bytes and file_filter.accepts(text):
                 yield Document(self.name, f"row-{index}", hashlib.sha256(raw).hexdigest(), text)
@@ -136,10 +142,16 @@ class DatasetSource:
             return self.dataset
         import datasets
 
-        if Path(self.dataset).is_dir():
+        try:
+            if not Path(self.dataset).is_dir():
+                return datasets.load_dataset(self.dataset, split=self.split)
             loaded = datasets.load_from_disk(self.dataset)
             return loaded[self.split] if isinstance(loaded, datasets.DatasetDict) else loaded
-        return datasets.load_dataset(self.dataset, split=self.split)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise DataError(
+                f"dataset {self.dataset!r} cannot be opened ({type(error).__name__}: {error}); "
+                "give a folder written by save_to_disk, or the name of a dataset on the Hub and a network"
+            ) from error
 
 
 Source = StandardLibrary | SourceFolder | DatasetSource
@@ -154,7 +166,12 @@ def source_from_description(description: Mapping[str, Any]) -> Source:
     if description["kind"] == "stdlib":
         return StandardLibrary(**settings)
     if description["kind"] == "folder":
-        return SourceFolder(**settings)
+        # A published manifest names no folders of the machine that made it.
+        installed = {"path": sysconfig.get_paths()["purelib"]} if description["name"] == SITE_PACKAGES else {}
+        if not {"path"} <= (installed | settings).keys():
+            name = description["name"]
+            raise DataError(f"source {name!r} is a folder without a path; pass sources=[SourceFolder(PATH, name={name!r})]")
+        return SourceFolder(**(settings | installed))
     raise DataError(f"source {description['name']!r} is a dataset; pass sources=[DatasetSource(...)] to read it again")
 
 

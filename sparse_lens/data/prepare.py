@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import random
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,11 +16,12 @@ from tokenizers import Tokenizer
 
 from sparse_lens.data.corpus import Document, FileFilter, Source, StandardLibrary, collect_documents, split_of
 from sparse_lens.data.encode import Tokens, encode_documents
-from sparse_lens.data.manifest import Manifest, build_manifest
+from sparse_lens.data.manifest import Manifest, build_manifest, rebuild_documents
 from sparse_lens.data.programs import GENERATOR_VERSION, generate_program
 from sparse_lens.data.stream import TokenData
 from sparse_lens.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash, train_tokenizer
 from sparse_lens.errors import DataError
+from sparse_lens.files import check_writable, new_directory
 
 logger = logging.getLogger(__name__)
 
@@ -81,14 +81,39 @@ def prepare_data(config: DataConfig, directory: Path | str) -> TokenData:
         if data.manifest["config_hash"] != config.fingerprint():
             raise DataError(f"{str(target)!r} was built with another configuration; pass that one or a new directory")
         return data
-    if target.exists() and any(target.iterdir()):
+    if target.is_dir() and any(target.iterdir()):
         raise DataError(f"{str(target)!r} exists, is not empty and holds no manifest.json; pass a new directory")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
-        built = Path(scratch) / "data"
-        built.mkdir()
+    check_writable(target, ())
+    with new_directory(target) as built:
         _build(config, built)
-        built.replace(target)
+    return TokenData(target)
+
+
+def rebuild_data(manifest: Manifest, directory: Path | str, sources: Sequence[Source] | None = None) -> TokenData:
+    """Build in `directory` the corpus that a manifest describes, from the files that it lists and no others.
+
+    `sources` stand in for those of the manifest by name. The tokens and the tokenizer come out as they were, or it is an error:
+    raises `DataError` if a file is missing or changed, or if the result differs. An equal corpus that stands there is opened.
+    """
+    target = Path(directory)
+    if (target / "manifest.json").is_file():
+        data = TokenData(target)
+        if data.manifest["config_hash"] != manifest["config_hash"]:
+            raise DataError(f"{str(target)!r} holds another corpus; pass a new directory")
+        return data
+    splits = rebuild_documents(manifest, sources)
+    settings = {name: value for name, value in manifest["config"].items() if name not in ("sources", "file_filter")}
+    config = DataConfig(**settings)
+    check_writable(target, ())
+    with new_directory(target) as built:
+        found = _write_corpus(config, splits["train"], splits["valid"], built)
+        for part in ("tokenizer", "tokens"):
+            if found[part] != manifest[part]:
+                raise DataError(
+                    f"the {part} came out as {found[part]}, the manifest says {manifest[part]}; "
+                    "the generator or the tokenizers package is of another version"
+                )
+        (built / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return TokenData(target)
 
 
@@ -97,6 +122,14 @@ def _build(config: DataConfig, folder: Path) -> None:
     train = [d for d in documents if split_of(d.sha256, config.valid_share) == "train"]
     valid = [d for d in documents if split_of(d.sha256, config.valid_share) == "valid"]
     random.Random(config.seed).shuffle(train)
+    settings = _write_corpus(config, train, valid, folder)
+    used = train[: settings.pop("real_documents")]
+    manifest = build_manifest([*used, *valid], config.sources, config.file_filter, config.valid_share) | settings
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_corpus(config: DataConfig, train: Sequence[Document], valid: Sequence[Document], folder: Path) -> dict[str, Any]:
+    """Write tokenizer and tokens of these documents, in this order; returns what the manifest says of them."""
     tokenizer = _tokenizer(config, train)
     # A source that spells out "<|endoftext|>" must not look like the end of a document.
     tokenizer.encode_special_tokens = True
@@ -117,9 +150,8 @@ def _build(config: DataConfig, folder: Path) -> None:
     counts = {name: _write_tokens(folder / f"{name}.bin", arrays) for name, arrays in splits.items()}
     tokenizer.encode_special_tokens = False
     save_tokenizer(tokenizer, folder)
-    manifest = build_manifest([*train[: len(real)], *valid], config.sources, config.file_filter, config.valid_share)
-    manifest |= _settings(config, tokenizer, counts, len(generated), sum(map(len, generated)))
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    settings = _settings(config, tokenizer, counts, len(generated), sum(map(len, generated)))
+    return settings | {"real_documents": len(real)}
 
 
 def _tokenizer(config: DataConfig, train: Sequence[Document]) -> Tokenizer:

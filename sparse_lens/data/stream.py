@@ -34,7 +34,12 @@ class TokenData:
         path = self.directory / "manifest.json"
         if not path.is_file():
             raise DataError(f"no manifest.json in {str(self.directory)!r}; build the data with prepare_data")
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read: {error}; delete the folder and build the data again") from error
+        if not isinstance(manifest, dict) or not {"config_hash", "tokens"} <= manifest.keys():
+            raise DataError(f"{path} is no manifest of token data; choose another folder, or delete this one and build it again")
         return manifest
 
     @cached_property

@@ -101,7 +101,10 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
     path = Path(directory) / "tokenizer.json"
     if not path.is_file():
         raise DataError(f"no tokenizer.json in {str(directory)!r}; pass a folder written by save_tokenizer")
-    return Tokenizer.from_file(str(path))
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust side raises bare exceptions
+        raise DataError(f"{path} is not a readable tokenizer: {error}; copy it again") from error
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:

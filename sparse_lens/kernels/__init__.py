@@ -2,4 +2,5 @@
 
 from sparse_lens.kernels.abstopk import abs_topk as abs_topk
 from sparse_lens.kernels.abstopk import abs_topk_mask as abs_topk_mask
+from sparse_lens.kernels.projection import check_budget as check_budget
 from sparse_lens.kernels.projection import projection_mask as projection_mask

@@ -23,13 +23,7 @@ def projection_mask(
     `neuron_axis` is the axis that indexes neurons: 0 when each row is one neuron, 1 when each column is. Raises
     `ConfigError` if the minimum alone exceeds k.
     """
-    neurons = weight.shape[neuron_axis]
-    min_alive = min(min_alive, weight.numel() // max(neurons, 1))
-    if min_alive * neurons > k:
-        raise ConfigError(
-            f"{min_alive} alive weights for each of {neurons} neurons need {min_alive * neurons} nonzeros, "
-            f"but the density leaves {k} in this {tuple(weight.shape)} matrix; lower min_alive or raise the density"
-        )
+    min_alive = check_budget(tuple(weight.shape), k, min_alive, neuron_axis)
     magnitude = weight.detach().abs()
     if min_alive:
         rows = magnitude if neuron_axis == 0 else magnitude.T
@@ -38,6 +32,18 @@ def projection_mask(
         first = first if neuron_axis == 0 else first.T
         magnitude = magnitude.masked_fill(first, float("inf"))
     return _largest(magnitude, k, fast=fast)
+
+
+def check_budget(shape: tuple[int, ...], k: int, min_alive: int, neuron_axis: int) -> int:
+    """The minimum alive, at most a neuron's fan; raises `ConfigError` if it needs more than k nonzeros in a matrix of `shape`."""
+    neurons = shape[neuron_axis]
+    min_alive = min(min_alive, shape[1 - neuron_axis])
+    if min_alive * neurons > k:
+        raise ConfigError(
+            f"{min_alive} alive weights for each of {neurons} neurons need {min_alive * neurons} nonzeros, "
+            f"but the density leaves {k} in this {tuple(shape)} matrix; lower min_alive or raise the density"
+        )
+    return min_alive
 
 
 def _largest(magnitude: Tensor, k: int, *, fast: bool) -> Tensor:

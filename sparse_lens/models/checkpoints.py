@@ -37,7 +37,15 @@ _INERT_FIELDS = (
     "unembed_rank bigram_table_rank pfrac afrac_ste afrac_ste_only_non_neurons afrac_approx rtopk mup mup_width_multiplier "
     "enable_fp8_linear scale_invariance use_tied_aux_matrix"
 ).split()
+_HF_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# What transformers writes beside a model's own fields; none of it changes what a model of this architecture computes.
+_HF_IGNORED = (
+    "model_type architectures auto_map transformers_version dtype torch_dtype _name_or_path use_cache is_decoder "
+    "is_encoder_decoder return_dict output_hidden_states output_attentions chunk_size_feed_forward id2label label2id problem_type "
+    "initializer_range max_length task_specific_params"
+).split()
 _MOST_JSON_BYTES = 1 << 22
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def load_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32) -> CircuitGPTForCausalLM:
@@ -47,11 +55,14 @@ def load_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
     """
     folder = Path(path)
     config = read_config(folder)
-    state = to_core_names(_read_weights(folder), config)
+    raw = _read_weights(folder)
+    _check_tensors(raw, folder)
+    state = to_core_names(raw, config)
     with torch.device("meta"):
         model = CircuitGPTForCausalLM(config)
-    _check_state(state, {name: tensor.shape for name, tensor in model.core.state_dict().items()}, folder)
+    _check_shapes(state, {name: tensor.shape for name, tensor in model.core.state_dict().items()}, folder)
     state = {name: tensor.to(dtype).clone() for name, tensor in state.items()}
+    _check_finite(state, folder)
     model.core.load_state_dict(state, strict=True, assign=True)
     if config.tied_unembed:
         model.core.lm_head.weight = model.core.wte.weight
@@ -97,10 +108,12 @@ def save_packed(model: CircuitGPTForCausalLM, folder: Path) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > _MOST_JSON_BYTES:
-        raise CheckpointError(f"{path} has {path.stat().st_size} bytes, too many for a configuration; is it the right file?")
     try:
+        if path.stat().st_size > _MOST_JSON_BYTES:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes, too many for a configuration; is it the right file?")
         content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
@@ -124,8 +137,14 @@ def _hf_fields(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     model_type = raw.get("model_type")
     if model_type != CircuitGPTConfig.model_type:
         raise CheckpointError(f"{path} describes model_type {model_type!r}, this package loads 'circuitgpt' models only")
-    dropped = ("model_type", "auto_map", "dtype", "torch_dtype", "_name_or_path")
-    return {name: value for name, value in _drop_inert(raw, path).items() if name not in dropped}
+    aliases = CircuitGPTConfig.attribute_map
+    fields = {aliases.get(name, name): value for name, value in _drop_inert(raw, path).items() if name not in _HF_IGNORED}
+    # Everything else would reach transformers, where names of attention kernels, for one, are fetched and run.
+    if unknown := sorted(set(fields) - set(REFERENCE_FIELDS) - set(_HF_TOKENS)):
+        raise CheckpointError(
+            f"{path} holds unknown fields: {', '.join(unknown)}; known: {', '.join([*REFERENCE_FIELDS, *_HF_TOKENS])}"
+        )
+    return fields
 
 
 def _drop_inert(fields: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -147,7 +166,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             return _read_shards(folder)
         if (folder / REFERENCE_WEIGHTS).is_file():
             return _read_torch_file(folder / REFERENCE_WEIGHTS)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"the weights in {folder} cannot be read: {error}; copy or download them again") from error
     raise CheckpointError(f"{folder} holds no weights; expected {HF_WEIGHTS}, {PACKED_WEIGHTS} or {REFERENCE_WEIGHTS}")
 
@@ -158,10 +177,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
-    shards = sorted(set(_read_json(folder / HF_INDEX).get("weight_map", {}).values()))
+    weight_map = _read_json(folder / HF_INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise CheckpointError(f"{folder / HF_INDEX} has no table of weights and their files; copy or download it again")
     state: dict[str, Tensor] = {}
-    for shard in shards:
-        if Path(str(shard)).name != shard:
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard:
             raise CheckpointError(f"{folder / HF_INDEX} names the shard {shard!r} outside its own folder; refused")
         state |= _read_safetensors(folder / shard)
     return state
@@ -171,34 +192,56 @@ def _read_torch_file(path: Path) -> dict[str, Tensor]:
     """Tensors of a torch zip file, with the unpickler that builds tensors and nothing else."""
     if not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path} is no torch zip archive ({path.stat().st_size} bytes); it is truncated or another file")
-    with zipfile.ZipFile(path) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise CheckpointError(f"{path} has compressed entries, which torch never writes; refused")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+        state = {} if compressed else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises pickle, runtime and key errors alike
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{path} cannot be read as plain tensors ({first_line}); it is damaged or not a weights file"
         ) from error
+    if compressed:
+        raise CheckpointError(f"{path} has compressed entries, which torch never writes; refused")
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise CheckpointError(f"{path} does not hold a dictionary of tensors; it is not a weights file")
     return state
 
 
-def _check_state(state: dict[str, Tensor], expected: dict[str, torch.Size], folder: Path) -> None:
-    """Raise unless exactly the expected tensors are there, in shape and finite."""
+def _check_tensors(state: dict[str, Tensor], folder: Path) -> None:
+    """Raise unless every tensor is a plain one of floats whose entries all lie in the file: views can promise terabytes."""
+    for name, tensor in state.items():
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
+        if not plain or tensor.dtype not in _DTYPES:
+            is_mask = tensor.dtype == torch.bool and name.endswith(".attn.bias")
+            if not (plain and is_mask):
+                kind = f"{tensor.layout}, {tensor.dtype}, {tensor.device.type}"
+                raise CheckpointError(f"{name} in {folder} is no plain tensor of floats ({kind}); the checkpoint is damaged")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise CheckpointError(f"{name} in {folder} claims {tensor.numel()} entries but holds fewer; the checkpoint is damaged")
+
+
+def _check_shapes(state: dict[str, Tensor], expected: dict[str, torch.Size], folder: Path) -> None:
+    """Raise unless exactly the expected tensors are there, in their shapes."""
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or unexpected:
         raise CheckpointError(
             f"the weights in {folder} do not fit their configuration: missing {_some(missing)}; unexpected {_some(unexpected)}"
         )
     for name, shape in expected.items():
-        tensor = state[name]
-        if tensor.shape != shape:
-            raise CheckpointError(f"{name} in {folder} has shape {tuple(tensor.shape)}, the configuration promises {tuple(shape)}")
-        if not tensor.is_floating_point() or tensor.layout != torch.strided or not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"{name} in {folder} holds values that are not finite numbers; the checkpoint is damaged")
+        if state[name].shape != shape:
+            found = tuple(state[name].shape)
+            raise CheckpointError(f"{name} in {folder} has shape {found}, the configuration promises {tuple(shape)}")
+
+
+def _check_finite(state: dict[str, Tensor], folder: Path) -> None:
+    """Raise for values that are not finite, or not any more in the dtype asked for."""
+    for name, tensor in state.items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(
+                f"{name} in {folder} holds values that are not finite numbers in {tensor.dtype}; "
+                "the checkpoint is damaged, or too large for that dtype"
+            )
 
 
 def _some(names: list[str], most: int = 6) -> str:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel, initialization
 from transformers.modeling_outputs import CausalLMOutput
 
 from sparse_lens.models.config import CircuitGPTConfig
@@ -32,9 +32,14 @@ class CircuitGPTForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """Initialize once, for the whole core: its scheme depends on a parameter's place, not on its module's type."""
+        """Initialize once, for the whole core: its scheme depends on a parameter's place, not on its module's type.
+
+        A bias that a checkpoint lacks (the reference's older ones have no final_logits_bias) is zero.
+        """
         if isinstance(module, CircuitGPTCore):
             module.initialize()
+        elif isinstance(module, torch.nn.Linear) and module.bias is not None:
+            initialization.zeros_(module.bias)
 
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.core.wte

@@ -48,6 +48,8 @@ def to_core_names(state: dict[str, Tensor], config: CircuitGPTConfig) -> dict[st
     renamed.setdefault("lm_head.bias", torch.zeros(config.vocab_size))
     if config.tied_unembed:
         present = [renamed[name] for name in ("wte.weight", "lm_head.weight") if name in renamed]
+        if len(present) == 2 and not torch.equal(*present):
+            raise CheckpointError("tied_unembed is true, but wte.weight and lm_head.weight differ; the folder is damaged")
         if present:
             renamed["wte.weight"] = renamed["lm_head.weight"] = present[0]
     return renamed
@@ -99,10 +101,10 @@ def _rename(name: str, tensor: Tensor, config: CircuitGPTConfig) -> list[tuple[s
 
 
 def _split_qkv(prefix: str, rest: str, tensor: Tensor, config: CircuitGPTConfig) -> list[tuple[str, Tensor]]:
-    if tensor.shape[0] != 3 * config.d_attn:
+    if tensor.ndim == 0 or tensor.shape[0] != 3 * config.d_attn:
         raise CheckpointError(
-            f"{prefix}{rest} has {tensor.shape[0]} rows, the configuration promises 3 * n_head * d_head = "
-            f"{3 * config.d_attn}; weights and configuration do not belong together"
+            f"{prefix}{rest} has the shape {tuple(tensor.shape)}, the configuration promises 3 * n_head * d_head = "
+            f"{3 * config.d_attn} rows; weights and configuration do not belong together"
         )
     kind = rest.rsplit(".", 1)[1]
     return [(f"{prefix}attn.{letter}.{kind}", part) for letter, part in zip("qkv", tensor.chunk(3), strict=True)]

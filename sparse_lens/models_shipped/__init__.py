@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from sparse_lens.errors import CheckpointError, UnknownNameError
 
 DEFAULT_PAIR = "python"
-PAIR_FILE, WINDOWS_FILE, CARD_FILE = "pair.json", "windows.safetensors", "card.json"
+PAIR_FILE, WINDOWS_FILE, CARD_FILE, CORPUS_FILE = "pair.json", "windows.safetensors", "card.json", "corpus.json"
 
 
 def shipped_pairs() -> dict[str, Path]:
@@ -50,6 +50,19 @@ def find_pair(name_or_path: str | Path) -> Path:
     if not (path / PAIR_FILE).is_file():
         raise UnknownNameError("pair (and no folder with a pair.json)", str(name_or_path), shipped)
     return path
+
+
+def pair_corpus(name_or_path: str | Path) -> dict[str, Any]:
+    """The corpus manifest of a pair (by name or folder), or of a manifest file; raises `CheckpointError` if it is none."""
+    path = Path(name_or_path)
+    path = path if path.is_file() else find_pair(name_or_path) / CORPUS_FILE
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as a corpus' manifest: {error}") from error
+    if not isinstance(manifest, dict) or not {"config", "config_hash", "files", "sources", "tokens"} <= manifest.keys():
+        raise CheckpointError(f"{path} is no manifest of a corpus; give the corpus.json of a pair or the manifest.json of a corpus")
+    return manifest
 
 
 def pair_windows(pair: str | Path = DEFAULT_PAIR) -> dict[str, np.ndarray]:

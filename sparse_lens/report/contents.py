@@ -15,6 +15,8 @@ SCHEMA = 1
 
 def check_metrics(metrics: Mapping[str, Any]) -> None:
     """Raise `DataError` where `metrics` is not the content of a comparison's `metrics.json`."""
+    if not isinstance(metrics, Mapping):
+        raise DataError(f"these metrics are a {type(metrics).__name__}, not the object that `sparse-lens compare` writes")
     if metrics.get("schema") != SCHEMA:
         raise DataError(
             f"these metrics have schema {visible(metrics.get('schema'))}, this version reports on schema {SCHEMA}; "

@@ -18,10 +18,11 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from sparse_lens.data import END_OF_TEXT, TokenData, save_tokenizer
-from sparse_lens.errors import CheckpointError, ConfigError, DataError
+from sparse_lens.errors import CheckpointError, ConfigError, DataError, OutputError, UnknownNameError
 from sparse_lens.files import check_writable, new_directory, new_file
 from sparse_lens.models import CircuitGPTConfig, CircuitGPTForCausalLM, save_packed
 from sparse_lens.models.checkpoints import HF_CONFIG, PACKED_WEIGHTS
+from sparse_lens.models.config import REFERENCE_FIELDS
 from sparse_lens.training.config import TrainingConfig, check_anneal
 from sparse_lens.training.evaluation import window_losses
 from sparse_lens.training.schedules import learning_rate_at
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 MODEL_FILES = (HF_CONFIG, PACKED_WEIGHTS, "tokenizer.json", "tokenizer_config.json", "training.json")
 """What a trained model's folder holds; a folder with anything else in it is left alone."""
+
+_CHECKPOINT_KEYS = {"fingerprint", "data", "step", "precision", "seconds", "core", "optimizer", "history"}
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,12 @@ def train(
     Checkpoints lie in `checkpoints` (default: `folder` with the ending `.checkpoints`) and are kept. `on_evaluation` is called
     with the model and the step at every evaluation and its numbers join the log (task accuracies, for instance).
     """
-    run = _Run(config, data, Path(checkpoints) if checkpoints else Path(f"{folder}.checkpoints"))
+    folder = Path(folder).absolute()
+    checkpoints = Path(checkpoints).absolute() if checkpoints else folder.with_name(f"{folder.name}.checkpoints")
+    if checkpoints.is_relative_to(folder):
+        raise OutputError(f"the checkpoints cannot lie inside the model's folder {folder}, which is replaced; put them beside it")
     check_writable(folder, MODEL_FILES)
+    run = _Run(config, data, checkpoints)
     run.resume()
     batches = data.batches(
         context=config.context,
@@ -75,8 +82,8 @@ def train(
             bar.set_postfix(loss=f"{run.history[-1]['loss']:.3f}")
         if run.step % config.checkpoint_every == 0 or run.step == config.steps:
             run.save()
-    _write_model(run, Path(folder))
-    return TrainingResult(run.model.eval(), Path(folder), run.history[-1]["loss"], run.history)
+    _write_model(run, folder)
+    return TrainingResult(run.model.eval(), folder, run.history[-1]["loss"], run.history)
 
 
 class _Run:
@@ -99,6 +106,8 @@ class _Run:
         started = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.config, self.step)
+        if self.model.config.dropout:
+            torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # so that resuming draws what an unbroken run draws
         with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
             logits = self.model.core(batch[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
@@ -131,6 +140,7 @@ class _Run:
         """Replace the checkpoint by the present state."""
         state = {
             "fingerprint": self.config.fingerprint(),
+            "data": self.data.manifest["config_hash"],
             "step": self.step,
             "precision": self.precision,
             "seconds": self.seconds,
@@ -150,10 +160,12 @@ class _Run:
             state: dict[str, Any] = torch.load(self.path, weights_only=True)
         except Exception as error:  # torch raises pickle, runtime and key errors alike, with advice that would be unsafe to repeat
             raise CheckpointError(f"{self.path} cannot be read ({type(error).__name__}); delete it to start over") from error
-        if not isinstance(state, dict) or not {"fingerprint", "step", "precision", "core", "optimizer", "history"} <= state.keys():
+        if not isinstance(state, dict) or not state.keys() >= _CHECKPOINT_KEYS:
             raise CheckpointError(f"{self.path} is no training checkpoint; delete it to start over")
         if state["fingerprint"] != self.config.fingerprint():
-            raise CheckpointError(f"{self.path} belongs to another configuration; delete it or give another checkpoints folder")
+            raise CheckpointError(f"{self.path} belongs to another configuration; delete it or give another folder")
+        if state["data"] != self.data.manifest["config_hash"]:
+            raise CheckpointError(f"{self.path} was trained on another corpus; give that one, or delete it to start over")
         self.model.core.load_state_dict(state["core"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.precision = state["step"], state["seconds"], state["precision"]
@@ -195,6 +207,10 @@ def _new_model(config: TrainingConfig, data: TokenData) -> CircuitGPTForCausalLM
         "eos_token_id": end_of_text,
         "pad_token_id": end_of_text,
     }
+    known = {*REFERENCE_FIELDS, *fields}
+    for name in config.model:
+        if name not in known:
+            raise UnknownNameError("model field", name, known)
     model_config = CircuitGPTConfig(**(fields | config.model))  # pyright: ignore[reportArgumentType]
     if model_config.vocab_size < data.vocab_size or model_config.block_size < config.context:
         raise DataError(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparse_lens.kernels import projection_mask
+from sparse_lens.kernels import check_budget, projection_mask
 from sparse_lens.models import CircuitGPTCore
 from sparse_lens.models.core import Block
 from sparse_lens.training.config import SparsityConfig
@@ -61,6 +61,15 @@ class Sparsifier:
     def __init__(self, core: CircuitGPTCore, sparsity: SparsityConfig, *, fast: bool = True) -> None:
         self.sparsity, self.fast = sparsity, fast
         self.matrices = projected_matrices(core, sparsity)
+        for matrix in self.matrices:
+            self._check_budget(matrix)
+
+    def _check_budget(self, matrix: ProjectedMatrix) -> None:
+        """Raise `ConfigError` now if the final density cannot keep the minimum alive, rather than halfway through the run."""
+        if matrix.neuron_axis is None:
+            return
+        rows, columns = sum(parameter.shape[0] for parameter in matrix.parameters), matrix.parameters[0].shape[1]
+        check_budget((rows, columns), int(matrix.final_density * matrix.entries()), self.sparsity.min_alive, matrix.neuron_axis)
 
     @torch.no_grad()
     def project(self, progress: float) -> None:

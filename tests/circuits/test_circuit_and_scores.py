@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from sparse_lens.circuits import Circuit, evaluate_circuit, model_fingerprint
-from sparse_lens.circuits.node_space import full_mask
 from sparse_lens.circuits.scoring import both_sides, task_loss
+from sparse_lens.circuits.sites import full_mask
 from sparse_lens.errors import CircuitError
 
 from .conftest import Planted, pairs, random_bridge

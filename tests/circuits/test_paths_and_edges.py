@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparse_lens.circuits import count_edges, node_space, on_paths, weight_graph
-from sparse_lens.circuits.node_space import full_mask
+from sparse_lens.circuits.sites import full_mask
 from sparse_lens.errors import CircuitError
 
 from .conftest import NO, YES, Planted, pairs, random_bridge

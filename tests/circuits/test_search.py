@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sparse_lens.circuits.learning import SearchConfig, frozen, learn_mask
-from sparse_lens.circuits.node_space import full_mask
 from sparse_lens.circuits.search import Candidate, SearchProblem, best_candidate, learn_masks, select_circuit
+from sparse_lens.circuits.sites import full_mask
 from sparse_lens.circuits.weights import weight_graph
 
 from .conftest import Planted

@@ -1,6 +1,8 @@
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from sparse_lens.data import (
@@ -9,6 +11,7 @@ from sparse_lens.data import (
     SourceFolder,
     TokenData,
     prepare_data,
+    rebuild_data,
     rebuild_documents,
     verify_manifest,
 )
@@ -74,3 +77,27 @@ def test_packages_of_a_folder_are_listed(tmp_path: Path, source_folder: Path, da
     assert data.manifest["sources"][0]["packages"] == {"thing": "1.2"}
     assert verify_manifest(data.manifest).matches
     assert data.manifest["tokens"]["valid_generated"] == len(data.valid_generated) == 0
+
+
+def test_a_corpus_is_rebuilt_from_its_manifest_alone(token_data: TokenData, source_folder: Path, tmp_path: Path) -> None:
+    """The listed files give the same tokens, in another place and among new files; what differs is an error that leaves nothing."""
+    folder = tmp_path / "moved"
+    shutil.copytree(source_folder, folder)
+    (folder / "new_module.py").write_text((folder / "module_1.py").read_text() + "x = 1\n")
+    published = without_paths(token_data.manifest)
+    source = SourceFolder(str(folder), name="package")
+    rebuilt = rebuild_data(published, tmp_path / "corpus", [source])
+    for split in ("train", "valid", "valid_generated"):
+        assert np.array_equal(rebuilt.tokens(split), token_data.tokens(split))
+    assert rebuilt.manifest == published
+    assert rebuild_data(published, tmp_path / "corpus").directory == rebuilt.directory
+    wrong = published | {"tokens": published["tokens"] | {"train": 1}}
+    with pytest.raises(DataError, match="tokens came out as"):
+        rebuild_data(wrong, tmp_path / "other", [source])
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(DataError, match="a folder without a path"):
+        rebuild_data(published, tmp_path / "other")
+
+
+def without_paths(manifest: dict[str, Any]) -> dict[str, Any]:
+    return manifest | {"sources": [{k: v for k, v in source.items() if k != "path"} for source in manifest["sources"]]}

@@ -96,7 +96,7 @@ SPOILT: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     "shape": (lambda state: state.update({"lm_head.weight": torch.ones(40, 16)}), "promises"),
     "qkv rows": (lambda state: state.update({"transformer.h.0.attn.c_attn.weight": torch.ones(47, 16)}), "n_head"),
     "no sink": (lambda state: state.pop("transformer.h.1.attn.attn_imp.sink_logit"), "missing blocks.1.attn.sink_logit"),
-    "integers": (lambda state: state.update({"transformer.ln_f.weight": torch.ones(16, dtype=torch.long)}), "not finite"),
+    "integers": (lambda state: state.update({"transformer.ln_f.weight": torch.ones(16, dtype=torch.long)}), "no plain tensor"),
 }
 
 

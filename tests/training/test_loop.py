@@ -183,6 +183,49 @@ def test_two_models_see_equal_tokens_in_equal_order(data: TokenData, tmp_path: P
     assert np.array_equal(*orders)
 
 
+def test_dropout_resumes_too(data: TokenData, tmp_path: Path) -> None:
+    """What dropout draws depends on the step alone, not on where the run began."""
+    config = DENSE.model_copy(update={"model": SHAPE | {"dropout": 0.3}})
+    whole = train(config, data, tmp_path / "whole", progress=False)
+    with pytest.raises(Interruption):
+        train(config, data, tmp_path / "cut", progress=False, on_evaluation=stop_at(20))
+    torch.rand(5)
+    assert_same_run(train(config, data, tmp_path / "cut", progress=False), whole)
+
+
+def test_another_corpus_is_not_resumed_on(data: TokenData, tmp_path: Path) -> None:
+    config = TINY.model_copy(update={"steps": 10})
+    train(config, data, tmp_path / "model", progress=False)
+    other = RecordedData(data.directory)
+    other.__dict__["manifest"] = data.manifest | {"config_hash": "another"}
+    with pytest.raises(CheckpointError, match="another corpus"):
+        train(config, other, tmp_path / "model", progress=False)
+
+
+@pytest.mark.parametrize("place", ["file", "inside"])
+def test_a_place_that_cannot_end_well_is_refused_at_once(place: str, data: TokenData, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    seen = RecordedData(data.directory)
+    folder, checkpoints = (tmp_path / "file", None) if place == "file" else (tmp_path / "model", tmp_path / "model" / "checkpoints")
+    with pytest.raises(OutputError):
+        train(TINY, seen, folder, checkpoints=checkpoints, progress=False)
+    assert "seen" not in seen.__dict__
+
+
+def test_a_misspelt_model_field_is_named(data: TokenData, tmp_path: Path) -> None:
+    config = TINY.model_copy(update={"model": {"n_layr": 2}})
+    with pytest.raises(UnknownNameError, match="n_layer"):
+        train(config, data, tmp_path / "model", progress=False)
+
+
+def test_a_density_below_the_minimum_alive_is_known_before_the_first_step(data: TokenData, tmp_path: Path) -> None:
+    config = TINY.model_copy(update={"sparsity": SparsityConfig(density=0.05, min_alive=8)})
+    seen = RecordedData(data.directory)
+    with pytest.raises(ConfigError, match="alive weights"):
+        train(config, seen, tmp_path / "model", progress=False)
+    assert "seen" not in seen.__dict__
+
+
 def test_another_configurations_checkpoint(finished: TrainingResult, data: TokenData, tmp_path: Path) -> None:
     """A checkpoint is resumed by its own configuration only; the name and the cadence are free to change."""
     checkpoints = Path(f"{finished.folder}.checkpoints")
