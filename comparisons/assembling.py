@@ -147,9 +147,19 @@ def _write_card(folder: Path, heldout: np.ndarray, data: TokenData, about: str, 
     card: dict[str, Any] = {name: int(fact.value or 0) for name, fact in facts.items() if name != "loss"}
     card |= {"loss": facts["loss"].value, "loss_result": facts["loss"].to_json(), "loss_on_all_sources": on_all.to_json()}
     card |= {"about": about, "command": training_command(training["config"]["name"], data.manifest)}
+    card["data"] = corpus_sentence(data.manifest)
     card |= {name: training[name] for name in ("tokens", "seconds", "versions")}
     card["task_accuracies"] = {task: accuracy.to_json() for task, accuracy in accuracies.items()}
     (folder / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+
+
+def corpus_sentence(manifest: Mapping[str, Any]) -> str:
+    """What a model has read, in a sentence for its card."""
+    generator, sources = manifest["generator"], ", ".join(source["name"] for source in manifest["config"]["sources"])
+    return (
+        f"{1 - generator['share']:.0%} of the training tokens are real Python source ({sources}; Python {manifest['python']}), "
+        f"{generator['share']:.0%} are {generator['programs']:,} generated simple programs; files and hashes are in {CORPUS_FILE}"
+    )
 
 
 def training_command(recipe: str, manifest: Mapping[str, Any]) -> str:

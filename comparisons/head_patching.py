@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,9 +93,10 @@ def patch_task(bridge: Any, task: str | Task, *, n_pairs: int = 16, seed: int = 
         def restored(logits: Tensor) -> Tensor:
             return (_difference(logits, batch).mean() - low) / (high - low)
 
-        heads = patching.get_act_patch_attn_head_out_all_pos(bridge, corrupt, cache, restored)
-        attn = patching.get_act_patch_attn_out(bridge, corrupt, cache, restored)
-        mlp = patching.get_act_patch_mlp_out(bridge, corrupt, cache, restored)
+        with redirect_stderr(io.StringIO()):  # a progress bar for each of the three tables, which cannot be switched off
+            heads = patching.get_act_patch_attn_head_out_all_pos(bridge, corrupt, cache, restored)
+            attn = patching.get_act_patch_attn_out(bridge, corrupt, cache, restored)
+            mlp = patching.get_act_patch_mlp_out(bridge, corrupt, cache, restored)
     return PatchingTable(
         task=task.name,
         heads=heads.cpu(),

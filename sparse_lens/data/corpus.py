@@ -207,7 +207,8 @@ def read_folder(root: Path, source: str, file_filter: FileFilter) -> Iterator[Do
     """Yield the accepted `.py` files below a folder, in path order, without test folders."""
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)
-        if not _is_excluded(relative.parts[:-1]):
+        # The finder of an editable install holds nothing but paths of this machine.
+        if not _is_excluded(relative.parts[:-1]) and not relative.name.startswith("__editable__"):
             document = read_document(root, relative.as_posix(), source, file_filter)
             if document is not None:
                 yield document
