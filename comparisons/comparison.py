@@ -109,8 +109,8 @@ def _run_columns(
     progress: bool,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Results by task and column; a column's searches run one after the other, the widest columns first."""
-    # The nonsense search depends on the target alone: tasks of one target share it. All columns get the same targets.
-    controls = sorted({targets[name] for name in settings if any(setting.passes for setting in settings[name])})
+    control_of = _control_targets([targets[name] for name in settings if any(setting.passes for setting in settings[name])])
+    controls = sorted(set(control_of.values()))
     searches = sum(sum(s.passes for s in settings[name]) for name in settings) + len(controls) * len(columns)
     found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in settings}
     stop = threading.Event()
@@ -131,7 +131,8 @@ def _run_columns(
                 setting, target = settings[name][index], targets[name]
                 repeated = range(seeds) if setting.passes else ()
                 circuits = [search_column(setting, target, config, seed=seed, on_step=on_step) for seed in repeated]
-                found[name][column.name] = column_results(setting, circuits, nonsense[target] if setting.passes else [])
+                controlled = nonsense[control_of[target]] if setting.passes else []
+                found[name][column.name] = column_results(setting, circuits, controlled)
 
         order = sorted(range(len(columns)), key=lambda i: -columns[i].space.n_nodes)
         with ThreadPoolExecutor(workers) as pool:
@@ -142,6 +143,19 @@ def _run_columns(
                 stop.set()
                 raise
     return {name: {column.name: found[name][column.name] for column in columns} for name in found}
+
+
+def _control_targets(targets: Sequence[float]) -> dict[float, float]:
+    """The target of the nonsense search for each task's target: the nonsense search depends on nothing else of the task.
+
+    Targets within 2 % share the search at the least of them, which meets them all. All columns get the same.
+    """
+    shared: dict[float, float] = {}
+    least = 0.0
+    for target in sorted(set(targets)):
+        least = least if target <= 1.02 * least else target
+        shared[target] = least
+    return shared
 
 
 def _task_entry(
@@ -193,6 +207,7 @@ def _effort(config: SearchConfig, seeds: int) -> dict[str, Any]:
         "accuracy_gate": ACCURACY_GATE,
         "heldout_pairs": HELDOUT_PAIRS,
         "target_rule": "max(0.15, 1.15 * the worst column's full-model loss)",
+        "nonsense_rule": "one search per column and target; targets within 2 % share it at the least of them",
     }
 
 

@@ -43,6 +43,8 @@ class ModelPair:
             names = pair.record.get(field, [])
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise CheckpointError(f"{pair.folder / PAIR_FILE}: {field} must be a list of names, got {names!r}")
+        for name in [*(pair.model_name(role) for role in ROLES), *pair.record.get("dictionaries", [])]:
+            pair._part(name)
         return pair
 
     @cached_property

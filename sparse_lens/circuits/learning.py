@@ -28,7 +28,7 @@ class SearchConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = Field(default=300, gt=0, description="optimizer steps of each mask")
+    steps: int = Field(default=240, gt=0, description="optimizer steps of each mask")
     pairs_per_step: int = Field(default=16, gt=0, description="prompt pairs per step (two sequences each)")
     restarts: int = Field(default=1, gt=0, description="masks learned from different initial gates")
     penalties: tuple[float, ...] = Field(

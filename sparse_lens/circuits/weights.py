@@ -96,7 +96,7 @@ def heads_of(channels: Bool[Tensor, " d_attn"], n_head: int) -> Bool[Tensor, " d
     return per_head.any(1, keepdim=True).expand_as(per_head).reshape(-1)
 
 
-def dense_layer(pattern: Bool[Tensor, "out in"], n_latents: int, *, axis: int) -> Bool[Tensor, "out in"]:
+def dense_layer(pattern: Bool[Tensor, "d_out d_in"], n_latents: int, *, axis: int) -> Bool[Tensor, "out in"]:
     """The pattern with `n_latents` dictionary nodes in place of neurons on `axis`: each is taken to reach everything."""
     shape = (n_latents, pattern.shape[1]) if axis == 0 else (pattern.shape[0], n_latents)
     return torch.ones(shape, dtype=torch.bool)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sparse_lens.comparisons.circuit_sizes import over_seeds
+from sparse_lens.comparisons.comparison import _control_targets
 from sparse_lens.comparisons.summary import summarize
 from sparse_lens.comparisons.verdict import verdict
 from sparse_lens.results import Result, exact, not_measurable
@@ -98,6 +99,11 @@ def test_a_dense_model_that_is_worse_is_called_worse() -> None:
     content = metrics(tasks)
     content["models"]["dense"]["loss"] = exact(3.1)
     assert "0.10 nats per token worse" in said(content)
+
+
+def test_targets_that_are_almost_equal_share_a_control() -> None:
+    assert _control_targets([0.15, 0.1507, 0.3, 0.15, 0.305, 0.31]) == {0.15: 0.15, 0.1507: 0.15, 0.3: 0.3, 0.305: 0.3, 0.31: 0.31}
+    assert _control_targets([]) == {}
 
 
 def test_over_seeds_gives_the_range() -> None:
