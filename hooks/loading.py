@@ -44,8 +44,9 @@ def find_model(name_or_path: str | Path) -> Path:
     """Folder of a shipped model or of a path; raises `UnknownNameError` if it is neither."""
     if isinstance(name_or_path, str) and name_or_path in (shipped := _shipped()):
         return shipped[name_or_path]
+    path = Path(name_or_path)
     try:
-        path = Path(name_or_path).expanduser()
+        path = path.expanduser()
         exists = path.exists()
     except (RuntimeError, OSError, ValueError):  # no such home directory, a name too long, a null byte: no path at all
         exists = False

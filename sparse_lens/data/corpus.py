@@ -167,11 +167,12 @@ def source_from_description(description: Mapping[str, Any]) -> Source:
         return StandardLibrary(**settings)
     if description["kind"] == "folder":
         # A published manifest names no folders of the machine that made it.
-        installed = {"path": sysconfig.get_paths()["purelib"]} if description["name"] == SITE_PACKAGES else {}
-        if not {"path"} <= (installed | settings).keys():
+        if description["name"] == SITE_PACKAGES:
+            settings["path"] = sysconfig.get_paths()["purelib"]
+        if "path" not in settings:
             name = description["name"]
             raise DataError(f"source {name!r} is a folder without a path; pass sources=[SourceFolder(PATH, name={name!r})]")
-        return SourceFolder(**(settings | installed))
+        return SourceFolder(**settings)
     raise DataError(f"source {description['name']!r} is a dataset; pass sources=[DatasetSource(...)] to read it again")
 
 
