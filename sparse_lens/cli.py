@@ -406,8 +406,8 @@ def _print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[st
     from rich.text import Text
 
     table = Table(title=title)
-    for heading in headings:
-        table.add_column(heading)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, no_wrap=index == 0)  # names are there to be copied
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     _print_rich(table)
