@@ -2,8 +2,8 @@
 
 Task loss is not monotone in circuit size, so a search never trusts a bisection alone: every learned mask, masks met along the
 way, the whole model, prefixes of the learned ranking inside and around the mask, and the best of these less single nodes are
-candidates, equally many for every mask. Each is scored after its nodes off all paths have been dropped; the smallest that
-meets the target wins, or, if none does, the one with the least loss.
+candidates, equally many for every mask that leads to a circuit at the target. Each is scored after its nodes off all paths have
+been dropped; the smallest that meets the target wins, or, if none does, the one with the least loss.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def best_candidate(candidates: Sequence[Candidate], target: float) -> Candidate:
 
 
 def _candidates(problem: SearchProblem, learned: LearnedMask, target: float, config: SearchConfig) -> list[Candidate]:
-    """`config.evaluations` candidates around one learned mask: the masks met, the whole model, prefixes of the ranking."""
+    """`config.evaluations` candidates around one learned mask, fewer if none meets the target."""
 
     def score(mask: Tensor, source: str) -> Candidate:
         mask = on_paths(problem.space, mask, problem.graph)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparse_lens.circuits import count_edges, node_space, on_paths, weight_graph
+from sparse_lens.circuits import Circuit, count_apart, count_edges, node_space, on_paths, weight_graph
 from sparse_lens.circuits.sites import full_mask
 from sparse_lens.errors import CircuitError
 
@@ -143,3 +143,12 @@ def test_edges_of_a_dictionary_are_refused() -> None:
     space = node_space(bridge, [RotationDictionary(torch.eye(12), "blocks.0.mlp.hook_post")])
     with pytest.raises(CircuitError, match="dictionaries"):
         count_edges(space, full_mask(space), weight_graph(bridge, pairs(4)))
+
+
+def test_only_constants_that_something_reads_are_counted(planted: Planted) -> None:
+    """With nothing kept, the answers still read the mean of channel 3; with everything kept, no mean is used."""
+    graph = weight_graph(planted.bridge, planted.batch)
+    for keep, means in ((False, 1), (True, 0)):
+        mask = full_mask(planted.space, keep=keep)
+        circuit = Circuit(mask, planted.space, planted.reference, "planted", "any", 0.1, 0.1)
+        assert count_apart(circuit, graph)["means"] == means

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,3 +99,22 @@ def test_unknown_task_and_pair_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pair.json").write_text(json.dumps({"sparse": "../a", "dense": "b", "dense_matched": "c"}))
     with pytest.raises(SparseLensError, match="outside"):
         compare(str(tmp_path), progress=False)
+
+
+def test_an_error_in_one_column_stops_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first error comes through, and no other column goes on learning masks for minutes."""
+    from sparse_lens.comparisons import comparison
+
+    steps: list[int] = []
+
+    def failing(column: object, target: float, config: SearchConfig, *, seed: int, on_step: Any) -> None:
+        if column.name == "sparse_neurons":  # pyright: ignore[reportAttributeAccessIssue]
+            raise KeyError("planted")
+        for step in range(100_000):
+            on_step()
+            steps.append(step)
+
+    monkeypatch.setattr(comparison, "nonsense_circuit", failing)
+    with pytest.raises(KeyError, match="planted"):
+        compare(pair_of_equals(tmp_path / "pair"), tasks=["if_equals"], config=QUICK, progress=False)
+    assert len(steps) < 200_000
