@@ -23,7 +23,7 @@ class CircuitGPTArchitectureAdapter(ArchitectureAdapter):
     of concatenated positions) is added in `prepare_model`, which sees the model.
     """
 
-    supports_kv_cache = False
+    supports_kv_cache = True
     supports_hf_output_attentions = False
 
     def __init__(self, cfg: Any) -> None:

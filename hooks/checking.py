@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from sparse_lens.hooks.loading import find_model, read_tokenizer, wrap
-from sparse_lens.models import load_checkpoint
+from sparse_lens.hooks.loading import find_model, wrap
+from sparse_lens.models import load_checkpoint, read_tokenizer
 
 _DEAD_SHARE = 0.5
 

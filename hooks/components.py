@@ -24,7 +24,7 @@ from transformer_lens.model_bridge.generalized_components import (
 )
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
-from sparse_lens.errors import SparseLensError
+from sparse_lens.models.core import Remember
 
 
 class Component(GeneralizedComponent):
@@ -72,16 +72,6 @@ class Embedding(Component, EmbeddingBridge):
 class Positions(Component, PosEmbedBridge):
     """The position embedding, `[batch pos d_model]`, or `[batch pos d_pos_emb]` with concatenated positions."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Raises `SparseLensError` for more positions than the model has."""
-        positions, size = cast(Tensor, args[0]), cast(Tensor, self.weight).shape[0]
-        if positions.shape[-1] > size and int(positions.max()) >= size:
-            raise SparseLensError(
-                f"the input has {int(positions.max()) + 1} tokens, this model has block_size={size} positions; "
-                "shorten the input or generate fewer tokens"
-            )
-        return super().forward(*args, **kwargs)
-
 
 class Unembedding(Component, UnembeddingBridge):
     """The unembedding with `final_logits_bias`; its output does not contain the bigram term."""
@@ -122,10 +112,11 @@ class Attention(Component, AttentionBridge):
         x: Float[Tensor, "batch pos d_model"],
         positional: Float[Tensor, "batch pos d_pos_emb"] | None = None,
         mask: Tensor | None = None,
+        remember: Remember | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         core = cast(nn.Module, self.original_component)
         per_head = bool(getattr(self.config, "use_attn_result", False))
-        return self.hook_out(core(self.hook_in(x), positional, mask, self.tap, per_head))
+        return self.hook_out(core(self.hook_in(x), positional, mask, remember, self.tap, per_head))
 
     @property
     def b_Q(self) -> Float[Tensor, "head d_head"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,9 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from sparse_lens.errors import CheckpointError, UnknownNameError
 from sparse_lens.hooks.adapter import ARCHITECTURE
-from sparse_lens.models import CircuitGPTForCausalLM, load_checkpoint
+from sparse_lens.models import CircuitGPTForCausalLM, load_checkpoint, read_tokenizer
 
-END_OF_TEXT = "<|endoftext|>"
 TOLERANCE = 1e-5
 
 
@@ -76,55 +74,6 @@ def wrap(
             f"allowed {TOLERANCE:g}; please report it with the model's configuration"
         )
     return bridge
-
-
-def read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast | None:
-    """The tokenizer in `folder`, None without a `tokenizer.json`; `<|endoftext|>` serves as eos, bos and pad.
-
-    Raises `CheckpointError` if the file is unreadable, has ids the model does not know, or lacks an end-of-text token.
-    """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return None
-    settings = _tokenizer_settings(folder)
-    try:
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_file=str(path),
-            padding_side="right",
-            clean_up_tokenization_spaces=False,
-            add_bos_token=bool(settings.get("add_bos_token", False)),
-        )
-    except Exception as error:  # the Rust side raises bare exceptions
-        raise CheckpointError(f"{path} is not a readable tokenizer: {error}; copy it again") from error
-    vocabulary = tokenizer.get_vocab()
-    if vocabulary and max(vocabulary.values()) >= vocab_size:
-        raise CheckpointError(
-            f"{path} has token ids up to {max(vocabulary.values())}, the model knows {vocab_size}; "
-            "tokenizer and weights do not belong together"
-        )
-    end = _text(settings.get("eos_token")) or END_OF_TEXT
-    if end not in vocabulary:
-        raise CheckpointError(f"{path} has no token {end!r}, which ends a text; name another as eos_token in tokenizer_config.json")
-    # bos stays unset: with one, TransformerLens would build the tokenizer anew from a name, over the network.
-    tokenizer.eos_token = tokenizer.pad_token = end
-    return tokenizer
-
-
-def _tokenizer_settings(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    return settings if isinstance(settings, dict) else {}
-
-
-def _text(token: Any) -> str | None:
-    """A special token's text, written plainly or as an object with `content`."""
-    content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else None
 
 
 def _shipped() -> dict[str, Path]:

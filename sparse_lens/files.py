@@ -47,6 +47,27 @@ def new_file(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+@contextmanager
+def replaced_files(path: str | Path) -> Iterator[Path]:
+    """Yield an empty directory whose files are renamed into the directory `path` when the block ends without an error.
+
+    Files of other names stay: for writers that add to a directory, where `new_directory` replaces one.
+    """
+    target = Path(path).absolute()
+    if target.exists() and not target.is_dir():
+        raise _in_the_way(target)
+    staging = _staging_directory(target)
+    try:
+        yield staging
+        target.mkdir(exist_ok=True)
+        for file in staging.iterdir():
+            file.replace(target / file.name)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
 def check_writable(path: str | Path, names: Collection[str] | None = None) -> None:
     """Raise `OutputError` now rather than after an hour's work if nothing can be written at `path`.
 

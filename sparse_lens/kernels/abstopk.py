@@ -2,8 +2,8 @@
 
 Two forms with one meaning. The plain form is `torch.topk`, the reference's (openai/circuit_sparsity,
 `circuit_sparsity/inference/gpt.py`); the fast form bisects the bit pattern of |x|, in numba. They differ only where equal
-magnitudes straddle the cut: both keep exactly k, the plain form whichever `torch.topk` picks, the fast form the
-lowest indices. Hence the fast form is for training and search, where nobody compares with the reference.
+magnitudes straddle the cut: both keep exactly k, the plain form whichever `torch.topk` picks (which differs between
+devices), the fast form the lowest indices. Equal nonzero magnitudes hardly occur in float32, often in bfloat16.
 """
 
 from __future__ import annotations
@@ -28,17 +28,24 @@ def abs_topk(x: Float[Tensor, "*rows d"], k: int, *, fast: bool = False) -> Floa
     """Zero all but the k entries of largest magnitude in each row.
 
     A hard mask: the gradient flows through the kept entries and through nothing else. `fast` asks for the numba form,
-    which is used for float32 and bfloat16 on the CPU and falls back to the plain one elsewhere.
+    which is used for float32 and bfloat16 on the CPU and falls back to the plain one elsewhere, under `torch.compile`, and
+    under function transforms (`torch.func.vmap`, `jacrev` and their kin).
     """
     if k >= x.shape[-1]:
         return x
-    if fast and x.device.type == "cpu" and x.dtype in _PATTERNS:
+    if fast and _has_fast_form(x):
         return _FastAbsTopK.apply(x, k)  # pyright: ignore[reportReturnType]
     return x * abs_topk_mask(x.detach(), k)
 
 
+def _has_fast_form(x: Tensor) -> bool:
+    """Whether the numbers of `x` lie in this process's memory, in a type that the numba form knows."""
+    plain = type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" and x.dtype in _PATTERNS
+    return plain and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+
+
 class _FastAbsTopK(torch.autograd.Function):
-    """The numba form; the backward pass multiplies by the stored mask in one sweep."""
+    """The numba form; the backward pass multiplies by the stored mask in one sweep, or on the graph if there is to be one."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, k: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -48,11 +55,18 @@ class _FastAbsTopK(torch.autograd.Function):
         bits = _bits(rows.view(-1, width))
         keep_largest_rows(bits, MAGNITUDE_BITS[bits.dtype.name], k, _bits(out.view(-1, width)), mask.view(-1, width).numpy())
         ctx.save_for_backward(mask)
+        ctx.save_for_forward(mask)
         return out
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, k: None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  # noqa: ARG004
+        return tangent * ctx.saved_tensors[0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (mask,) = ctx.saved_tensors
+        if torch.is_grad_enabled() or not _has_fast_form(grad):
+            return grad * mask, None
         grad = grad.contiguous()
         out = torch.empty_like(grad)
         apply_mask(_bits(grad.view(-1)), mask.view(-1).numpy(), _bits(out.view(-1)))

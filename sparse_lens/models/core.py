@@ -11,18 +11,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers import Cache
 
+from sparse_lens.errors import SparseLensError
 from sparse_lens.kernels import abs_topk
 from sparse_lens.models.config import CircuitGPTConfig, validate_config
 
 Tap = Callable[[str, Tensor], Tensor]
 """Receives a hook's name and its tensor, returns the tensor to go on with."""
+
+Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""One layer's key-value cache: from keys and values of the new positions, `[batch head new d_head]`, to those of all so far."""
 
 
 def no_tap(name: str, tensor: Tensor) -> Tensor:  # noqa: ARG001 - the signature of every tap
@@ -36,7 +42,7 @@ class AbsTopK(nn.Module):
     def __init__(self, k: int | None) -> None:
         super().__init__()
         self.k = k
-        self.fast = False
+        self.fast = True
 
     def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         return x if self.k is None else abs_topk(x, self.k, fast=self.fast)
@@ -72,21 +78,26 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "batch pos d_model"],
         positional: Float[Tensor, "batch pos d_pos_emb"] | None = None,
-        mask: Bool[Tensor, "batch #head #pos pos"] | None = None,
+        mask: Bool[Tensor, "batch #head #pos key"] | None = None,
+        remember: Remember | None = None,
         tap: Tap = no_tap,
         per_head: bool = False,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Write of the attention sublayer into the residual stream, before the addition.
 
         `mask` is True where a query must not look (padding); the causal mask is always there. `per_head` computes
-        the output as a sum over heads through the tap "hook_result" (`[batch pos head d_model]`).
+        the output as a sum over heads through the tap "hook_result" (`[batch pos head d_model]`). With a cache (`remember`), keys
+        and values pass their taps before they are remembered, and an edit stays.
         """
         u = tap("hook_act_in", self.topk_in(_concatenate(x, positional)))
         q = tap("hook_q", self._heads(self.topk_q(self.q(u))))
         k = tap("hook_k", self._heads(self.topk_k(self.k(u))))
         v = tap("hook_v", self._heads(self.topk_v(self.v(u))))
-        pattern = self._pattern(q, k, mask, tap)
-        z = einsum(self.pattern_dropout(pattern), v, "batch head q k, batch k head d_head -> batch q head d_head")
+        keys, values = (rearrange(new, "batch pos head d_head -> batch head pos d_head") for new in (k, v))
+        if remember is not None:
+            keys, values = remember(keys, values)
+        pattern = self._pattern(q, keys, mask, tap)
+        z = einsum(self.pattern_dropout(pattern), values, "batch head q k, batch head k d_head -> batch q head d_head")
         z = tap("hook_z", z)
         out = self._result(z, tap) if per_head else self.o(rearrange(z, "batch pos head d_head -> batch pos (head d_head)"))
         return self.topk_out(self.out_dropout(out))
@@ -94,10 +105,10 @@ class Attention(nn.Module):
     def _heads(self, flat: Tensor) -> Tensor:
         return rearrange(flat, "batch pos (head d_head) -> batch pos head d_head", head=self.n_head)
 
-    def _pattern(self, q: Tensor, k: Tensor, mask: Tensor | None, tap: Tap) -> Tensor:
+    def _pattern(self, q: Tensor, keys: Tensor, mask: Tensor | None, tap: Tap) -> Tensor:
         """Attention weights over the real keys, `[batch head q k]`."""
-        scores = einsum(q, k, "batch q head d_head, batch k head d_head -> batch head q k") / math.sqrt(self.d_head)
-        hidden = _causal_mask(scores.shape[-1], scores.device)
+        scores = einsum(q, keys, "batch q head d_head, batch head k d_head -> batch head q k") / math.sqrt(self.d_head)
+        hidden = _causal_mask(*scores.shape[-2:], scores.device)
         hidden = hidden if mask is None else hidden | mask
         scores = tap("hook_attn_scores", scores.masked_fill(hidden, torch.finfo(scores.dtype).min))
         if self.sink_logit is None:
@@ -158,10 +169,11 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "batch pos d_model"],
         positional: Float[Tensor, "batch pos d_pos_emb"] | None = None,
-        mask: Bool[Tensor, "batch #head #pos pos"] | None = None,
+        mask: Bool[Tensor, "batch #head #pos key"] | None = None,
+        remember: Remember | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         p1 = self.ln_p1(positional) if self.has_positional else None
-        x = self.topk_post_attn(self.residual_activation(x + self.attn(self.ln_1(x), p1, mask)))
+        x = self.topk_post_attn(self.residual_activation(x + self.attn(self.ln_1(x), p1, mask, remember)))
         x = self.resid_mid(x)
         p2 = self.ln_p2(positional) if self.has_positional else None
         return self.topk_post_mlp(self.residual_activation(x + self.mlp(self.ln_2(x), p2)))
@@ -196,16 +208,29 @@ class CircuitGPTCore(nn.Module):
         self.positional_dropout = nn.Dropout(config.dropout if config.dropout_cat_pos_emb else 0.0)
 
     def forward(
-        self, input_ids: Int[Tensor, "batch pos"], attention_mask: Int[Tensor, "batch pos"] | None = None
+        self,
+        input_ids: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch key"] | None = None,
+        position_ids: Int[Tensor, "#batch pos"] | None = None,
+        past: Cache | None = None,
     ) -> Float[Tensor, "batch pos vocab"]:
-        """Logits; with an `attention_mask` (1 real, 0 padding) padded positions are hidden and not counted as positions."""
-        positions, mask = _positions_and_mask(input_ids, attention_mask)
+        """Logits; with an `attention_mask` (1 real, 0 padding) padded positions are hidden and not counted as positions.
+
+        With `past` the ids are those that follow what it holds, and it comes to hold them too; the mask then covers both.
+        Raises `SparseLensError` for ids that the vocabulary does not have, and for more positions than the model has.
+        """
+        _check_ids(input_ids, self.config.vocab_size)
+        n_past = 0 if past is None else past.get_seq_length()
+        derived, mask = _positions_and_mask(input_ids, attention_mask, n_past)
+        positions = derived if position_ids is None else position_ids.expand_as(input_ids)
+        if position_ids is not None or n_past + input_ids.shape[1] > self.config.block_size:
+            _check_positions(positions, self.config.block_size)
         if self.config.d_pos_emb is None:
             x, positional = self.embed_dropout(self.wte(input_ids) + self.wpe(positions)), None
         else:
             x, positional = self.embed_dropout(self.wte(input_ids)), self.positional_dropout(self.wpe(positions))
-        for block in self.blocks:
-            x = block(x, positional, mask)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, positional, mask, None if past is None else partial(past.update, layer_idx=layer))
         logits = self.lm_head(self.ln_f(x))
         return logits if self.bigram_table is None else logits + self.bigram_table(input_ids)
 
@@ -225,7 +250,7 @@ class CircuitGPTCore(nn.Module):
             self.wpe.weight.copy_(sinusoidal_positions(self.config.block_size, self.config.d_pos_emb))
 
     def use_fast_kernels(self, fast: bool = True) -> None:
-        """Let every AbsTopK take its fast form (exact, but breaks ties by index; see `sparse_lens.kernels.abstopk`)."""
+        """Whether every AbsTopK takes its fast form (the default) or `torch.topk`; see `sparse_lens.kernels.abstopk`."""
         for module in self.modules():
             if isinstance(module, AbsTopK):
                 module.fast = fast
@@ -250,15 +275,43 @@ def _concatenate(x: Tensor, positional: Tensor | None) -> Tensor:
     return x if positional is None else torch.cat([x, positional], dim=-1)
 
 
-def _causal_mask(length: int, device: torch.device) -> Tensor:
-    return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
+def _causal_mask(n_queries: int, n_keys: int, device: torch.device) -> Tensor:
+    """True where a key comes after the query; the queries are the last of the positions that have keys."""
+    return torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).triu(1 + n_keys - n_queries)
 
 
-def _positions_and_mask(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Position of every token, counted over real tokens only, and where padding hides keys (`[batch 1 1 pos]`)."""
+def _positions_and_mask(input_ids: Tensor, attention_mask: Tensor | None, n_past: int) -> tuple[Tensor, Tensor | None]:
+    """Position of every token, counted over real tokens only, and where padding hides keys (`[batch 1 1 key]`)."""
     batch, length = input_ids.shape
+    if attention_mask is not None and attention_mask.shape != (batch, n_past + length):
+        raise SparseLensError(
+            f"the attention mask has the shape {tuple(attention_mask.shape)}, the tokens need {(batch, n_past + length)}: one entry "
+            "for every token, those in the key-value cache included"
+        )
     if attention_mask is None or bool(cast(Tensor, attention_mask != 0).all()):
-        return torch.arange(length, device=input_ids.device).expand(batch, length), None
+        return torch.arange(n_past, n_past + length, device=input_ids.device).expand(batch, length), None
     real = attention_mask != 0
     positions = (real.long().cumsum(-1) - 1).clamp(min=0)
-    return positions, ~real[:, None, None, :]
+    return positions[:, n_past:], ~real[:, None, None, :]
+
+
+def _check_ids(input_ids: Tensor, vocab_size: int) -> None:
+    if torch.compiler.is_compiling():
+        return
+    if input_ids.numel() == 0:
+        raise SparseLensError(f"the input of shape {tuple(input_ids.shape)} holds no token; give at least one")
+    lowest, highest = (int(extreme) for extreme in input_ids.aminmax())
+    if lowest < 0 or highest >= vocab_size:
+        wrong = lowest if lowest < 0 else highest
+        raise SparseLensError(f"token id {wrong} does not exist: this model has vocab_size={vocab_size}, ids 0 to {vocab_size - 1}")
+
+
+def _check_positions(positions: Tensor, block_size: int) -> None:
+    lowest, highest = (int(extreme) for extreme in positions.aminmax())
+    if highest >= block_size:
+        raise SparseLensError(
+            f"the input has {highest + 1} tokens, this model has block_size={block_size} positions; "
+            "shorten the input or generate fewer tokens"
+        )
+    if lowest < 0:
+        raise SparseLensError(f"position {lowest} does not exist: positions run from 0 to {block_size - 1}")

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel, initialization
-from transformers.modeling_outputs import CausalLMOutput
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Cache,
+    DynamicCache,
+    GenerationMixin,
+    PreTrainedModel,
+    initialization,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from sparse_lens.files import replaced_files
 from sparse_lens.models.config import CircuitGPTConfig
 from sparse_lens.models.core import CircuitGPTCore
 
@@ -50,22 +60,41 @@ class CircuitGPTForCausalLM(PreTrainedModel, GenerationMixin):
     def forward(
         self,
         input_ids: Int[Tensor, "batch pos"],
-        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        attention_mask: Int[Tensor, "batch key"] | None = None,
+        position_ids: Int[Tensor, "#batch pos"] | None = None,
+        past_key_values: Cache | None = None,
         labels: Int[Tensor, "batch pos"] | None = None,
+        use_cache: bool = False,
         **unused: Any,  # noqa: ARG002 - generate() passes what other models need
-    ) -> CausalLMOutput:
-        """Logits `[batch pos vocab]`, and with `labels` (the ids themselves, shifted here) the mean loss in nats per token."""
-        logits = self.core(input_ids, attention_mask)
-        loss = None if labels is None else next_token_loss(logits, labels)
-        return CausalLMOutput(loss=cast(Any, loss), logits=logits)
+    ) -> CausalLMOutputWithPast:
+        """Logits `[batch pos vocab]`, and with `labels` (the ids themselves, shifted here) the mean loss in nats per token.
 
-    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride] - only ids and mask matter here
-        self, input_ids: Tensor, **kwargs: Any
+        `use_cache` fills `past_key_values`, or a new `DynamicCache`, with this call's keys and values, and returns it.
+        """
+        if past_key_values is None and use_cache:
+            past_key_values = DynamicCache(config=self.config)
+        logits = self.core(input_ids, attention_mask, position_ids, past_key_values)
+        loss = None if labels is None else next_token_loss(logits, labels)
+        return CausalLMOutputWithPast(loss=cast(Any, loss), logits=logits, past_key_values=past_key_values)
+
+    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride] - only these matter here
+        self, input_ids: Tensor, next_sequence_length: int | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Whole sequence each step (there is no key-value cache), cut to the positions that the model has."""
-        mask = kwargs.get("attention_mask")
-        size = self.config.block_size
-        return {"input_ids": input_ids[:, -size:], "attention_mask": None if mask is None else mask[:, -size:]}
+        """The new tokens and the cache; of more tokens than the model has positions, the last ones, without a cache."""
+        mask, size = kwargs.get("attention_mask"), self.config.block_size
+        if input_ids.shape[1] > size:  # every token's position changes, so no key of the cache holds any more
+            return {"input_ids": input_ids[:, -size:], "attention_mask": None if mask is None else mask[:, -size:]}
+        past = kwargs.get("past_key_values")
+        new = input_ids if next_sequence_length is None else input_ids[:, -next_sequence_length:]
+        return {"input_ids": new, "attention_mask": mask, "past_key_values": past, "use_cache": bool(kwargs.get("use_cache"))}
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Hugging Face's method; every file is renamed into its place when it is whole.
+
+        Weights stay mapped to the file they were loaded from: writing over that file in place would lose both.
+        """
+        with replaced_files(save_directory) as staging:
+            super().save_pretrained(staging, **kwargs)
 
 
 def next_token_loss(logits: Float[Tensor, "batch pos vocab"], labels: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:

@@ -1,4 +1,4 @@
-"""The map between the reference implementation's parameter names and the core's."""
+"""The map between the parameter names of the reference implementation, of its public replication, and of the core."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ _INNER = {
     "mlp.c_fc": "mlp.fc_in",
     "mlp.c_proj": "mlp.fc_out",
 }
-_BLOCK = re.compile(r"transformer\.h\.(\d+)\.(.+)")
-_MASK_BUFFER = re.compile(r"\.attn\.bias$")  # with its dot: "c_attn.bias" ends in "attn.bias" too
+_REPLICATION_SINK = "attn.attn_fn.sink_logit"
+_BLOCK = re.compile(r"(?:transformer\.h|blocks)\.(\d+)\.(.+)")
+_MASK_BUFFER = re.compile(r"\.attn\.(bias|causal_mask)$")  # with its dot: "c_attn.bias" ends in "attn.bias" too
 
 
 def to_core_names(state: dict[str, Tensor], config: CircuitGPTConfig) -> dict[str, Tensor]:
-    """Parameters by the core's names, from the reference's names or the core's own, with or without a known prefix.
+    """Parameters by the core's names, from the reference's, the replication's, or the core's own, with or without a known prefix.
 
-    The causal-mask buffers of checkpoints saved with flash=False are dropped, a missing `final_logits_bias` is zeros, and a tied
-    unembedding may be stored once. Nothing else is forgiven: the caller compares the result with the core key by key.
+    The causal-mask buffers of checkpoints saved with flash=False are dropped, and a tied unembedding may be stored once. Nothing
+    else is forgiven: the caller compares the result with the core key by key. Parts of a tensor are views of it.
     """
     renamed: dict[str, Tensor] = {}
     for key, tensor in state.items():
@@ -45,7 +46,6 @@ def to_core_names(state: dict[str, Tensor], config: CircuitGPTConfig) -> dict[st
             if core_name in renamed:
                 raise CheckpointError(f"the checkpoint holds {core_name!r} twice (again as {key!r}); it is damaged")
             renamed[core_name] = part
-    renamed.setdefault("lm_head.bias", torch.zeros(config.vocab_size))
     if config.tied_unembed:
         present = [renamed[name] for name in ("wte.weight", "lm_head.weight") if name in renamed]
         if len(present) == 2 and not torch.equal(*present):
@@ -92,6 +92,8 @@ def _rename(name: str, tensor: Tensor, config: CircuitGPTConfig) -> list[tuple[s
     if match is None:
         return [(name, tensor)]
     prefix, rest = f"blocks.{match[1]}.", match[2]
+    if rest == _REPLICATION_SINK:
+        return [(f"{prefix}attn.sink_logit", tensor)]
     if rest in ("attn.c_attn.weight", "attn.c_attn.bias"):
         return _split_qkv(prefix, rest, tensor, config)
     for reference, core in _INNER.items():

@@ -21,8 +21,9 @@ from sparse_lens.data import END_OF_TEXT, TokenData, save_tokenizer
 from sparse_lens.errors import CheckpointError, ConfigError, DataError, OutputError, UnknownNameError
 from sparse_lens.files import check_writable, new_directory, new_file
 from sparse_lens.models import CircuitGPTConfig, CircuitGPTForCausalLM, save_packed
-from sparse_lens.models.checkpoints import HF_CONFIG, PACKED_WEIGHTS
 from sparse_lens.models.config import REFERENCE_FIELDS
+from sparse_lens.models.config_files import HF_CONFIG
+from sparse_lens.models.weight_files import PACKED_WEIGHTS
 from sparse_lens.training.config import TrainingConfig, check_anneal
 from sparse_lens.training.evaluation import window_losses
 from sparse_lens.training.schedules import learning_rate_at
@@ -219,7 +220,6 @@ def _new_model(config: TrainingConfig, data: TokenData) -> CircuitGPTForCausalLM
         )
     model = CircuitGPTForCausalLM(model_config)
     model.core.initialize(torch.Generator().manual_seed(config.seed))
-    model.core.use_fast_kernels()
     return model.train()
 
 
@@ -232,7 +232,6 @@ def _optimizer(config: TrainingConfig, model: CircuitGPTForCausalLM) -> torch.op
 
 
 def _write_model(run: _Run, folder: Path) -> None:
-    run.model.core.use_fast_kernels(False)
     with new_directory(folder) as staging:
         save_packed(run.model, staging)
         save_tokenizer(run.data.tokenizer, staging)

@@ -261,7 +261,7 @@ def test_configuration(reference: Any, bridge: TransformerBridge) -> None:
     assert cfg.tokenizer_name is None
     assert cfg.positional_embedding_type == ("concat" if reference.fields.get("d_pos_emb") else "standard")
     assert (cfg.d_vocab, cfg.d_vocab_out, cfg.n_ctx) == (41, 41, 16)
-    assert not bridge.adapter.supports_kv_cache
+    assert bridge.adapter.supports_kv_cache
     assert cfg.default_prepend_bos is False
 
 

@@ -1,0 +1,122 @@
+"""Reading the tensors of a model's folder, whatever the file, without executing or believing anything in it.
+
+Tensors stay mapped to their file (private pages: an edit in memory never reaches it), so a model takes its file's size once.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sparse_lens.errors import CheckpointError
+from sparse_lens.models.config_files import read_json
+from sparse_lens.models.packed import read_packed
+
+PACKED_WEIGHTS = "model.packed.safetensors"
+HF_WEIGHTS, HF_INDEX = "model.safetensors", "model.safetensors.index.json"
+REFERENCE_WEIGHTS, TORCH_WEIGHTS = "final_model.pt", "pytorch_model.bin"
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Every tensor in the folder's weights file, plain ones of floats, by the names in the file.
+
+    Raises `CheckpointError` for a file that is missing, unreadable or hostile, and for two files that both claim to be the weights.
+    """
+    present = [name for name in _READERS if (folder / name).is_file()]
+    if not present:
+        expected = ", ".join(name for name in _READERS if name != HF_INDEX)
+        raise CheckpointError(f"{folder} holds no weights; expected one of {expected}")
+    if len(present) > 1:
+        raise CheckpointError(f"{folder} holds several sets of weights ({', '.join(present)}); move all but the right one away")
+    path = folder / present[0]
+    _refuse_link_outside(path)
+    try:
+        state = _READERS[present[0]](path)
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"the weights in {folder} cannot be read: {error}; copy or download them again") from error
+    for name, tensor in state.items():
+        _check_tensor(name, tensor, folder)
+    return state
+
+
+def check_finite(state: dict[str, Tensor], folder: Path) -> None:
+    """Raise `CheckpointError` for values that are not finite, or not any more in the dtype asked for."""
+    for name, tensor in state.items():
+        if tensor.numel() and not all(bool(extreme.isfinite()) for extreme in tensor.aminmax()):  # one sweep, no second tensor
+            raise CheckpointError(
+                f"{name} in {folder} holds values that are not finite numbers in {tensor.dtype}; "
+                "the checkpoint is damaged, or too large for that dtype"
+            )
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+
+
+def _read_shards(path: Path) -> dict[str, Tensor]:
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise CheckpointError(f"{path} has no table of weights and their files; copy or download it again")
+    state: dict[str, Tensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard:
+            raise CheckpointError(f"{path} names the shard {shard!r} outside its own folder; refused")
+        _refuse_link_outside(path.parent / shard)
+        state |= _read_safetensors(path.parent / shard)
+    return state
+
+
+def _read_torch_file(path: Path) -> dict[str, Tensor]:
+    """Tensors of a torch zip file, with the unpickler that builds tensors and nothing else."""
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path} is no torch zip archive ({path.stat().st_size} bytes); it is truncated or another file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+        state = {} if compressed else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises pickle, runtime and key errors alike
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path} cannot be read as plain tensors ({first_line}); it is damaged or not a weights file"
+        ) from error
+    if compressed:
+        raise CheckpointError(f"{path} has compressed entries, which torch never writes; refused")
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise CheckpointError(f"{path} does not hold a dictionary of tensors; it is not a weights file")
+    return state
+
+
+_READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
+    PACKED_WEIGHTS: read_packed,
+    HF_WEIGHTS: _read_safetensors,
+    HF_INDEX: _read_shards,
+    REFERENCE_WEIGHTS: _read_torch_file,
+    TORCH_WEIGHTS: _read_torch_file,
+}
+
+
+def _refuse_link_outside(path: Path) -> None:
+    """Raise for a link that leaves the model's folder, unless it leads into the Hugging Face cache the folder is part of."""
+    folder, target = path.parent.resolve(), path.resolve()
+    blobs = folder.parent.parent / "blobs"
+    if path.is_symlink() and not (target.is_relative_to(folder) or target.is_relative_to(blobs)):
+        raise CheckpointError(f"{path} is a link to {target}, outside the model's folder; refused, copy the file there")
+
+
+def _check_tensor(name: str, tensor: Tensor, folder: Path) -> None:
+    """Raise unless a tensor is a plain one of floats whose entries all lie in the file: views can promise terabytes."""
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
+    is_mask = tensor.dtype in (torch.bool, *_DTYPES) and name.endswith((".attn.bias", ".attn.causal_mask"))
+    if not plain or not (tensor.dtype in _DTYPES or is_mask):
+        kind = f"{tensor.layout}, {tensor.dtype}, {tensor.device.type}"
+        raise CheckpointError(f"{name} in {folder} is no plain tensor of floats ({kind}); the checkpoint is damaged")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise CheckpointError(f"{name} in {folder} claims {tensor.numel()} entries but holds fewer; the checkpoint is damaged")
