@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from transformer_lens import utilities
 from transformer_lens.ActivationCache import ActivationCache
+from transformer_lens.FactoredMatrix import FactoredMatrix
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.composition_scores import CompositionScores
 
-from sparse_lens.errors import SparseLensError
-from sparse_lens.hooks.cache import CONCATENATED, CircuitGPTCache
+from sparse_lens.errors import SparseLensError, UnknownNameError
+from sparse_lens.hooks.cache import CircuitGPTCache
 from sparse_lens.models import CircuitGPTConfig
 
 
 class CircuitGPTBridge(TransformerBridge):
-    """`TransformerBridge` of a weight-sparse transformer; nothing is added but `W_pos`, some calls are refused."""
+    """`TransformerBridge` of a weight-sparse transformer: what TransformerLens would compute wrongly is right or refused."""
 
     @property
     def W_pos(self) -> Float[Tensor, "pos d_model"]:
@@ -41,24 +45,77 @@ class CircuitGPTBridge(TransformerBridge):
         refuse_wrong_processing(self.model_config, *steps, **processing)
         super().process_weights(verbose, *steps, **processing)
 
+    @torch.no_grad()
+    def fold_final_norm(self) -> None:
+        """Fold gain and bias of the last norm into the unembedding: exact in every model of this architecture.
+
+        With `enable_compatibility_mode(no_processing=True)` it is what direct logit attribution asks for; TransformerLens' own
+        `fold_ln`, which folds every norm, is refused where AbsTopK selects after a norm. A tied unembedding is untied.
+        """
+        core: Any = self.original_model.core
+        norm, head = core.ln_f.original_component, core.lm_head.original_component
+        if (bias := getattr(norm, "bias", None)) is not None:
+            head.bias += head.weight @ bias
+            bias.zero_()
+        head.weight = nn.Parameter(head.weight * norm.weight)
+        norm.weight.fill_(1)
+
+    def tokens_to_residual_directions(self, tokens: Any) -> Float[Tensor, "*tokens d_model"]:
+        """The directions whose products with the normalized residual stream are the tokens' logits.
+
+        TransformerLens' method, with the gain of the last norm: there it is expected to be folded into W_U, which here is often
+        impossible, and without it attributions of logits would not add up.
+        """
+        return super().tokens_to_residual_directions(tokens) * self.ln_final.weight
+
     def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
-        """TransformerLens' method; the cache knows where its decompositions do not hold."""
+        """TransformerLens' method; the cache is a `CircuitGPTCache`, whose decompositions hold."""
         output, cache = super().run_with_cache(*args, **kwargs)
-        if isinstance(cache, ActivationCache):
-            cache.__class__ = CircuitGPTCache
-        return output, cache
+        return output, CircuitGPTCache.of(cache) if isinstance(cache, ActivationCache) else cache
+
+    def run_with_hooks(self, input: Any, fwd_hooks: Any = (), *args: Any, **kwargs: Any) -> Any:
+        """TransformerLens' method; raises `SparseLensError` for direct path patching through a path that is not linear."""
+        for name, hook in fwd_hooks:
+            if getattr(hook, "__qualname__", "").startswith("_make_direct_path_hook."):
+                refuse_direct_path(self.model_config, str(name))
+        return super().run_with_hooks(input, list(fwd_hooks), *args, **kwargs)
+
+    def all_composition_scores(self, mode: str) -> CompositionScores:
+        """TransformerLens' method; with concatenated positions, of the inputs' part that is the residual stream."""
+        width = self.cfg.d_model
+        query, key, value = (weights[:, :, :width] for weights in (self.W_Q, self.W_K, self.W_V))
+        writes, reads = FactoredMatrix(value, self.W_O), FactoredMatrix(query, key.transpose(-2, -1))
+        rights = {"Q": reads, "K": reads.T, "V": writes}
+        if mode not in rights:
+            raise UnknownNameError("composition", str(mode), rights)
+        scores = utilities.composition_scores(writes, rights[mode], broadcast_dims=True)
+        layers = torch.arange(self.cfg.n_layers, device=scores.device)
+        later = layers[:, None, None, None] < layers[None, None, :, None]
+        labels = [f"L{layer}H{head}" for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]
+        return CompositionScores(torch.where(later, scores, 0.0), layers.tolist(), labels)
 
     def _is_valid_bridge_path(self, hf_path: str) -> bool:
         """Whether `state_dict` keeps a parameter: TransformerLens drops all not called weight or bias."""
         return hf_path.endswith(".sink_logit") or super()._is_valid_bridge_path(hf_path)
 
-    def all_composition_scores(self, mode: str) -> Any:
-        """TransformerLens' method; raises `SparseLensError` with concatenated positions."""
-        if (width := self.model_config.d_pos_emb) is not None:
-            what = "a composition of one head's output with another head's whole input"
-            instead = "slice W_Q, W_K and W_V to their first d_model rows"
-            raise SparseLensError(CONCATENATED.format(width=width, what=what, instead=instead))
-        return super().all_composition_scores(mode)
+    def _validate_attention_fork_supported(self, flag_name: str) -> None:
+        """TransformerLens' check of the attention's class; ours forks the input in every model."""
+
+
+def refuse_direct_path(config: CircuitGPTConfig, hook: str) -> None:
+    """Raise `SparseLensError` if the path from a head's output to what is computed at `hook` is not linear."""
+    reader = f"attn_{hook.rsplit('hook_', 1)[-1][0]}"
+    between = ("attn_out", "resid_post_attn", "resid_post_mlp", "attn_in", reader)
+    reasons = [f"AbsTopK on {site}" for site in between if site in config.sparse_sites]
+    if config.residual_activation_type != "identity":
+        reasons.append(f"residual_activation_type={config.residual_activation_type}")
+    if config.d_pos_emb is not None and not hook.endswith("_input"):
+        reasons.append(f"d_pos_emb={config.d_pos_emb}, which this version of TransformerLens cannot patch around")
+    if reasons:
+        raise SparseLensError(
+            f"the path from one head into another head's {reader[-1]} is not linear in this model ({', '.join(reasons)}), so direct "
+            "path patching does not apply; patch hook_z, or find a circuit with find_circuit"
+        )
 
 
 _ABSTOPK_CONFLICTS = {

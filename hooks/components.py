@@ -84,7 +84,7 @@ class ResidMid(Component):
 class Attention(Component, AttentionBridge):
     """Attention, with q, k, v after AbsTopK, the sink logit before the softmax, and z, as hook points."""
 
-    supports_split_qkv_fork = False  # AbsTopK on q, k, v is joint over heads: no per-head copies of the input
+    supports_split_qkv_fork = True
     supports_attn_result = True
     hook_aliases: ClassVar[dict[str, str]] = {}  # pyright: ignore[reportIncompatibleVariableOverride]
     head_hooks: ClassVar[tuple[str, ...]] = ("hook_q", "hook_k", "hook_v", "hook_z")
@@ -115,8 +115,27 @@ class Attention(Component, AttentionBridge):
         remember: Remember | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         core = cast(nn.Module, self.original_component)
-        per_head = bool(getattr(self.config, "use_attn_result", False))
-        return self.hook_out(core(self.hook_in(x), positional, mask, remember, self.tap, per_head))
+        per_head, forks = bool(getattr(self.config, "use_attn_result", False)), self._forks()
+        return self.hook_out(core(self.hook_in(x), positional, mask, remember, self.tap, per_head, forks))
+
+    def _forks(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """A normalized copy of the residual stream for every head's query, key and value, `[batch pos head d_model]` each.
+
+        TransformerLens' flags `use_split_qkv_input` (a hook for each) and `use_attn_in` (one for all three) ask for it; it has
+        put the residual stream aside before the norm.
+        """
+        residual, self._captured_pre_ln_residual = self._captured_pre_ln_residual, None
+        split, joint = (bool(getattr(self.config, flag, False)) for flag in ("use_split_qkv_input", "use_attn_in"))
+        if residual is None or not (split or joint):
+            return None
+        copies = residual[:, :, None].expand(-1, -1, cast(Any, self.original_component).n_head, -1)
+        norm = cast(nn.Module, self._ln1_module)
+        if joint:
+            shared = norm(self.hook_attn_in(copies.clone()))
+            return shared, shared, shared
+        hooks = (self.hook_q_input, self.hook_k_input, self.hook_v_input)
+        q, k, v = (norm(hook(copies.clone())) for hook in hooks)
+        return q, k, v
 
     @property
     def b_Q(self) -> Float[Tensor, "head d_head"]:

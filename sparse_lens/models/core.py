@@ -82,17 +82,20 @@ class Attention(nn.Module):
         remember: Remember | None = None,
         tap: Tap = no_tap,
         per_head: bool = False,
+        forks: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Write of the attention sublayer into the residual stream, before the addition.
 
         `mask` is True where a query must not look (padding); the causal mask is always there. `per_head` computes
         the output as a sum over heads through the tap "hook_result" (`[batch pos head d_model]`). With a cache (`remember`), keys
-        and values pass their taps before they are remembered, and an edit stays.
+        and values pass their taps before they are remembered, and an edit stays. `forks` are copies of `x` for every head's query,
+        key and value, `[batch pos head d_model]`.
         """
         u = tap("hook_act_in", self.topk_in(_concatenate(x, positional)))
-        q = tap("hook_q", self._heads(self.topk_q(self.q(u))))
-        k = tap("hook_k", self._heads(self.topk_k(self.k(u))))
-        v = tap("hook_v", self._heads(self.topk_v(self.v(u))))
+        flat = (self.q(u), self.k(u), self.v(u)) if forks is None else self._project_forks(forks, positional)
+        q = tap("hook_q", self._heads(self.topk_q(flat[0])))
+        k = tap("hook_k", self._heads(self.topk_k(flat[1])))
+        v = tap("hook_v", self._heads(self.topk_v(flat[2])))
         keys, values = (rearrange(new, "batch pos head d_head -> batch head pos d_head") for new in (k, v))
         if remember is not None:
             keys, values = remember(keys, values)
@@ -101,6 +104,20 @@ class Attention(nn.Module):
         z = tap("hook_z", z)
         out = self._result(z, tap) if per_head else self.o(rearrange(z, "batch pos head d_head -> batch pos (head d_head)"))
         return self.topk_out(self.out_dropout(out))
+
+    def _project_forks(
+        self, forks: tuple[Tensor, Tensor, Tensor], positional: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, flat over heads, each head's from its own copy of the input."""
+
+        def project(linear: nn.Linear, copies: Tensor) -> Tensor:
+            shared = None if positional is None else positional[:, :, None].expand(-1, -1, self.n_head, -1)
+            u = self.topk_in(_concatenate(copies, shared))
+            weight = rearrange(linear.weight, "(head d_head) d_in -> head d_head d_in", head=self.n_head)
+            out = rearrange(einsum(u, weight, "b pos head d_in, head d d_in -> b pos head d"), "b pos head d -> b pos (head d)")
+            return out if linear.bias is None else out + linear.bias
+
+        return project(self.q, forks[0]), project(self.k, forks[1]), project(self.v, forks[2])
 
     def _heads(self, flat: Tensor) -> Tensor:
         return rearrange(flat, "batch pos (head d_head) -> batch pos head d_head", head=self.n_head)

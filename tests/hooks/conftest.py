@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from sparse_lens.hooks import load, reference_hook_name, to_reference_layout, to_transformerlens_layout, transformerlens_hook_name
+from sparse_lens.hooks import (
+    load,
+    reference_hook_name,
+    to_reference_layout,
+    to_transformerlens_layout,
+    transformerlens_hook_name,
+    wrap,
+)
 from sparse_lens.models import CircuitGPTConfig, CircuitGPTForCausalLM, save_reference
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "reference_models"
@@ -45,6 +52,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
         **{"afrac": 0.5, "afrac_loctypes": ALL_SITES, "residual_activation_type": "relu", "d_head": 5, "n_layer": 3},
     },
 }
+
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "plain_rms": {"rms_norm": True},
+    "sink_abstopk_bigram": {
+        **{"rms_norm": True, "sink": True, "afrac": 0.5, "afrac_loctypes": EIGHT_SITES},
+        **{"enable_bigram_table": True, "learnable_bigram_table": True},
+    },
+    "concatenated": {"rms_norm": True, "d_pos_emb": 4, "sink": True},
+}
+"""Every tool is tried on these three."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +120,18 @@ def random_model() -> Callable[..., CircuitGPTForCausalLM]:
         return model
 
     return build
+
+
+@pytest.fixture(params=list(ARCHITECTURES))
+def architecture(request: pytest.FixtureRequest, random_model: Callable[..., CircuitGPTForCausalLM]) -> TransformerBridge:
+    """A fresh bridge of each of the three architectures."""
+    return wrap(random_model(**ARCHITECTURES[request.param]), name=request.param)
+
+
+@pytest.fixture
+def build_bridge(random_model: Callable[..., CircuitGPTForCausalLM]) -> Callable[[str], TransformerBridge]:
+    """A fresh bridge of the named one of the three architectures, or of the variants."""
+    return lambda name: wrap(random_model(**(ARCHITECTURES | VARIANTS)[name]), name=name)
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from sparse_lens.hooks import load
 from sparse_lens.models import load_checkpoint
 
 BATCH, POS = 3, 7
-NEVER_FIRE = {"hook_mlp_in", "attn.hook_result"}
-"""Block hooks that fire only after `set_use_hook_mlp_in(True)` and `set_use_attn_result(True)`."""
+NEVER_FIRE = {"hook_mlp_in", "attn.hook_result", "attn.hook_attn_in", *(f"attn.hook_{letter}_input" for letter in "qkv")}
+"""Block hooks that fire only after `set_use_hook_mlp_in(True)`, `set_use_attn_result(True)` and their like."""
 
 
 @pytest.fixture

@@ -152,41 +152,6 @@ def test_weights_compute_the_hooks(sink_bridge: TransformerBridge, clean: Tensor
     torch.testing.assert_close(pre, cache["blocks.1.mlp.hook_pre"], atol=1e-5, rtol=0)
 
 
-def test_cache_decomposes(sink_bridge: TransformerBridge, clean: Tensor) -> None:
-    sink_bridge.set_use_attn_result(True)
-    _, cache = sink_bridge.run_with_cache(clean)
-    final = cache["blocks.1.hook_resid_post"]
-    for stack in (cache.decompose_resid(), cache.get_full_resid_decomposition(expand_neurons=True)):
-        torch.testing.assert_close(stack.sum(0), final, atol=1e-4, rtol=0)
-    torch.testing.assert_close(cache.accumulated_resid()[-1], final)
-    parts, labels = cache.decompose_resid(apply_ln=True, return_labels=True)
-    direct = cache.logit_attrs(cache.decompose_resid(), tokens=7)
-    assert direct.shape == parts.shape[:-1]
-    assert labels == ["embed", "pos_embed", "0_attn_out", "0_mlp_out", "1_attn_out", "1_mlp_out"]
-    heads = cache.stack_head_results(layer=1).sum(0) + sink_bridge.b_O[0]
-    torch.testing.assert_close(heads, cache["blocks.0.hook_attn_out"], atol=1e-5, rtol=0)
-
-
-def test_concatenated_positions_refuse_decompositions(variant_folder: Callable[[str], Path]) -> None:
-    bridge = load(variant_folder("learned_concatenated"))
-    _, cache = bridge.run_with_cache(torch.arange(5)[None])
-    for call in (cache.decompose_resid, cache.get_full_resid_decomposition, lambda: bridge.all_composition_scores("Q")):
-        with pytest.raises(SparseLensError, match="d_pos_emb=6"):
-            call()
-    without = cache.decompose_resid(incl_embeds=False).sum(0) + cache["hook_embed"]
-    torch.testing.assert_close(without, cache["blocks.1.hook_resid_post"], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(cache.accumulated_resid()[-1], cache["blocks.1.hook_resid_post"])
-
-
-@pytest.mark.parametrize(
-    ("variant", "cause"), [("relu_residual_sparse", "residual_activation_type=relu"), ("afrac_half_rms", "resid_post_attn")]
-)
-def test_sums_that_do_not_hold_warn(variant_folder: Callable[[str], Path], variant: str, cause: str) -> None:
-    _, cache = load(variant_folder(variant)).run_with_cache(torch.arange(5)[None])
-    with pytest.warns(UserWarning, match=f"do not add up.*{cause}"):
-        cache.decompose_resid()
-
-
 PROCESSED = ("plain_layernorm", "layernorm_without_bias", "layernorm_no_linear_bias", "tied", "bigram_buffer", "wide_heads")
 
 
