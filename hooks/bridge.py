@@ -59,6 +59,7 @@ class CircuitGPTBridge(TransformerBridge):
             bias.zero_()
         head.weight = nn.Parameter(head.weight * norm.weight)
         norm.weight.fill_(1)
+        self.model_config.tied_unembed = False
 
     def tokens_to_residual_directions(self, tokens: Any) -> Float[Tensor, "*tokens d_model"]:
         """The directions whose products with the normalized residual stream are the tokens' logits.

@@ -110,12 +110,13 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, flat over heads, each head's from its own copy of the input."""
 
-        def project(linear: nn.Linear, copies: Tensor) -> Tensor:
+        def project(linear: nn.Module, copies: Tensor) -> Tensor:
             shared = None if positional is None else positional[:, :, None].expand(-1, -1, self.n_head, -1)
             u = self.topk_in(_concatenate(copies, shared))
-            weight = rearrange(linear.weight, "(head d_head) d_in -> head d_head d_in", head=self.n_head)
-            out = rearrange(einsum(u, weight, "b pos head d_in, head d d_in -> b pos head d"), "b pos head d -> b pos (head d)")
-            return out if linear.bias is None else out + linear.bias
+            weight, bias = cast(Tensor, linear.weight), cast(Tensor | None, linear.bias)
+            per_head = rearrange(weight, "(head d_head) d_in -> head d_head d_in", head=self.n_head)
+            out = einsum(u, per_head, "batch pos head d_in, head d_head d_in -> batch pos head d_head").flatten(-2)
+            return out if bias is None else out + bias
 
         return project(self.q, forks[0]), project(self.k, forks[1]), project(self.v, forks[2])
 
@@ -226,30 +227,43 @@ class CircuitGPTCore(nn.Module):
 
     def forward(
         self,
-        input_ids: Int[Tensor, "batch pos"],
+        input_ids: Int[Tensor, "batch pos"] | None,
         attention_mask: Int[Tensor, "batch key"] | None = None,
         position_ids: Int[Tensor, "#batch pos"] | None = None,
         past: Cache | None = None,
+        embeds: Float[Tensor, "batch pos d_model"] | None = None,
     ) -> Float[Tensor, "batch pos vocab"]:
         """Logits; with an `attention_mask` (1 real, 0 padding) padded positions are hidden and not counted as positions.
 
         With `past` the ids are those that follow what it holds, and it comes to hold them too; the mask then covers both.
-        Raises `SparseLensError` for ids that the vocabulary does not have, and for more positions than the model has.
+        `embeds` stand for the token embeddings of `input_ids`, which are None then. Raises `SparseLensError` for ids that the
+        vocabulary does not have, for more positions than the model has, and for embeddings in a model whose bigram table reads ids.
         """
-        _check_ids(input_ids, self.config.vocab_size)
+        embeds = self._embeds(input_ids, embeds)
         n_past = 0 if past is None else past.get_seq_length()
-        derived, mask = _positions_and_mask(input_ids, attention_mask, n_past)
-        positions = derived if position_ids is None else position_ids.expand_as(input_ids)
-        if position_ids is not None or n_past + input_ids.shape[1] > self.config.block_size:
+        derived, mask = _positions_and_mask(embeds, attention_mask, n_past)
+        positions = derived if position_ids is None else position_ids.expand_as(derived)
+        if position_ids is not None or n_past + embeds.shape[1] > self.config.block_size:
             _check_positions(positions, self.config.block_size)
         if self.config.d_pos_emb is None:
-            x, positional = self.embed_dropout(self.wte(input_ids) + self.wpe(positions)), None
+            x, positional = self.embed_dropout(embeds + self.wpe(positions)), None
         else:
-            x, positional = self.embed_dropout(self.wte(input_ids)), self.positional_dropout(self.wpe(positions))
+            x, positional = self.embed_dropout(embeds), self.positional_dropout(self.wpe(positions))
         for layer, block in enumerate(self.blocks):
             x = block(x, positional, mask, None if past is None else partial(past.update, layer_idx=layer))
         logits = self.lm_head(self.ln_f(x))
-        return logits if self.bigram_table is None else logits + self.bigram_table(input_ids)
+        return logits if self.bigram_table is None else logits + self.bigram_table(cast(Tensor, input_ids))
+
+    def _embeds(self, input_ids: Tensor | None, embeds: Tensor | None) -> Tensor:
+        """Token embeddings, looked up or given."""
+        if (input_ids is None) == (embeds is None):
+            raise SparseLensError("give either token ids or embeddings, not both and not neither")
+        if input_ids is not None:
+            _check_ids(input_ids, self.config.vocab_size)
+            return self.wte(input_ids)
+        if self.bigram_table is not None:
+            raise SparseLensError("this model has enable_bigram_table=True: its table reads token ids, so embeddings are not enough")
+        return cast(Tensor, embeds)
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> None:
@@ -297,16 +311,16 @@ def _causal_mask(n_queries: int, n_keys: int, device: torch.device) -> Tensor:
     return torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).triu(1 + n_keys - n_queries)
 
 
-def _positions_and_mask(input_ids: Tensor, attention_mask: Tensor | None, n_past: int) -> tuple[Tensor, Tensor | None]:
+def _positions_and_mask(embeds: Tensor, attention_mask: Tensor | None, n_past: int) -> tuple[Tensor, Tensor | None]:
     """Position of every token, counted over real tokens only, and where padding hides keys (`[batch 1 1 key]`)."""
-    batch, length = input_ids.shape
+    batch, length = embeds.shape[:2]
     if attention_mask is not None and attention_mask.shape != (batch, n_past + length):
         raise SparseLensError(
             f"the attention mask has the shape {tuple(attention_mask.shape)}, the tokens need {(batch, n_past + length)}: one entry "
             "for every token, those in the key-value cache included"
         )
     if attention_mask is None or bool(cast(Tensor, attention_mask != 0).all()):
-        return torch.arange(n_past, n_past + length, device=input_ids.device).expand(batch, length), None
+        return torch.arange(n_past, n_past + length, device=embeds.device).expand(batch, length), None
     real = attention_mask != 0
     positions = (real.long().cumsum(-1) - 1).clamp(min=0)
     return positions[:, n_past:], ~real[:, None, None, :]

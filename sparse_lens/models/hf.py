@@ -25,6 +25,7 @@ from sparse_lens.models.config import CircuitGPTConfig
 from sparse_lens.models.core import CircuitGPTCore
 
 IGNORED_TARGET = -100
+_INSIDE_BRIDGE = "._original_component"  # in the names of what a TransformerLens bridge wraps
 
 
 class CircuitGPTForCausalLM(PreTrainedModel, GenerationMixin):
@@ -59,10 +60,11 @@ class CircuitGPTForCausalLM(PreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: Int[Tensor, "batch pos"],
+        input_ids: Int[Tensor, "batch pos"] | None = None,
         attention_mask: Int[Tensor, "batch key"] | None = None,
         position_ids: Int[Tensor, "#batch pos"] | None = None,
         past_key_values: Cache | None = None,
+        inputs_embeds: Float[Tensor, "batch pos d_model"] | None = None,
         labels: Int[Tensor, "batch pos"] | None = None,
         use_cache: bool = False,
         **unused: Any,  # noqa: ARG002 - generate() passes what other models need
@@ -73,7 +75,7 @@ class CircuitGPTForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
-        logits = self.core(input_ids, attention_mask, position_ids, past_key_values)
+        logits = self.core(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
         loss = None if labels is None else next_token_loss(logits, labels)
         return CausalLMOutputWithPast(loss=cast(Any, loss), logits=logits, past_key_values=past_key_values)
 
@@ -89,12 +91,25 @@ class CircuitGPTForCausalLM(PreTrainedModel, GenerationMixin):
         return {"input_ids": new, "attention_mask": mask, "past_key_values": past, "use_cache": bool(kwargs.get("use_cache"))}
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Hugging Face's method; every file is renamed into its place when it is whole.
+        """Hugging Face's method, also for a model inside a bridge; every file is renamed into its place when it is whole.
 
         Weights stay mapped to the file they were loaded from: writing over that file in place would lose both.
         """
+        state = kwargs.pop("state_dict", None) or self._own_state()
+        if self.config.tied_unembed and not torch.equal(state["core.lm_head.weight"], state["core.wte.weight"]):
+            self.config.tied_unembed = False  # folding a norm into the unembedding has untied it
         with replaced_files(save_directory) as staging:
-            super().save_pretrained(staging, **kwargs)
+            super().save_pretrained(staging, state_dict=state, **kwargs)
+
+    def _own_state(self) -> dict[str, torch.Tensor]:
+        """The parameters by this class's names, though a bridge has wrapped modules and registered them by its own names too."""
+        state = self.state_dict()
+        if not any(_INSIDE_BRIDGE in name for name in state):
+            return state
+        with torch.device("meta"):
+            expected = CircuitGPTForCausalLM(self.config).state_dict()
+        plain = {name.replace(_INSIDE_BRIDGE, ""): tensor for name, tensor in state.items()}
+        return {name: plain[name] for name in expected}
 
 
 def next_token_loss(logits: Float[Tensor, "batch pos vocab"], labels: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
