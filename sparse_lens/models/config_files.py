@@ -148,7 +148,9 @@ def _replication(raw: dict[str, Any], path: Path) -> Description:
     _refuse_unknown(model, [*_REPLICATION_FIELDS, *_REPLICATION_OTHER], path)
     fields = _REPLICATION_DEFAULTS | {_REPLICATION_FIELDS[name]: model[name] for name in model if name in _REPLICATION_FIELDS}
     if model.get("use_flash_attention") is False and fields["sink"]:
-        raise CheckpointError(f"{path} sets use_flash_attention=false, where the replication's sink does nothing; set it, or no sink")
+        raise CheckpointError(
+            f"{path} sets use_flash_attention=false, where the replication's sink does nothing; set it, or no sink"
+        )
     d_model, d_head = fields.get("d_model"), fields.get("d_head", 16)
     if not (isinstance(d_model, int) and isinstance(d_head, int) and d_head > 0 and d_model % d_head == 0):
         raise ConfigError(f"{path}: d_model ({d_model!r}) must be a multiple of d_head ({d_head!r}); correct the configuration")

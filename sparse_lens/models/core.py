@@ -105,9 +105,7 @@ class Attention(nn.Module):
         out = self._result(z, tap) if per_head else self.o(rearrange(z, "batch pos head d_head -> batch pos (head d_head)"))
         return self.topk_out(self.out_dropout(out))
 
-    def _project_forks(
-        self, forks: tuple[Tensor, Tensor, Tensor], positional: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _project_forks(self, forks: tuple[Tensor, Tensor, Tensor], positional: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, flat over heads, each head's from its own copy of the input."""
 
         def project(linear: nn.Module, copies: Tensor) -> Tensor:
@@ -262,7 +260,9 @@ class CircuitGPTCore(nn.Module):
             _check_ids(input_ids, self.config.vocab_size)
             return self.wte(input_ids)
         if self.bigram_table is not None:
-            raise SparseLensError("this model has enable_bigram_table=True: its table reads token ids, so embeddings are not enough")
+            raise SparseLensError(
+                "this model has enable_bigram_table=True: its table reads token ids, so embeddings are not enough"
+            )
         return cast(Tensor, embeds)
 
     @torch.no_grad()

@@ -56,9 +56,7 @@ _EXACT: Precision = "float32"  # what they were trained in, on any processor
 RECIPES = {
     "python-sparse": sparse_recipe("python-sparse", 256, _STEPS, density=0.05, embedding_density=0.2, precision=_EXACT),
     "python-dense": dense_recipe("python-dense", 256, _STEPS, precision=_EXACT),
-    "python-dense-matched": dense_recipe(
-        "python-dense-matched", 32, _STEPS, d_head=16, learning_rate=4e-3, precision=_EXACT
-    ),
+    "python-dense-matched": dense_recipe("python-dense-matched", 32, _STEPS, d_head=16, learning_rate=4e-3, precision=_EXACT),
     "smoke-sparse": sparse_recipe("smoke-sparse", 128, 400, density=0.1, embedding_density=0.3),
     "smoke-dense": dense_recipe("smoke-dense", 128, 400, learning_rate=4e-3),
 }

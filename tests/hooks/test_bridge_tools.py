@@ -1,32 +1,20 @@
-"""TransformerLens' own tools on the bridge: patching, cache analysis, weights, generation, weight processing."""
+"""The bridge as an object: its weights and configuration, weight processing, and what it keeps alive."""
 
 from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformer_lens import patching
 from transformer_lens.model_bridge import TransformerBridge
 
 from sparse_lens.errors import SparseLensError
 from sparse_lens.hooks import load
-
-ONE_SITE = {
-    "get_act_patch_resid_pre": "blocks.{i}.hook_resid_pre",
-    "get_act_patch_resid_mid": "blocks.{i}.hook_resid_mid",
-    "get_act_patch_attn_out": "blocks.{i}.hook_attn_out",
-    "get_act_patch_mlp_out": "blocks.{i}.hook_mlp_out",
-    "get_act_patch_attn_head_out_by_pos": "blocks.{i}.attn.hook_z",
-    "get_act_patch_attn_head_out_all_pos": "blocks.{i}.attn.hook_z",
-    "get_act_patch_attn_head_q_all_pos": "blocks.{i}.attn.hook_q",
-    "get_act_patch_attn_head_pattern_all_pos": "blocks.{i}.attn.hook_pattern",
-}
 
 
 @pytest.fixture
@@ -37,64 +25,6 @@ def clean() -> Tensor:
 @pytest.fixture
 def corrupt() -> Tensor:
     return torch.tensor([[2, 7, 1, 8, 2]])
-
-
-@pytest.fixture(autouse=True)
-def quiet_progress_bars(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patching, "tqdm", lambda iterable, **_: iterable)
-
-
-def score(logits: Tensor) -> Tensor:
-    return logits[0, -1, 9] - logits[0, -1, 11]
-
-
-def places(bridge: TransformerBridge, function: str, length: int) -> Iterator[tuple[tuple[int, ...], int, Any]]:
-    """Every entry of a patching function's table: its index, its layer, and the slice of the activation that it patches."""
-    everything = slice(None)
-    for layer in range(bridge.cfg.n_layers):
-        if "head" not in function:
-            yield from (((layer, pos), layer, (everything, pos)) for pos in range(length))
-            continue
-        for head in range(bridge.cfg.n_heads):
-            if "by_pos" in function:
-                yield from (((layer, pos, head), layer, (everything, pos, head)) for pos in range(length))
-            elif "pattern" in function:
-                yield (layer, head), layer, (everything, head)
-            else:
-                yield (layer, head), layer, (everything, everything, head)
-
-
-@pytest.mark.parametrize("function", ONE_SITE)
-@torch.no_grad()
-def test_patching_equals_a_loop(sink_bridge: TransformerBridge, clean: Tensor, corrupt: Tensor, function: str) -> None:
-    _, cache = sink_bridge.run_with_cache(clean)
-    table = getattr(patching, function)(sink_bridge, corrupt, cache, score)
-    seen = 0
-    for index, layer, where in places(sink_bridge, function, clean.shape[1]):
-        name = ONE_SITE[function].format(i=layer)
-
-        def patch(tensor: Tensor, hook: Any, where: Any = where, source: Tensor = cache[name]) -> Tensor:
-            tensor[where] = source[where]
-            return tensor
-
-        torch.testing.assert_close(table[index], score(sink_bridge.run_with_hooks(corrupt, fwd_hooks=[(name, patch)])))
-        seen += 1
-    assert seen == table.numel()
-    assert (table - score(sink_bridge(corrupt))).abs().max() > 1e-4
-
-
-@pytest.mark.parametrize("variant", ["learned_concatenated_rms_sparse", "everything"])
-@torch.no_grad()
-def test_combined_patching_tables(variant_folder: Callable[[str], Path], variant: str) -> None:
-    bridge = load(variant_folder(variant))
-    clean, corrupt = torch.tensor([[3, 1]]), torch.tensor([[2, 7]])
-    _, cache = bridge.run_with_cache(clean)
-    blocks = patching.get_act_patch_block_every(bridge, corrupt, cache, score)
-    for row, function in zip(blocks, ("resid_pre", "attn_out", "mlp_out"), strict=True):
-        assert torch.equal(row, getattr(patching, f"get_act_patch_{function}")(bridge, corrupt, cache, score))
-    heads = patching.get_act_patch_attn_head_all_pos_every(bridge, corrupt, cache, score)
-    assert heads.shape == (5, bridge.cfg.n_layers, bridge.cfg.n_heads)
-    assert heads.isfinite().all()
 
 
 @torch.no_grad()

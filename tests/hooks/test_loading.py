@@ -221,9 +221,7 @@ def test_other_end_of_text_token(folder: Path) -> None:
     assert load(folder).tokenizer.eos_token == "<eos>"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"), [({"extra": 40}, "ids up to"), ({"end": None}, "no token '<.endoftext.>'")]
-)
+@pytest.mark.parametrize(("arguments", "message"), [({"extra": 40}, "ids up to"), ({"end": None}, "no token '<.endoftext.>'")])
 def test_tokenizer_of_another_model(folder: Path, arguments: dict[str, Any], message: str) -> None:
     write_tokenizer(folder, **arguments)
     with pytest.raises(CheckpointError, match=message):

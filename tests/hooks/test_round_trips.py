@@ -46,7 +46,12 @@ def test_saving_over_the_folder_it_was_loaded_from(architecture: TransformerBrid
     assert torch.equal(loaded(tokens).logits, expected)
     assert torch.equal(load_checkpoint(tmp_path)(tokens).logits, expected)
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "generation_config.json", "model.safetensors", "notes.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "notes.txt",
+    ]
 
 
 def test_a_file_in_the_way(architecture: TransformerBridge, tmp_path: Path) -> None:
@@ -127,5 +132,3 @@ def test_bf16_close_to_fp32() -> None:
     with torch.no_grad():
         difference = (half(text).float().log_softmax(-1) - exact(text).log_softmax(-1)).abs().mean()
     assert 0 < difference < 0.1
-
-
