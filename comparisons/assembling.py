@@ -89,9 +89,7 @@ def task_accuracies(model: Path) -> dict[str, Result]:
 def common_tasks(accuracies: Mapping[str, Mapping[str, Result]], most: int = DEFAULT_TASKS) -> list[str]:
     """The first `most` tasks that every model does; raises `DataError` if there are not even two."""
     done = [
-        task
-        for task in available_tasks()
-        if all((of_model[task].value or 0) >= ACCURACY_GATE for of_model in accuracies.values())
+        task for task in available_tasks() if all((of_model[task].value or 0) >= ACCURACY_GATE for of_model in accuracies.values())
     ]
     if len(done) < 2:
         raise DataError(f"all models together do {len(done)} task(s) with {ACCURACY_GATE:.0%} accuracy; train them longer")

@@ -140,8 +140,7 @@ def _always(effort: Mapping[str, Any]) -> list[str]:
     said = ["Each model was trained once: what separates two models here may separate two runs of the same recipe."]
     if seeds < 3:
         said.append(
-            f"Circuits were searched with {seeds} seed(s): sizes carry no useful interval, and another seed "
-            f"finds other nodes."
+            f"Circuits were searched with {seeds} seed(s): sizes carry no useful interval, and another seed finds other nodes."
         )
     return [
         *said,

@@ -12,6 +12,7 @@ from sparse_lens.hooks.names import reference_hook_name as reference_hook_name
 from sparse_lens.hooks.names import to_reference_layout as to_reference_layout
 from sparse_lens.hooks.names import to_transformerlens_layout as to_transformerlens_layout
 from sparse_lens.hooks.names import transformerlens_hook_name as transformerlens_hook_name
+from sparse_lens.hooks.saelens import with_saelens as with_saelens
 from sparse_lens.hooks.splicing import Blend as Blend
 from sparse_lens.hooks.splicing import SplicedSite as SplicedSite
 from sparse_lens.hooks.splicing import splice as splice

@@ -114,8 +114,8 @@ def refuse_direct_path(config: CircuitGPTConfig, hook: str) -> None:
         reasons.append(f"d_pos_emb={config.d_pos_emb}, which this version of TransformerLens cannot patch around")
     if reasons:
         raise SparseLensError(
-            f"the path from one head into another head's {reader[-1]} is not linear in this model ({', '.join(reasons)}), so direct "
-            "path patching does not apply; patch hook_z, or find a circuit with find_circuit"
+            f"the path from one head into another head's {reader[-1]} is not linear in this model ({', '.join(reasons)}), so "
+            "direct path patching does not apply; patch hook_z, or find a circuit with find_circuit"
         )
 
 

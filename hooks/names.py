@@ -66,6 +66,15 @@ def transformerlens_hook_name(name: str) -> str:
     raise UnknownNameError("reference hook", name, [f"{layer}.{rest}" for rest in _IN_BLOCK] + [*_OUTSIDE])
 
 
+def canonical_hook_name(name: str) -> str:
+    """The name of the hook point behind an alias: "blocks.0.hook_resid_pre" is "blocks.0.hook_in"; other names stay."""
+    block = re.fullmatch(r"(blocks\.\d+)\.(.+)", name)
+    aliases = {alias: canonical for canonical, alias in _SAME_TENSOR.items()} | {"hook_resid_post": "hook_out"}
+    if block is None:
+        return f"{name.removeprefix('hook_')}.hook_out" if name in ("hook_embed", "hook_pos_embed", "hook_unembed") else name
+    return f"{block[1]}.{aliases.get(block[2], block[2])}"
+
+
 def is_split_by_head(name: str) -> bool:
     """Whether TransformerLens shows the hook as `[batch pos head d_head]` where the reference has it flat."""
     return name.endswith(_SPLIT_BY_HEAD)

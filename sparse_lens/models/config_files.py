@@ -4,7 +4,7 @@
 |---|---|
 | `beeg_config.json` | the reference's (openai/circuit_sparsity, `circuit_sparsity/inference/gpt.py`) |
 | `config.json` with `model_type: circuitgpt` | Hugging Face, ours and openai/circuit-sparsity |
-| `config.json` with `model_config` and `sparsity_config` | the public replication's (jacobcd52/sparse_pretrain_public, `src/train.py`) |
+| `config.json` with `model_config` and `sparsity_config` | the public replication's (jacobcd52/sparse_pretrain_public) |
 """
 
 from __future__ import annotations

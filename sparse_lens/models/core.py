@@ -316,8 +316,8 @@ def _positions_and_mask(embeds: Tensor, attention_mask: Tensor | None, n_past: i
     batch, length = embeds.shape[:2]
     if attention_mask is not None and attention_mask.shape != (batch, n_past + length):
         raise SparseLensError(
-            f"the attention mask has the shape {tuple(attention_mask.shape)}, the tokens need {(batch, n_past + length)}: one entry "
-            "for every token, those in the key-value cache included"
+            f"the attention mask has the shape {tuple(attention_mask.shape)}, the tokens need {(batch, n_past + length)}: one "
+            "entry for every token, those in the key-value cache included"
         )
     if attention_mask is None or bool(cast(Tensor, attention_mask != 0).all()):
         return torch.arange(n_past, n_past + length, device=embeds.device).expand(batch, length), None

@@ -92,7 +92,7 @@ def test_jacobian_lens() -> None:
 def test_backward_lens_says_what_it_takes() -> None:
     from transformer_lens.tools.analysis.backward_lens import BackwardLens  # pyright: ignore[reportMissingImports]
 
-    with pytest.raises((TypeError, ValueError, NotImplementedError), match="GPT-?2|gpt2"):
+    with pytest.raises((TypeError, ValueError, NotImplementedError), match=r"GPT-?2|gpt2"):
         BackwardLens(load("python-dense-matched"))
 
 

@@ -108,7 +108,7 @@ def test_hooks_see_one_position_at_a_time(architecture: TransformerBridge, promp
 def test_limits_are_said(architecture: TransformerBridge, prompt: Tensor) -> None:
     with pytest.raises(SparseLensError, match="block_size=12"):
         architecture.generate(prompt, max_new_tokens=12, do_sample=False, **QUIET)
-    with pytest.raises(SparseLensError, match="token id 23 .* vocab_size=23"):
+    with pytest.raises(SparseLensError, match=r"token id 23 .* vocab_size=23"):
         architecture(torch.tensor([[1, 23]]))
     with pytest.raises(SparseLensError, match="token id -1"):
         architecture(torch.tensor([[-1, 2]]))

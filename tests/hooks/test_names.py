@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformer_lens.model_bridge import TransformerBridge
 
 from sparse_lens.errors import UnknownNameError
 from sparse_lens.hooks import reference_hook_name, to_reference_layout, to_transformerlens_layout, transformerlens_hook_name
+from sparse_lens.hooks.names import canonical_hook_name
 
 PAIRS = {
     "{i}.resid_in": "blocks.{i}.hook_resid_pre",
@@ -75,3 +77,9 @@ def test_layout() -> None:
     residual = torch.ones(2, 3, 8)
     assert to_reference_layout("blocks.0.hook_resid_mid", residual) is residual
     assert to_transformerlens_layout("ln_final.hook_in", residual, 4) is residual
+
+
+def test_aliases_lead_to_their_hook_points(bridge: TransformerBridge) -> None:
+    for name, point in bridge.hook_dict.items():
+        assert canonical_hook_name(name) == point.name, name
+    assert canonical_hook_name("blocks.11.hook_resid_post") == "blocks.11.hook_out"
