@@ -14,23 +14,35 @@ from transformers import PreTrainedTokenizerFast
 from sparse_lens.errors import CheckpointError, UnknownNameError
 from sparse_lens.hooks.adapter import ARCHITECTURE
 from sparse_lens.models import CircuitGPTForCausalLM, load_checkpoint, read_tokenizer
+from sparse_lens.models.downloads import HUB_ID, fetch_hub, fetch_released
+from sparse_lens.models.released import RELEASED_MODELS, released_model
 
 TOLERANCE = 1e-5
 
 
 def load(name_or_path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> TransformerBridge:
-    """Load a shipped model by name, or a model folder, as a `TransformerBridge`.
+    """Load a model by name, folder or hub id, as a `TransformerBridge`.
 
-    `dtype` converts the weights (default float32). A tokenizer in the folder is attached, and its `add_bos_token`
-    (False for every tokenizer of this package) becomes `bridge.cfg.default_prepend_bos`. Nothing is downloaded and no
-    code from the folder is run.
+    | `name_or_path` | what is loaded |
+    |---|---|
+    | a shipped name (`available_models()`) | a model of this package |
+    | a folder | any format of `sparse_lens.models.checkpoints` |
+    | a released name (`csp_yolo2`, `csp_sweep1_1x_3.7Mnonzero_afrac0.250`, `dense1_1x`) | fetched once, then from the cache |
+    | `owner/name`, `owner/name@revision` | that repository of the Hugging Face hub |
 
-    Raises `UnknownNameError` for a name that is neither, `CheckpointError` or `ConfigError` for a folder that does not
-    hold a complete, finite, consistent model, or whose bridge does not reproduce the model's logits.
+    `dtype` converts the weights (default float32); weights of that dtype are mapped from their file, not copied. A tokenizer in
+    the folder is attached, and its `add_bos_token` (False for every tokenizer of this package) becomes
+    `bridge.cfg.default_prepend_bos`. No code from anywhere is run, and nothing is fetched for the first two kinds.
+
+    Raises `UnknownNameError` for a name that is none of these, `DownloadError` for what cannot be fetched, `CheckpointError` or
+    `ConfigError` for a folder that does not hold a complete, finite, consistent model, or whose bridge does not reproduce the
+    model's logits.
     """
     folder = find_model(name_or_path)
-    model = load_checkpoint(folder, dtype=dtype or torch.float32).to(cast(Any, torch.device(device)))
-    return wrap(model, tokenizer=read_tokenizer(folder, model.config.vocab_size), name=folder.name)
+    model = load_checkpoint(folder, dtype=dtype or torch.float32)
+    if (target := torch.device(device)).type != "cpu":
+        model = model.to(cast(Any, target))
+    return wrap(model, tokenizer=read_tokenizer(folder, model.config.vocab_size), name=model_name(name_or_path, folder))
 
 
 def available_models() -> list[str]:
@@ -39,7 +51,7 @@ def available_models() -> list[str]:
 
 
 def find_model(name_or_path: str | Path) -> Path:
-    """Folder of a shipped model or of a path; raises `UnknownNameError` if it is neither."""
+    """Folder of the model that `load` would load, fetched if that is what it takes; raises as `load` does."""
     if isinstance(name_or_path, str) and name_or_path in (shipped := _shipped()):
         return shipped[name_or_path]
     path = Path(name_or_path)
@@ -48,9 +60,19 @@ def find_model(name_or_path: str | Path) -> Path:
         exists = path.exists()
     except (RuntimeError, OSError, ValueError):  # no such home directory, a name too long, a null byte: no path at all
         exists = False
-    if not exists:
-        raise UnknownNameError("model", str(name_or_path), _shipped())
-    return path
+    if exists:
+        return path
+    name = name_or_path if isinstance(name_or_path, str) else ""  # a Path is meant as one
+    if (released := released_model(name)) is not None:
+        return fetch_released(released)
+    if HUB_ID.fullmatch(name) and not Path(name).parent.exists():
+        return fetch_hub(name)
+    raise UnknownNameError("model", str(name_or_path), [*_shipped(), *RELEASED_MODELS])
+
+
+def model_name(name_or_path: str | Path, folder: Path) -> str:
+    """What a bridge calls its model: the hub id or the folder's name."""
+    return name_or_path if isinstance(name_or_path, str) and HUB_ID.fullmatch(name_or_path) else folder.name
 
 
 def wrap(
@@ -83,11 +105,11 @@ def _shipped() -> dict[str, Path]:
 
 
 def _probe(model: CircuitGPTForCausalLM) -> Tensor:
-    """Two rows of random tokens, from a generator of their own: loading leaves the global random state alone."""
+    """A few random tokens, from a generator of their own: loading leaves the global random state alone."""
     config = model.config
     generator = torch.Generator().manual_seed(0)
-    length = min(config.block_size, 16)
-    return torch.randint(config.vocab_size, (2, length), generator=generator).to(model.device)
+    length = min(config.block_size, 8)
+    return torch.randint(config.vocab_size, (1, length), generator=generator).to(model.device)
 
 
 @torch.no_grad()

@@ -28,9 +28,9 @@ _SAFE = re.compile(
 def with_saelens(bridge: CircuitGPTBridge) -> Any:
     """The same bridge with SAELens' `add_sae`, `run_with_saes`, `saes(...)` and their kin (`SAETransformerBridge`'s methods).
 
-    An SAE on a hook that does not exist raises `UnknownNameError`, where SAELens would log a line and go on without it; one on a hook
-    outside the residual stream's path warns. SAELens' error term carries no gradient: for attribution use
-    `sparse_lens.hooks.splice`. Raises `SparseLensError` without sae-lens.
+    An SAE on a hook that does not exist raises `UnknownNameError`, where SAELens would log a line and go on without it; one on a
+    hook outside the model's path warns. SAELens' error term carries no gradient: for attribution use `sparse_lens.hooks.splice`.
+    Raises `SparseLensError` without sae-lens.
     """
     bridge.__class__ = _saelens_class()
     bridge._acts_to_saes, bridge._transcoder_output_hooks = {}, {}  # as SAELens sets up its own
