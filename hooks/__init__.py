@@ -12,7 +12,11 @@ from sparse_lens.hooks.names import reference_hook_name as reference_hook_name
 from sparse_lens.hooks.names import to_reference_layout as to_reference_layout
 from sparse_lens.hooks.names import to_transformerlens_layout as to_transformerlens_layout
 from sparse_lens.hooks.names import transformerlens_hook_name as transformerlens_hook_name
+from sparse_lens.hooks.published import PublishedFigure as PublishedFigure
+from sparse_lens.hooks.published import check_published as check_published
 from sparse_lens.hooks.saelens import with_saelens as with_saelens
+from sparse_lens.hooks.sparsity import SparsityReport as SparsityReport
+from sparse_lens.hooks.sparsity import sparsity_report as sparsity_report
 from sparse_lens.hooks.splicing import Blend as Blend
 from sparse_lens.hooks.splicing import SplicedSite as SplicedSite
 from sparse_lens.hooks.splicing import splice as splice

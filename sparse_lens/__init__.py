@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sparse_lens.errors import SparseLensError as SparseLensError
     from sparse_lens.hooks import available_models as available_models
     from sparse_lens.hooks import load as load
+    from sparse_lens.hooks import sparsity_report as sparsity_report
     from sparse_lens.tasks import available_tasks as available_tasks
     from sparse_lens.tasks import get_task as get_task
     from sparse_lens.tasks import register_task as register_task
@@ -45,6 +46,7 @@ __all__ = [
     "get_task",
     "load",
     "register_task",
+    "sparsity_report",
     "train",
 ]
 
@@ -52,7 +54,7 @@ _HOMES = {
     "circuits": ("Circuit", "CircuitScores", "evaluate_circuit", "find_circuit"),
     "comparisons": ("Comparison", "ModelPair", "compare"),
     "errors": ("SparseLensError",),
-    "hooks": ("available_models", "load"),
+    "hooks": ("available_models", "load", "sparsity_report"),
     "tasks": ("available_tasks", "get_task", "register_task"),
     "training": ("TrainingConfig", "TrainingResult", "train"),
 }

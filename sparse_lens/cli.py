@@ -68,19 +68,30 @@ def _command(commands: Any, name: str, run: Any, summary: str, description: str)
 
 
 def _add_models(commands: Any) -> None:
-    parser = _command(commands, "models", _models, "list the shipped models", "List the models that come with the package.")
+    parser = _command(
+        commands,
+        "models",
+        _models,
+        "list the models that load by name",
+        "List the shipped models, and the released ones, which are fetched when first loaded (SPARSE_LENS_CACHE says where to).",
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON list for programs")
 
 
 def _models(options: argparse.Namespace) -> None:
+    from sparse_lens.models.downloads import describe_released
     from sparse_lens.models_shipped import describe_models
 
-    models = describe_models()
+    shipped, released = describe_models(), describe_released()
     if options.json:
-        _print_json(models)
+        _print_json(shipped + released)
         return
-    rows = [[m["name"], f"{m['parameters']:,}", f"{m['nonzeros']:,}", f"{m['loss']:.3f}", m["about"]] for m in models]
+    rows = [[m["name"], f"{m['parameters']:,}", f"{m['nonzeros']:,}", f"{m['loss']:.3f}", m["about"]] for m in shipped]
     _print_table("Shipped models", ["name", "parameters", "nonzeros", "loss (nats/token)", "what it is"], rows)
+    rows = [
+        [m["name"], _number(m["parameters"]), f"{_number(m['cached'])} bytes" if m["cached"] else "", m["about"]] for m in released
+    ]
+    _print_table("Released models", ["name", "parameters", "fetched", "what it is"], rows)
 
 
 def _add_check(commands: Any) -> None:
@@ -89,21 +100,35 @@ def _add_check(commands: Any) -> None:
         "check",
         _check,
         "load a model and look for problems",
-        "Load a model, compare its bridge with the bare forward pass, and print configuration, densities and hook points.",
+        "Load a model, compare its bridge with the bare forward pass, and print configuration, densities, dead parts, edges and "
+        "hook points; with --published, compare a released model with what is published of it.",
     )
-    parser.add_argument("model", help="name of a shipped model, or a model's folder")
+    parser.add_argument("model", help="name of a shipped or released model, a model's folder, or an id on the Hugging Face hub")
+    parser.add_argument("--published", action="store_true", help="a released model against its published figures (needs a network)")
     parser.add_argument("--json", action="store_true", help="print one JSON object for programs")
 
 
 def _check(options: argparse.Namespace) -> None:
-    from sparse_lens.hooks import check_model
+    from sparse_lens.hooks import check_model, check_published
 
+    if options.published:
+        figures = check_published(options.model)
+        if options.json:
+            _print_json([figure.__dict__ for figure in figures])
+            return
+        verdict = {True: "agrees", False: "DIFFERS", None: ""}
+        rows = [[figure.what, figure.published, figure.found, verdict[figure.agrees]] for figure in figures]
+        _print_table(f"{options.model} against what is published", ["what", "published", "found", ""], rows)
+        return
     found = check_model(options.model)
     if options.json:
         _print_json(found.to_plain())
         return
     _print_table("Configuration", ["field", "value"], [[name, str(value)] for name, value in found.config.items()])
     _print_table("Density of each matrix", ["matrix", "nonzeros"], [[n, f"{d:.2%}"] for n, d in found.densities.items()])
+    _print_table("Edges (nonzero weights)", ["kind", "count"], [[kind, f"{count:,}"] for kind, count in found.edges.items()])
+    _print(f"{found.parameters:,} parameters, {found.nonzeros:,} of them not zero")
+    _print(f"dead neurons by layer: {', '.join(map(str, found.dead_neurons))}; dead heads: {', '.join(map(str, found.dead_heads))}")
     layer_hooks = [name for name in found.hook_points if not name.startswith("blocks.") or name.startswith("blocks.0.")]
     _print(f"{len(found.hook_points)} hook points; those of layer 0 and of no layer:\n  " + "\n  ".join(layer_hooks))
     _print(f"bridge against core: largest difference of logits {found.largest_difference:.2e}")
@@ -386,6 +411,10 @@ def _bench(options: argparse.Namespace) -> None:
 
 def _command_line() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _number(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
 
 
 def _print(text: str) -> None:

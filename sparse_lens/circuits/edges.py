@@ -42,7 +42,7 @@ def count_edges(space: NodeSpace, mask: Bool[Tensor, " node"], graph: WeightGrap
         attn_in, mlp_in, neuron = kept[f"attn_in.{layer}"], kept[f"mlp_in.{layer}"], kept[f"mlp_neuron.{layer}"]
         for letter in "qkv":
             counts["qkv"] += _between(getattr(weights, letter), kept[f"attn_{letter}.{layer}"], attn_in)
-        counts["output"] += _between(weights.o, kept[f"attn_out.{layer}"], kept[f"attn_v.{layer}"])
+        counts["output"] += _between(weights.o, kept[f"attn_out.{layer}"], graph.spread(kept[f"attn_v.{layer}"]))
         counts["mlp_in"] += _between(weights.fc_in, neuron, mlp_in)
         counts["mlp_out"] += _between(weights.fc_out, kept[f"mlp_out.{layer}"], neuron)
     counts["embedding"] = int(graph.embedding[list(graph.inputs)][:, _read_channels(kept, graph)].sum())
@@ -84,9 +84,10 @@ def _read_by_kept(name: str, kept: dict[str, Tensor], graph: WeightGraph) -> Boo
     if kind == "attn_in":
         return torch.stack([reached_by(getattr(weights, letter), of[f"attn_{letter}"]) for letter in "qkv"]).any(0)
     if kind in ("attn_q", "attn_k"):
-        return heads_of(of["attn_q"] | of["attn_k"] | of["attn_v"], graph.n_head)
+        heads = heads_of(of["attn_q"] | graph.spread(of["attn_k"] | of["attn_v"]), graph.n_head)
+        return heads if kind == "attn_q" else graph.gather(heads)
     if kind == "attn_v":
-        return reached_by(weights.o, of["attn_out"])
+        return graph.gather(reached_by(weights.o, of["attn_out"]))
     if kind == "mlp_in":
         return reached_by(weights.fc_in, of["mlp_neuron"])
     if kind == "mlp_neuron":

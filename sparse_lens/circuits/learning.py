@@ -170,18 +170,12 @@ def _minibatches(prompts: Prompts, n_pairs: int, generator: torch.Generator) -> 
 
 @contextmanager
 def frozen(bridge: Any) -> Iterator[None]:
-    """The bridge without weight gradients and with fast kernels; everything is put back at the end."""
+    """The bridge without weight gradients; they are asked for again at the end."""
     parameters = [parameter for parameter in bridge.parameters() if parameter.requires_grad]
-    sparse = [module for module in bridge.original_model.modules() if hasattr(module, "fast")]
-    before = [module.fast for module in sparse]
     try:
         for parameter in parameters:
             parameter.requires_grad_(False)
-        for module in sparse:
-            module.fast = True
         yield
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-        for module, fast in zip(sparse, before, strict=True):
-            module.fast = fast

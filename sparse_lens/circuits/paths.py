@@ -53,10 +53,10 @@ def _forward(kept: Parts, layers: list[LayerWeights], graph: WeightGraph) -> Par
         attn_in = here["attn_in"] & torch.cat([written, positional])
         q = here["attn_q"] & reaching(weights.q, attn_in)
         k = here["attn_k"] & reaching(weights.k, attn_in)
-        pattern = heads_of(q | k, graph.n_head)
+        pattern = heads_of(q | graph.spread(k), graph.n_head)
         # A constant value still carries a varying pattern; without a sink the rows sum to one and a mean does not.
-        v = here["attn_v"] & (reaching(weights.v, attn_in) | pattern)
-        z = v | pattern if graph.sink else v
+        v = here["attn_v"] & (reaching(weights.v, attn_in) | graph.gather(pattern))
+        z = graph.spread(v) | pattern if graph.sink else graph.spread(v)
         attn_out = kept[f"attn_out.{layer}"] & reaching(weights.o, z)
         written = written | attn_out
         mlp_in = kept[f"mlp_in.{layer}"] & torch.cat([written, positional])
@@ -82,9 +82,9 @@ def _backward(alive: Parts, layers: list[LayerWeights], graph: WeightGraph) -> P
         read = read | mlp_in[: graph.d_model]
         attn_out = alive[f"attn_out.{layer}"] & read
         z = reached_by(weights.o, attn_out)
-        v = alive[f"attn_v.{layer}"] & z
-        heads = heads_of(z if graph.sink else v, graph.n_head)
-        q, k = alive[f"attn_q.{layer}"] & heads, alive[f"attn_k.{layer}"] & heads
+        v = alive[f"attn_v.{layer}"] & graph.gather(z)
+        heads = heads_of(z if graph.sink else z & graph.spread(v), graph.n_head)
+        q, k = alive[f"attn_q.{layer}"] & heads, alive[f"attn_k.{layer}"] & graph.gather(heads)
         sources = reached_by(weights.q, q) | reached_by(weights.k, k) | reached_by(weights.v, v)
         attn_in = alive[f"attn_in.{layer}"] & sources
         read = read | attn_in[: graph.d_model]

@@ -19,18 +19,10 @@ from torch import Tensor
 
 from sparse_lens.dictionaries import Dictionary, IdentityDictionary
 from sparse_lens.errors import CircuitError, UnknownNameError
+from sparse_lens.hooks.layout import decoder_layout
 
-LAYER_SITES = {
-    "attn_in": "attn.hook_act_in",
-    "attn_q": "attn.hook_q",
-    "attn_k": "attn.hook_k",
-    "attn_v": "attn.hook_v",
-    "attn_out": "hook_attn_out",
-    "mlp_in": "mlp.hook_act_in",
-    "mlp_neuron": "mlp.hook_post",
-    "mlp_out": "hook_mlp_out",
-}
-"""The eight sites of a layer (arXiv:2511.13653) and their hooks."""
+LAYER_SITES = ("attn_in", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out")
+"""The eight sites of a layer (arXiv:2511.13653)."""
 
 FINAL_SITE = "final_resid"
 
@@ -102,23 +94,16 @@ class NodeSpace:
 def node_space(bridge: Any, dictionaries: Sequence[Dictionary] = ()) -> NodeSpace:
     """The paper's eight sites per layer and final_resid of a bridge, with `dictionaries` in place of channels at their hooks.
 
-    Raises `UnknownNameError` for a dictionary at a hook that is no site, `CircuitError` for one of another width and for a
-    bridge around another architecture.
+    Any decoder of TransformerLens will do whose blocks are norm, attention, norm, MLP. Raises `UnknownNameError` for a
+    dictionary at a hook that is no site, `CircuitError` for one of another width and for other blocks.
     """
-    if (config := getattr(bridge, "model_config", None)) is None:
-        raise CircuitError(
-            f"circuits are found in weight-sparse transformers and their dense twins; this {type(bridge).__name__} holds another "
-            "architecture. Load the model with sparse_lens.load"
-        )
-    d_attn, d_in, d_model = config.d_attn, config.d_model_in, config.d_model
-    widths = {"attn_in": d_in, "attn_q": d_attn, "attn_k": d_attn, "attn_v": d_attn, "attn_out": d_model}
-    widths |= {"mlp_in": d_in, "mlp_neuron": config.mlp_width, "mlp_out": d_model}
+    layout = decoder_layout(bridge)
     places: list[tuple[str, int | None, str, int]] = [
-        (kind, layer, f"blocks.{layer}.{hook}", widths[kind])
-        for layer in range(config.n_layer)
-        for kind, hook in LAYER_SITES.items()
+        (kind, layer, f"blocks.{layer}.{layout.hooks[kind]}", layout.widths[kind])
+        for layer in range(layout.n_layers)
+        for kind in LAYER_SITES
     ]
-    places.append((FINAL_SITE, None, "ln_final.hook_in", d_model))
+    places.append((FINAL_SITE, None, "ln_final.hook_in", layout.d_model))
     chosen = {dictionary.hook_out: dictionary for dictionary in dictionaries}
     for hook in chosen:
         if hook not in {place[2] for place in places}:

@@ -11,16 +11,17 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from sparse_lens.hooks.layout import decoder_layout, gather, layer_matrices, spread
 from sparse_lens.tasks import TaskBatch
 
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
-    """Nonzero patterns of one layer's matrices, `[out, in]` as stored."""
+    """Nonzero patterns of one layer's matrices, `[out, in]`; a gated neuron reads what its gate reads, too."""
 
     q: Bool[Tensor, "d_attn d_in"]
-    k: Bool[Tensor, "d_attn d_in"]
-    v: Bool[Tensor, "d_attn d_in"]
+    k: Bool[Tensor, "d_kv d_in"]
+    v: Bool[Tensor, "d_kv d_in"]
     o: Bool[Tensor, "d_model d_attn"]
     fc_in: Bool[Tensor, "d_mlp d_in"]
     fc_out: Bool[Tensor, "d_model d_mlp"]
@@ -45,35 +46,56 @@ class WeightGraph:
     answers: tuple[int, ...]
     d_model: int
     n_head: int
+    n_kv_head: int
     sink: bool
+
+    def spread(self, channels: Bool[Tensor, " d_kv"]) -> Bool[Tensor, " d_attn"]:
+        """From key or value channels to those of the query heads that use them."""
+        return spread(channels, self.n_kv_head, self.n_head)
+
+    def gather(self, channels: Bool[Tensor, " d_attn"]) -> Bool[Tensor, " d_kv"]:
+        """From channels of query heads to those of the key-value heads that they use."""
+        return gather(channels, self.n_kv_head, self.n_head)
 
 
 def weight_graph(bridge: Any, prompts: TaskBatch) -> WeightGraph:
     """The nonzero weights of `bridge`, and the tokens of `prompts` that delimit the graph."""
-    state = bridge.state_dict()
-    config = bridge.model_config
-    nonzero = {name: (tensor != 0).cpu() for name, tensor in state.items()}
-    layers = []
-    for layer in range(config.n_layer):
-        stem = f"blocks.{layer}."
-        names = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.in", "mlp.out")
-        layers.append(LayerWeights(*(nonzero[f"{stem}{name}.weight"] for name in names)))
+    layout, layers, biases = decoder_layout(bridge), [], {}
+    for layer in range(layout.n_layers):
+        matrices = layer_matrices(bridge, layer)
+        fc_in = _nonzero(matrices.fc_in)
+        fc_in = fc_in if matrices.gate is None else fc_in | _nonzero(matrices.gate)
+        patterns = [_nonzero(getattr(matrices, name)) for name in ("q", "k", "v", "o")]
+        layers.append(LayerWeights(*patterns, fc_in, _nonzero(matrices.fc_out)))
+        biases |= {f"blocks.{layer}.{name}.bias": _nonzero(bias) for name, bias in matrices.biases.items()}
     row = np.arange(len(prompts))
     last = [side[row, prompts.length - 1] for side in (prompts.clean, prompts.corrupt)]
     return WeightGraph(
         layers=tuple(layers),
-        embedding=nonzero["embed.weight"],
-        positions=nonzero["pos_embed.weight"],
-        unembedding=nonzero["unembed.weight"],
-        bigram=nonzero.get("bigram.weight"),
-        biases={name: part for name, part in nonzero.items() if name.endswith(".bias")},
+        embedding=_nonzero(bridge.W_E),
+        positions=_positions(bridge, layout.d_model),
+        unembedding=_nonzero(bridge.W_U.T),
+        bigram=_nonzero(bridge.bigram.W_E) if "bigram" in bridge.adapter.component_mapping else None,
+        biases=biases,
         inputs=_unique([prompts.clean[prompts.clean_fork], prompts.corrupt[prompts.corrupt_fork]]),
         last_tokens=_unique(last),
         answers=_unique([prompts.target, prompts.distractor]),
-        d_model=config.d_model,
-        n_head=config.n_head,
-        sink=config.sink,
+        d_model=layout.d_model,
+        n_head=layout.n_head,
+        n_kv_head=layout.n_kv_head,
+        sink=layout.sink,
     )
+
+
+def _nonzero(tensor: Tensor) -> Tensor:
+    return (tensor.detach() != 0).cpu()
+
+
+def _positions(bridge: Any, d_model: int) -> Bool[Tensor, "pos d_pos"]:
+    """Learned positions; none, where they are rotary."""
+    if "pos_embed" not in bridge.adapter.component_mapping:
+        return torch.zeros(0, d_model, dtype=torch.bool)
+    return _nonzero(bridge.pos_embed.W_pos)
 
 
 def _unique(arrays: Sequence[np.ndarray]) -> tuple[int, ...]:

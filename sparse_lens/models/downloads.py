@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from sparse_lens.errors import CheckpointError, SparseLensError
 from sparse_lens.files import new_file
 from sparse_lens.models.config_files import REFERENCE_CONFIG
-from sparse_lens.models.released import ReleasedModel
+from sparse_lens.models.released import RELEASED_MODELS, ReleasedModel
 from sparse_lens.models.tokenizer_files import ENCODER, MERGES
 from sparse_lens.models.weight_files import REFERENCE_WEIGHTS
 
@@ -52,6 +52,20 @@ def cached_folder(name: str) -> Path | None:
     """The folder of a released model that has been fetched whole, else None."""
     folder = cache_folder() / "models" / name
     return folder if all((folder / file).is_file() for file in (REFERENCE_CONFIG, REFERENCE_WEIGHTS)) else None
+
+
+def describe_released() -> list[dict[str, Any]]:
+    """One object per released model: `name`, `shipped` (False), `parameters` (null if unknown), `about`, and the size on disk.
+
+    `cached` is null for a model that has not been fetched, else the bytes that its folder takes.
+    """
+    described = []
+    for model in RELEASED_MODELS.values():
+        folder = cached_folder(model.name)
+        size = None if folder is None else sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        facts = {"parameters": model.parameters, "about": model.about, "cached": size}
+        described.append({"name": model.name, "shipped": False} | facts)
+    return described
 
 
 def fetch_released(model: ReleasedModel, *, progress: bool = True) -> Path:
