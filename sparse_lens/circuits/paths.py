@@ -29,8 +29,8 @@ def on_paths(space: NodeSpace, mask: Bool[Tensor, " node"], graph: WeightGraph) 
         _latents_for_neurons(weights, len(kept[f"mlp_neuron.{layer}"])) if f"mlp_neuron.{layer}" in seen_through else weights
         for layer, weights in enumerate(graph.layers)
     ]
-    forward = _forward(kept, layers, graph)
-    return space.join(_backward(forward, layers, graph))
+    forward, mixed = _forward(kept, layers, graph)
+    return space.join(_backward(forward, mixed, layers, graph))
 
 
 def _latents_for_neurons(weights: LayerWeights, n_nodes: int) -> LayerWeights:
@@ -39,9 +39,10 @@ def _latents_for_neurons(weights: LayerWeights, n_nodes: int) -> LayerWeights:
     return LayerWeights(weights.q, weights.k, weights.v, weights.o, fc_in, fc_out)
 
 
-def _forward(kept: Parts, layers: list[LayerWeights], graph: WeightGraph) -> Parts:
-    """Kept nodes that the input reaches, by site."""
+def _forward(kept: Parts, layers: list[LayerWeights], graph: WeightGraph) -> tuple[Parts, list[Tensor]]:
+    """Kept nodes that the input reaches, by site, and the channels of each layer's heads' outputs that it reaches."""
     alive: Parts = {}
+    mixed: list[Tensor] = []
     written = graph.embedding.any(0)
     if graph.positions.shape[1] == graph.d_model:
         written = written | graph.positions.any(0)
@@ -55,8 +56,10 @@ def _forward(kept: Parts, layers: list[LayerWeights], graph: WeightGraph) -> Par
         k = here["attn_k"] & reaching(weights.k, attn_in)
         pattern = heads_of(q | graph.spread(k), graph.n_head)
         # A constant value still carries a varying pattern; without a sink the rows sum to one and a mean does not.
-        v = here["attn_v"] & (reaching(weights.v, attn_in) | graph.gather(pattern))
-        z = graph.spread(v) | pattern if graph.sink else graph.spread(v)
+        read = here["attn_v"] & reaching(weights.v, attn_in)
+        v = read | (here["attn_v"] & graph.gather(pattern))
+        z = graph.spread(read) | (pattern if graph.sink else pattern & graph.spread(here["attn_v"]))
+        mixed.append(z)
         attn_out = kept[f"attn_out.{layer}"] & reaching(weights.o, z)
         written = written | attn_out
         mlp_in = kept[f"mlp_in.{layer}"] & torch.cat([written, positional])
@@ -67,10 +70,10 @@ def _forward(kept: Parts, layers: list[LayerWeights], graph: WeightGraph) -> Par
         kinds = ("attn_in", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out")
         alive |= {f"{kind}.{layer}": part for kind, part in zip(kinds, found, strict=True)}
     alive[FINAL_SITE] = kept[FINAL_SITE] & written
-    return alive
+    return alive, mixed
 
 
-def _backward(alive: Parts, layers: list[LayerWeights], graph: WeightGraph) -> Parts:
+def _backward(alive: Parts, mixed: list[Tensor], layers: list[LayerWeights], graph: WeightGraph) -> Parts:
     """The nodes of `alive` that reach an answer, by site."""
     useful: Parts = {FINAL_SITE: alive[FINAL_SITE] & graph.unembedding[list(graph.answers)].any(0)}
     read = useful[FINAL_SITE].clone()
@@ -81,7 +84,7 @@ def _backward(alive: Parts, layers: list[LayerWeights], graph: WeightGraph) -> P
         mlp_in = alive[f"mlp_in.{layer}"] & reached_by(weights.fc_in, neuron)
         read = read | mlp_in[: graph.d_model]
         attn_out = alive[f"attn_out.{layer}"] & read
-        z = reached_by(weights.o, attn_out)
+        z = mixed[layer] & reached_by(weights.o, attn_out)
         v = alive[f"attn_v.{layer}"] & graph.gather(z)
         heads = heads_of(z if graph.sink else z & graph.spread(v), graph.n_head)
         q, k = alive[f"attn_q.{layer}"] & heads, alive[f"attn_k.{layer}"] & graph.gather(heads)
