@@ -105,7 +105,10 @@ _READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
 
 def _refuse_link_outside(path: Path) -> None:
     """Raise for a link that leaves the model's folder, unless it leads into the Hugging Face cache the folder is part of."""
-    folder, target = path.parent.resolve(), path.resolve()
+    try:
+        folder, target = path.parent.resolve(), path.resolve()
+    except (OSError, RuntimeError) as error:  # a link to itself
+        raise CheckpointError(f"{path} leads nowhere: {error}; copy the file there") from error
     blobs = folder.parent.parent / "blobs"
     if path.is_symlink() and not (target.is_relative_to(folder) or target.is_relative_to(blobs)):
         raise CheckpointError(f"{path} is a link to {target}, outside the model's folder; refused, copy the file there")
