@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,62 @@ from sparse_lens.hooks import (
     wrap,
 )
 from sparse_lens.models import CircuitGPTConfig, CircuitGPTForCausalLM, save_reference
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--tool-page", default=None, help="write the documentation's table of tools to this Markdown file")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if path := config.getoption("--tool-page", default=None):
+        config.pluginmanager.register(ToolPage(Path(path)))
+
+
+class ToolPage:
+    """Collects what became of the tests of every tool, and writes it down."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.limits: dict[str, str] = {}
+        self.counts: dict[str, Counter[str]] = {}
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        if (mark := item.get_closest_marker("tool")) is not None:
+            self.limits[mark.args[0]] = mark.kwargs.get("limits", "")
+            item.user_properties.append(("tool", mark.args[0]))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        tool = dict(report.user_properties).get("tool")
+        if tool is not None and (report.when == "call" or not report.passed):
+            self.counts.setdefault(str(tool), Counter())[report.outcome] += 1
+
+    def pytest_sessionfinish(self) -> None:
+        packages = ("transformer-lens", "torch", "transformers", "sae-lens", "nnsight", "circuitsvis")
+        found = ", ".join(f"{name} {installed}" for name in packages if (installed := _version(name)))
+        lines = [
+            f"# Tools on TransformerLens {_version('transformer-lens')}",
+            "",
+            f"Written by `pytest tests/hooks -m '' --tool-page FILE` with {found}. A tool works if its tests, each against a",
+            "computation made another way on three architectures, pass.",
+            "",
+            "| tool | works | tests | limits |",
+            "|---|---|---|---|",
+        ]
+        for tool in sorted(self.counts):
+            count = self.counts[tool]
+            works = "no" if count["failed"] else "yes" if count["passed"] > 1 else "not here"
+            tests = f"{count['passed']} passed" + (f", {count['skipped']} skipped" if count["skipped"] else "")
+            tests += f", {count['failed']} failed" if count["failed"] else ""
+            lines.append(f"| {tool} | {works} | {tests} | {self.limits[tool]} |")
+        self.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "reference_models"
 EIGHT_SITES = "attn_in,attn_q,attn_k,attn_v,attn_out,mlp_in,mlp_neuron,mlp_out"

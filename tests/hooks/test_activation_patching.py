@@ -12,6 +12,8 @@ from torch import Tensor
 from transformer_lens import patching
 from transformer_lens.model_bridge import TransformerBridge
 
+pytestmark = pytest.mark.tool("transformer_lens.patching: all of get_act_patch_*, generic_activation_patch")
+
 LENGTH = 3
 ONE_SITE = {
     "resid_pre": "blocks.{i}.hook_resid_pre",

@@ -14,6 +14,11 @@ from transformer_lens.tools.analysis import attribution_patching, jacobian_lens
 
 from sparse_lens.hooks import load
 
+pytestmark = pytest.mark.tool(
+    "attribution patching, Jacobian lens, logit lens, interchange, sparse probes, SVD of heads",
+    limits="BackwardLens takes GPT-2 only; logit_lens leaves a bigram table out and takes a cache then; some in one major only",
+)
+
 MAJOR = int(version("transformer-lens").split(".")[0])
 older = pytest.mark.skipif(MAJOR > 3, reason="only TransformerLens 3 has it")
 newer = pytest.mark.skipif(MAJOR < 4, reason="TransformerLens 4 brings it")

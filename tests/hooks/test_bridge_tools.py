@@ -16,6 +16,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from sparse_lens.errors import SparseLensError
 from sparse_lens.hooks import load
 
+pytestmark = pytest.mark.tool(
+    "enable_compatibility_mode, process_weights",
+    limits="a processing that would change the model is refused by name; no_processing=True always works",
+)
+
 
 @pytest.fixture
 def clean() -> Tensor:

@@ -14,6 +14,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from sparse_lens.errors import SparseLensError
 from sparse_lens.hooks.cache import CircuitGPTCache
 
+pytestmark = pytest.mark.tool(
+    "ActivationCache: decompose_resid, accumulated_resid, logit_attrs, stack_head_results, stack_neuron_results and the full one",
+    limits="exact, with the masks of that forward pass; the hooks that the masks are read from must be cached",
+)
+
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 TARGETS = ((None, False), (0, False), (0, True), (1, False), (1, True))
 VARIANTS = (

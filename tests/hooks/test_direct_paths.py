@@ -13,6 +13,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sparse_lens.errors import SparseLensError
 
+pytestmark = pytest.mark.tool(
+    "direct path patching, split Q/K/V inputs",
+    limits="refused by name where AbsTopK or a ReLU is in the path; TransformerLens 3 freezes the norm's scale, wants folded norms",
+)
+
 try:
     from transformer_lens.patching import get_act_patch_direct_path  # pyright: ignore[reportAttributeAccessIssue]
 

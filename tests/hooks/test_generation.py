@@ -14,6 +14,11 @@ from transformers import DynamicCache
 from sparse_lens.errors import SparseLensError
 from sparse_lens.models import CircuitGPTForCausalLM
 
+pytestmark = pytest.mark.tool(
+    "generate, greedy, sampling and beams, with a key-value cache",
+    limits="the bridge stops at the model's positions with an error; Hugging Face's generate moves the window on",
+)
+
 QUIET = {"verbose": False, "return_type": "tokens", "stop_at_eos": False}
 
 

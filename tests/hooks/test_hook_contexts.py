@@ -14,6 +14,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sparse_lens.errors import SparseLensError
 
+pytestmark = pytest.mark.tool(
+    "hooks of every kind, run_with_cache, loss, stop_at_layer, start_at_layer",
+    limits="start_at_layer: TransformerLens 4 only, refused with a bigram table, which reads token ids",
+)
+
 MAJOR = int(version("transformer-lens").split(".")[0])
 SITE = "blocks.0.attn.hook_z"
 

@@ -15,6 +15,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from sparse_lens.errors import SparseLensError, UnknownNameError
 from sparse_lens.hooks import load, with_saelens
 
+SAELENS = pytest.mark.tool(
+    "SAELens: with_saelens, run_with_saes, add_sae, error term",
+    limits="TransformerLens 3 only; a warning on hooks off the model's path; its error term carries no gradient (splice does)",
+)
+CIRCUITSVIS = pytest.mark.tool("circuitsvis: attention patterns", limits="rows of a model with a sink sum to less than one")
 SITES = (
     *("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_act_in", "attn.hook_q"),
     *("attn.hook_v", "attn.hook_z", "mlp.hook_act_in", "mlp.hook_pre", "mlp.hook_post", "mlp.out.hook_in", "ln2.hook_normalized"),
@@ -39,6 +44,7 @@ def random_sae(hook: str, width: int) -> Any:
 
 
 @pytest.mark.parametrize("site", SITES)
+@SAELENS
 @torch.no_grad()
 def test_saelens_attachment(architecture: TransformerBridge, tokens: Tensor, site: str) -> None:
     name = f"blocks.1.{site}"
@@ -61,6 +67,7 @@ def test_saelens_attachment(architecture: TransformerBridge, tokens: Tensor, sit
     assert torch.equal(bridge(tokens), clean)
 
 
+@SAELENS
 @torch.no_grad()
 def test_saelens_keeps_the_decompositions(build_bridge: Callable[[str], TransformerBridge], tokens: Tensor) -> None:
     bridge: Any = build_bridge("sink_abstopk_bigram")
@@ -72,6 +79,7 @@ def test_saelens_keeps_the_decompositions(build_bridge: Callable[[str], Transfor
     )
 
 
+@SAELENS
 def test_saelens_on_wrong_hooks(build_bridge: Callable[[str], TransformerBridge]) -> None:
     wrong = random_sae("blocks.0.hook_resid_prex", 12)
     bridge: Any = with_saelens(cast(Any, build_bridge("plain_rms")))
@@ -81,6 +89,7 @@ def test_saelens_on_wrong_hooks(build_bridge: Callable[[str], TransformerBridge]
         bridge.add_sae(random_sae("blocks.0.attn.hook_pattern", 12))
 
 
+@SAELENS
 def test_without_saelens_the_extra_is_named(build_bridge: Callable[[str], TransformerBridge]) -> None:
     if importlib.util.find_spec("sae_lens") is not None:
         pytest.skip("sae-lens is installed")
@@ -88,6 +97,7 @@ def test_without_saelens_the_extra_is_named(build_bridge: Callable[[str], Transf
         with_saelens(cast(Any, build_bridge("plain_rms")))
 
 
+@pytest.mark.tool("nnsight: tracing of the bridge and of the Hugging Face model", limits="values in the order of computation")
 def test_nnsight(architecture: TransformerBridge, tokens: Tensor) -> None:
     """Reading and editing by tracing, of the bridge and of the Hugging Face model inside."""
     nnsight = pytest.importorskip("nnsight")
@@ -111,6 +121,7 @@ def test_nnsight(architecture: TransformerBridge, tokens: Tensor) -> None:
     torch.testing.assert_close(logits, edited, atol=1e-5, rtol=1e-5)
 
 
+@CIRCUITSVIS
 def test_circuitsvis(architecture: TransformerBridge, tokens: Tensor) -> None:
     """Attention patterns whose rows sum to less than one are drawn as they are."""
     attention = pytest.importorskip("circuitsvis.attention")
@@ -121,6 +132,7 @@ def test_circuitsvis(architecture: TransformerBridge, tokens: Tensor) -> None:
     assert (float(pattern.sum(-1).max()) < 1) == bool(architecture.model_config.sink)
 
 
+@CIRCUITSVIS
 def test_circuitsvis_on_a_real_model() -> None:
     attention = pytest.importorskip("circuitsvis.attention")
     bridge = load("python-sparse")

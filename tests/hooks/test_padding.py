@@ -9,6 +9,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sparse_lens.hooks import load
 
+pytestmark = pytest.mark.tool("left- and right-padded batches")
+
 PAD = 22
 ROWS = ([3, 1, 4, 1, 5, 9, 2], [6, 5], [3, 5, 8, 9])
 

@@ -16,6 +16,10 @@ from sparse_lens.hooks import load
 from sparse_lens.hooks.loading import find_model
 from sparse_lens.models import CircuitGPTForCausalLM, load_checkpoint
 
+pytestmark = pytest.mark.tool(
+    "state_dict, deepcopy, to(), save_pretrained, Auto classes, text-generation pipeline, tokens and strings"
+)
+
 
 @pytest.fixture
 def tokens() -> Tensor:

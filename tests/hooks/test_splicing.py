@@ -13,6 +13,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from sparse_lens.errors import SparseLensError, UnknownNameError
 from sparse_lens.hooks import Blend, splice
 
+pytestmark = pytest.mark.tool("sparse_lens.hooks.splice")
+
 MODES = ("read", "edit", "learn")
 
 

@@ -16,6 +16,11 @@ from transformer_lens.tools.analysis.projection_kernel import attention_head_sub
 from sparse_lens.errors import UnknownNameError
 from sparse_lens.hooks import load
 
+pytestmark = pytest.mark.tool(
+    "weights by name, QK/OV, composition scores, SVDInterpreter, detect_head, direct logit attribution, head subspaces",
+    limits="direct logit attribution: after fold_final_norm; head subspaces: not with concatenated positions",
+)
+
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 
 
