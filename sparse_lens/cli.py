@@ -406,7 +406,7 @@ def _bench(options: argparse.Namespace) -> None:
         _print_json(rows)
         return
     cells = [[row["name"], row["measured"], row["compared_with"], row["ratio"]] for row in rows]
-    _print_table("Benchmarks on this machine", ["what", "measured", "compared with", "ratio"], cells)
+    _print_table("Benchmarks on this machine", ["what", "measured", "compared with", "ratio"], cells, names=False)
 
 
 def _command_line() -> str:
@@ -430,13 +430,13 @@ def _print_json(content: Any) -> None:
     _print(json.dumps(content, indent=1))
 
 
-def _print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, names: bool = True) -> None:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=title)
     for index, heading in enumerate(headings):
-        table.add_column(heading, no_wrap=index == 0)  # names are there to be copied
+        table.add_column(heading, no_wrap=names and index == 0)  # names are there to be copied
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     _print_rich(table)

@@ -8,10 +8,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from sparse_lens.benchmarks.timing import fastest, process_cost
+from sparse_lens.benchmarks.timing import Row, fastest, process_cost, row
 from sparse_lens.errors import UnknownNameError
-
-Row = dict[str, str]
 
 _IMPORT_BOUND = 0.3
 _COMPARE_MINUTES, _COMPARE_GIGABYTES = 15, 3
@@ -29,11 +27,7 @@ def run_benchmarks(names: Sequence[str] = (), *, include_long: bool = False) -> 
         if name not in known:
             raise UnknownNameError("benchmark", name, known)
     chosen = names or list(known if include_long else _SHORT)
-    return [row for name in tqdm(chosen, desc="benchmarks") for row in known[name]()]
-
-
-def _row(name: str, measured: str, compared_with: str, ratio: float) -> Row:
-    return {"name": name, "measured": measured, "compared_with": compared_with, "ratio": f"{ratio:.1f}x"}
+    return [measured for name in tqdm(chosen, desc="benchmarks") for measured in known[name]()]
 
 
 def _import() -> list[Row]:
@@ -41,10 +35,8 @@ def _import() -> list[Row]:
     ours = min(process_cost(["-c", "import sparse_lens"])[0] for _ in range(5)) - bare
     heavy = process_cost(["-c", "import transformer_lens"])[0] - bare
     return [
-        _row("import sparse_lens", f"{ours * 1e3:.0f} ms", f"bound {_IMPORT_BOUND * 1e3:.0f} ms", _IMPORT_BOUND / max(ours, 1e-3)),
-        _row(
-            "import sparse_lens", f"{ours * 1e3:.0f} ms", f"import transformer_lens {heavy * 1e3:.0f} ms", heavy / max(ours, 1e-3)
-        ),
+        row("import sparse_lens", f"{ours * 1e3:.0f} ms", f"bound {_IMPORT_BOUND * 1e3:.0f} ms", _IMPORT_BOUND / max(ours, 1e-3)),
+        row("import sparse_lens", f"{ours * 1e3:.0f} ms", f"import transformer_lens {heavy * 1e3:.0f} ms", heavy / max(ours, 1e-3)),
     ]
 
 
@@ -61,7 +53,7 @@ def _abstopk() -> list[Row]:
             fastest(lambda f=f, x=x, g=gradient: abs_topk(x, x.shape[1] // 4, fast=f).backward(g)) for f in (True, False)
         )
         rows.append(
-            _row(
+            row(
                 f"AbsTopK 1/4 and gradient, 2048 x {width}",
                 f"{fast * 1e3:.1f} ms",
                 f"torch.topk {plain * 1e3:.1f} ms",
@@ -82,29 +74,16 @@ def _projection() -> list[Row]:
         k = weight.numel() // 20
         fast, plain = (fastest(lambda f=f, w=weight, k=k: projection_mask(w, k, fast=f)) for f in (True, False))
         rows.append(
-            _row(f"projection to 5 %, {size} x {size}", f"{fast * 1e3:.1f} ms", f"torch.topk {plain * 1e3:.1f} ms", plain / fast)
+            row(f"projection to 5 %, {size} x {size}", f"{fast * 1e3:.1f} ms", f"torch.topk {plain * 1e3:.1f} ms", plain / fast)
         )
     return rows
 
 
-def _bridge() -> list[Row]:
-    """A hooked forward pass against the bare one: what the bridge costs."""
-    import torch
+def _hooks() -> list[Row]:
+    """The plug-in against the bare model, at the small shipped model's size and at 419 million weights."""
+    from sparse_lens.benchmarks.plugin import plugin_rows
 
-    from sparse_lens.hooks import load
-    from sparse_lens.hooks.loading import find_model
-    from sparse_lens.models import load_checkpoint
-
-    name = "python-sparse"
-    tokens = torch.randint(1000, (16, 128))
-    core, bridge = load_checkpoint(find_model(name)).core, load(name)
-    with torch.no_grad():
-        bare, hooked = fastest(lambda: core(tokens)), fastest(lambda: bridge(tokens))
-    return [
-        _row(
-            "forward pass through the bridge, 16 x 128", f"{hooked * 1e3:.0f} ms", f"bare model {bare * 1e3:.0f} ms", bare / hooked
-        )
-    ]
+    return plugin_rows()
 
 
 def _compare() -> list[Row]:
@@ -112,10 +91,8 @@ def _compare() -> list[Row]:
         seconds, gigabytes = process_cost(["-m", "sparse_lens", "compare", "--out", str(Path(folder) / "report")])
     minutes = seconds / 60
     return [
-        _row("sparse-lens compare, time", f"{minutes:.1f} min", f"bound {_COMPARE_MINUTES} min", _COMPARE_MINUTES / minutes),
-        _row(
-            "sparse-lens compare, memory", f"{gigabytes:.1f} GB", f"bound {_COMPARE_GIGABYTES} GB", _COMPARE_GIGABYTES / gigabytes
-        ),
+        row("sparse-lens compare, time", f"{minutes:.1f} min", f"bound {_COMPARE_MINUTES} min", _COMPARE_MINUTES / minutes),
+        row("sparse-lens compare, memory", f"{gigabytes:.1f} GB", f"bound {_COMPARE_GIGABYTES} GB", _COMPARE_GIGABYTES / gigabytes),
     ]
 
 
@@ -123,6 +100,5 @@ _SHORT: dict[str, Callable[[], list[Row]]] = {
     "import": _import,
     "abstopk": _abstopk,
     "projection": _projection,
-    "bridge": _bridge,
 }
-_LONG: dict[str, Callable[[], list[Row]]] = {"compare": _compare}
+_LONG: dict[str, Callable[[], list[Row]]] = {"hooks": _hooks, "compare": _compare}

@@ -11,10 +11,19 @@ from typing import Any
 
 from sparse_lens.errors import SparseLensError
 
+Row = dict[str, str]
+"""What was measured, against what, and the ratio."""
 
-def fastest(function: Callable[[], Any], *, repeats: int = 7) -> float:
+
+def row(name: str, measured: str, compared_with: str, ratio: float) -> Row:
+    """A row of the table of benchmarks; a ratio above 1 is faster than the alternative, or within the bound."""
+    return {"name": name, "measured": measured, "compared_with": compared_with, "ratio": f"{ratio:.1f}x"}
+
+
+def fastest(function: Callable[[], Any], *, repeats: int = 7, warm_up: bool = True) -> float:
     """Least wall time of `repeats` calls after a first one, in seconds: the least disturbed of them."""
-    function()
+    if warm_up:
+        function()
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
