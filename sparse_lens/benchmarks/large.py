@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -46,6 +47,16 @@ def write_large_checkpoint(folder: Path) -> Path:
     """Write the model in the reference's format; returns the weights file."""
     save_reference(large_model(), folder)
     return folder / "final_model.pt"
+
+
+def drop_from_memory(path: Path) -> None:
+    """Let the operating system forget the file's pages, so that the next reader finds it on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True)
