@@ -25,6 +25,7 @@ HOMES = {
     "get_task": "tasks",
     "load": "hooks",
     "register_task": "tasks",
+    "sparsity_report": "hooks",
     "train": "training",
 }
 

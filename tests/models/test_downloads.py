@@ -165,6 +165,7 @@ def test_a_hub_repository(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_pat
     """Weights and tables are fetched, code is not."""
     monkeypatch.setenv("HF_ENDPOINT", os.environ["SPARSE_LENS_RELEASED"].removesuffix("/store/"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     files = {"config.json": b"{}", "model.safetensors": b"weights", "modeling_circuitgpt.py": b"import os"}
     listing = {"id": "owner/name", "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
     store.files["api/models/owner/name/revision/main"] = json.dumps(listing).encode()
