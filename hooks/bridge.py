@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens import utilities
 from transformer_lens.ActivationCache import ActivationCache
 from transformer_lens.FactoredMatrix import FactoredMatrix
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.composition_scores import CompositionScores
+from transformer_lens.utilities.matrix import composition_scores
 
 from sparse_lens.errors import SparseLensError, UnknownNameError
 from sparse_lens.hooks.cache import CircuitGPTCache
@@ -89,7 +89,7 @@ class CircuitGPTBridge(TransformerBridge):
         rights = {"Q": reads, "K": reads.T, "V": writes}
         if mode not in rights:
             raise UnknownNameError("composition", str(mode), rights)
-        scores = utilities.composition_scores(writes, rights[mode], broadcast_dims=True)
+        scores = composition_scores(writes, rights[mode], broadcast_dims=True)
         layers = torch.arange(self.cfg.n_layers, device=scores.device)
         later = layers[:, None, None, None] < layers[None, None, :, None]
         labels = [f"L{layer}H{head}" for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]

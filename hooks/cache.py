@@ -169,9 +169,10 @@ class CircuitGPTCache(ActivationCache):
         """All output biases below the target, as they arrive there, `[*batch pos d_model]`."""
         total = torch.zeros_like(self["hook_embed"])
         for layer in range(target.layer + target.mlp_input):
-            total = total + self.model.blocks[layer].attn.b_O * self._through(layer, "attn", target)
+            block: Any = self.model.blocks[layer]
+            total = total + block.attn.b_O * self._through(layer, "attn", target)
             if with_mlp and layer < target.layer:
-                total = total + self.model.blocks[layer].mlp.b_out * self._through(layer, "mlp", target)
+                total = total + block.mlp.b_out * self._through(layer, "mlp", target)
         return total
 
     def _with_remainder(self, stacks: list[Tensor], labels: list[str], target: _Target, readout: _Readout) -> Terms:

@@ -61,7 +61,7 @@ def sparsity_report(bridge: Any) -> SparsityReport:
     matrices = [_measured("embed", bridge.W_E.T)]
     if "pos_embed" in bridge.adapter.component_mapping:
         matrices.append(_measured("pos_embed", bridge.pos_embed.W_pos.T))
-    edges = dict.fromkeys(("embedding", "qkv", "output", "mlp_in", "mlp_out", "unembedding"), 0)
+    edges: dict[str, int] = dict.fromkeys(("embedding", "qkv", "output", "mlp_in", "mlp_out", "unembedding"), 0)
     dead_neurons, dead_heads = [], []
     for layer in range(layout.n_layers):
         found = layer_matrices(bridge, layer)

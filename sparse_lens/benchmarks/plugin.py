@@ -44,7 +44,7 @@ def plugin_rows() -> list[Row]:
 def _overhead(
     what: str, bare: CircuitGPTCore | float, bridge: Any, tokens: Tensor, bounds: tuple[float, float], repeats: int
 ) -> list[Row]:
-    alone = bare if isinstance(bare, float) else fastest(lambda: bare(tokens), repeats=repeats)
+    alone = fastest(lambda: bare(tokens), repeats=repeats) if isinstance(bare, CircuitGPTCore) else bare
     rows = []
     steps: list[tuple[str, Callable[[], Any]]] = [
         ("forward through the bridge", lambda: bridge(tokens)),

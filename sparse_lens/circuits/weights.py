@@ -65,8 +65,8 @@ def weight_graph(bridge: Any, prompts: TaskBatch) -> WeightGraph:
         matrices = layer_matrices(bridge, layer)
         fc_in = _nonzero(matrices.fc_in)
         fc_in = fc_in if matrices.gate is None else fc_in | _nonzero(matrices.gate)
-        patterns = [_nonzero(getattr(matrices, name)) for name in ("q", "k", "v", "o")]
-        layers.append(LayerWeights(*patterns, fc_in, _nonzero(matrices.fc_out)))
+        q, k, v, o = (_nonzero(matrix) for matrix in (matrices.q, matrices.k, matrices.v, matrices.o))
+        layers.append(LayerWeights(q, k, v, o, fc_in, _nonzero(matrices.fc_out)))
         biases |= {f"blocks.{layer}.{name}.bias": _nonzero(bias) for name, bias in matrices.biases.items()}
     row = np.arange(len(prompts))
     last = [side[row, prompts.length - 1] for side in (prompts.clean, prompts.corrupt)]

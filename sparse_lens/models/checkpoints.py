@@ -100,7 +100,7 @@ def _own(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     taken: dict[int, list[tuple[int, int]]] = {}
     for name, tensor in state.items():
         own = tensor.to(dtype).contiguous()
-        start = own.storage_offset() * own.element_size()
+        start = int(own.storage_offset()) * own.element_size()
         end = start + own.numel() * own.element_size()
         spans = taken.setdefault(own.untyped_storage().data_ptr(), [])
         if any(start < other_end and other_start < end for other_start, other_end in spans):

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,7 +180,7 @@ def _replication_sparsity(sparsity: dict[str, Any], path: Path) -> dict[str, Any
     }
 
 
-def _refuse_unknown(fields: dict[str, Any], known: list[str], path: Path) -> None:
+def _refuse_unknown(fields: dict[str, Any], known: Sequence[str], path: Path) -> None:
     if unknown := sorted(set(fields) - set(known)):
         raise CheckpointError(f"{path} holds unknown fields: {', '.join(unknown)}; known: {', '.join(known)}")
 

@@ -125,7 +125,7 @@ class Attention(nn.Module):
         """Attention weights over the real keys, `[batch head q k]`."""
         scaled = q / math.sqrt(self.d_head)  # smaller than the scores, where the reference divides
         scores = einsum(scaled, keys, "batch q head d_head, batch head k d_head -> batch head q k")
-        hidden = _causal_mask(*scores.shape[-2:], scores.device)
+        hidden = _causal_mask(scores.shape[-2], scores.shape[-1], scores.device)
         hidden = hidden if mask is None else hidden | mask
         scores = tap("hook_attn_scores", scores.masked_fill(hidden, torch.finfo(scores.dtype).min))
         if self.sink_logit is None:

@@ -12,7 +12,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pooch
 import requests
@@ -96,7 +96,7 @@ def fetch(path: str, *, progress: bool = True) -> Path:
         url, known = f"{released_address()}/{path}", _digests().get(path)
         pooch.get_logger().setLevel("WARNING")  # the bar says what it would
         try:
-            pooch.retrieve(url, known, target.name, target.parent, downloader=_Resuming(target, progress))
+            pooch.retrieve(url, known, target.name, target.parent, downloader=cast(Any, _Resuming(target, progress)))
         except ValueError as error:  # pooch's answer to another digest
             raise DownloadError(
                 f"{url} is not the file that was fetched before (SHA-256 {known}): {error}. If it was republished, delete "

@@ -107,7 +107,7 @@ class CircuitGPTForCausalLM(PreTrainedModel, GenerationMixin):
         if not any(_INSIDE_BRIDGE in name for name in state):
             return state
         with torch.device("meta"):
-            expected = CircuitGPTForCausalLM(self.config).state_dict()
+            expected = CircuitGPTForCausalLM(cast(CircuitGPTConfig, self.config)).state_dict()
         plain = {name.replace(_INSIDE_BRIDGE, ""): tensor for name, tensor in state.items()}
         return {name: plain[name] for name in expected}
 
