@@ -141,7 +141,7 @@ class _Resuming:
                 self._receive(url, partial, mark)
                 break
             except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError):
-                if attempt == _ATTEMPTS - 1:
+                if attempt == _ATTEMPTS - 1 or (attempt and not partial.is_file()):  # nobody there, twice
                     raise
                 _wait(min(2.0**attempt, 30.0))
         mark.unlink(missing_ok=True)
