@@ -76,10 +76,11 @@ class CircuitGPTBridge(TransformerBridge):
 
     def run_with_hooks(self, input: Any, fwd_hooks: Any = (), *args: Any, **kwargs: Any) -> Any:
         """TransformerLens' method; raises `SparseLensError` for direct path patching through a path that is not linear."""
+        fwd_hooks = list(fwd_hooks)  # an iterator would be used up by the look at it
         for name, hook in fwd_hooks:
             if getattr(hook, "__qualname__", "").startswith("_make_direct_path_hook."):
                 refuse_direct_path(self.model_config, str(name))
-        return super().run_with_hooks(input, list(fwd_hooks), *args, **kwargs)
+        return super().run_with_hooks(input, fwd_hooks, *args, **kwargs)
 
     def all_composition_scores(self, mode: str) -> CompositionScores:
         """TransformerLens' method; with concatenated positions, of the inputs' part that is the residual stream."""
@@ -164,4 +165,7 @@ def _conflicts(config: CircuitGPTConfig) -> Iterator[tuple[str, str]]:
     if config.residual_activation_type != "identity":
         yield "center_writing_weights", f"residual_activation_type={config.residual_activation_type} is not linear"
     if config.sink:
-        yield "fold_value_biases", "sink=True makes pattern rows sum to less than 1"
+        for step in ("fold_value_biases", "refactor_factored_attn_matrices"):  # which folds the value biases too
+            yield step, "sink=True makes pattern rows sum to less than 1"
+    if not config.bias:
+        yield "refactor_factored_attn_matrices", "bias=False leaves it nothing to fold biases into"

@@ -51,6 +51,7 @@ class DecoderLayout:
     n_head: int
     n_kv_head: int
     sink: bool
+    concatenated: bool
     widths: dict[str, int]
     hooks: dict[str, str]
 
@@ -78,6 +79,7 @@ def decoder_layout(bridge: Any) -> DecoderLayout:
         n_head=n_head,
         n_kv_head=n_kv_head,
         sink=config is not None and config.sink,
+        concatenated=config is not None and config.d_pos_emb is not None,
         widths=widths,
         hooks={kind: hooks[kind] for kind in _KINDS},
     )
@@ -120,6 +122,11 @@ def _check_blocks(bridge: Any) -> None:
     if not blocks:
         raise CircuitError(f"this {type(bridge).__name__} has no stack of blocks; circuits are found in decoders")
     for layer, block in enumerate(blocks):
+        if "Parallel" in type(block).__name__ or str(getattr(getattr(block, "ln1", None), "name", "")).startswith("post_"):
+            raise CircuitError(
+                f"block {layer} of this {type(bridge).__name__} adds attention and MLP in parallel, or norms after them; the node "
+                "and edge view is for decoders whose blocks are norm, attention, norm, MLP"
+            )
         parts = set(getattr(block, "submodules", {}) or {})
         missing, extra = (
             {"ln1", "attn", "ln2", "mlp"} - parts,

@@ -11,7 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformers import PreTrainedTokenizerFast
 
-from sparse_lens.errors import CheckpointError, UnknownNameError
+from sparse_lens.errors import CheckpointError, SparseLensError, UnknownNameError
 from sparse_lens.hooks.adapter import ARCHITECTURE
 from sparse_lens.models import CircuitGPTForCausalLM, load_checkpoint, read_tokenizer
 from sparse_lens.models.downloads import HUB_ID, fetch_hub, fetch_released
@@ -82,16 +82,22 @@ def wrap(
 
     Raises `CheckpointError` if the bridge's logits differ from the model's by more than 1e-5 (relative above 1).
     """
-    tokens = _probe(model)
+    if any("_original_component" in name for name, _ in model.named_parameters()):
+        raise SparseLensError("this model is inside a bridge already; use that bridge, or load the model again")
+    tokens, training = _probe(model), model.training
+    model.eval()  # dropout would make any two passes differ
     model.core.use_fast_kernels(False)  # the compiled ones take longer to be read from disk than this check takes
-    expected = _logits(model.core, tokens)
-    prepends_bos = bool(tokenizer.init_kwargs.get("add_bos_token", False)) if tokenizer is not None else False
-    bridge = build_bridge_from_module(
-        model, ARCHITECTURE, hf_config=model.config, tokenizer=tokenizer, device=model.device, model_name=name
-    )
-    bridge.cfg.default_prepend_bos = prepends_bos
-    difference = float((_logits(bridge, tokens) - expected).abs().max())
-    model.core.use_fast_kernels()
+    try:
+        expected = _logits(model.core, tokens)
+        prepends_bos = bool(tokenizer.init_kwargs.get("add_bos_token", False)) if tokenizer is not None else False
+        bridge = build_bridge_from_module(
+            model, ARCHITECTURE, hf_config=model.config, tokenizer=tokenizer, device=model.device, model_name=name
+        )
+        bridge.cfg.default_prepend_bos = prepends_bos
+        difference = float((_logits(bridge, tokens) - expected).abs().max())
+    finally:
+        model.core.use_fast_kernels()
+        model.train(training)
     if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
         raise CheckpointError(
             f"the bridge around {name!r} does not reproduce its logits: largest difference {difference:.3g}, "

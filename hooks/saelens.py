@@ -32,6 +32,8 @@ def with_saelens(bridge: CircuitGPTBridge) -> Any:
     hook outside the model's path warns. SAELens' error term carries no gradient: for attribution use `sparse_lens.hooks.splice`.
     Raises `SparseLensError` without sae-lens.
     """
+    if isinstance(bridge, _saelens_class()):
+        return bridge
     bridge.__class__ = _saelens_class()
     bridge._acts_to_saes, bridge._transcoder_output_hooks = {}, {}  # as SAELens sets up its own
     return bridge

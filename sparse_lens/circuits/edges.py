@@ -66,7 +66,7 @@ def count_apart(circuit: Circuit, graph: WeightGraph) -> dict[str, int]:
         read = _read_by_kept(name, kept, graph)
         means += int((ablated & read).sum()) if len(read) == len(ablated) else int(ablated.sum())
     channels = _read_channels(kept, graph)
-    positions = graph.positions[:, channels] if graph.positions.shape[1] == graph.d_model else graph.positions
+    positions = graph.positions if graph.concatenated else graph.positions[:, channels]
     bigram = 0 if graph.bigram is None else int(graph.bigram[list(graph.last_tokens)][:, list(graph.answers)].sum())
     return {"positions": int(positions.sum()), "biases": biases, "means": means, "bigram": bigram}
 

@@ -44,7 +44,7 @@ def _forward(kept: Parts, layers: list[LayerWeights], graph: WeightGraph) -> tup
     alive: Parts = {}
     mixed: list[Tensor] = []
     written = graph.embedding.any(0)
-    if graph.positions.shape[1] == graph.d_model:
+    if not graph.concatenated:
         written = written | graph.positions.any(0)
         positional = torch.zeros(0, dtype=torch.bool)
     else:

@@ -48,6 +48,7 @@ class WeightGraph:
     n_head: int
     n_kv_head: int
     sink: bool
+    concatenated: bool
 
     def spread(self, channels: Bool[Tensor, " d_kv"]) -> Bool[Tensor, " d_attn"]:
         """From key or value channels to those of the query heads that use them."""
@@ -84,6 +85,7 @@ def weight_graph(bridge: Any, prompts: TaskBatch) -> WeightGraph:
         n_head=layout.n_head,
         n_kv_head=layout.n_kv_head,
         sink=layout.sink,
+        concatenated=layout.concatenated,
     )
 
 

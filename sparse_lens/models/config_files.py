@@ -22,9 +22,10 @@ REFERENCE_CONFIG, HF_CONFIG = "beeg_config.json", "config.json"
 
 # Fields of unpublished revisions: harmless when null or false, another architecture otherwise.
 _INERT_FIELDS = (
-    "unembed_rank bigram_table_rank pfrac afrac_ste afrac_ste_only_non_neurons afrac_approx rtopk mup mup_width_multiplier "
+    "unembed_rank bigram_table_rank afrac_ste afrac_ste_only_non_neurons afrac_approx rtopk mup mup_width_multiplier "
     "enable_fp8_linear scale_invariance use_tied_aux_matrix"
 ).split()
+_TRAINING_FIELDS = ("pfrac",)  # the density it was trained to: no part of the forward pass, dropped by older loaders too
 _HF_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # What transformers of any age writes beside a model's own fields; none of it changes what a model of this architecture computes.
 _HF_IGNORED = (
@@ -191,4 +192,4 @@ def _drop_inert(fields: dict[str, Any], path: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{path} sets {name}={fields[name]!r}, an unpublished feature that changes the model; it cannot be loaded"
             )
-    return {name: value for name, value in fields.items() if name not in _INERT_FIELDS}
+    return {name: value for name, value in fields.items() if name not in (*_INERT_FIELDS, *_TRAINING_FIELDS)}

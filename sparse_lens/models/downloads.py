@@ -89,29 +89,41 @@ def fetch(path: str, *, progress: bool = True) -> Path:
     target = cache_folder() / path
     if target.is_file():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{target}.lock")
+        lock.acquire()
+    except OSError as error:
+        raise _no_place(error) from error
+    with lock:
         if target.is_file():
             return target
         url, known = f"{released_address()}/{path}", _digests().get(path)
         pooch.get_logger().setLevel("WARNING")  # the bar says what it would
         try:
             pooch.retrieve(url, known, target.name, target.parent, downloader=cast(Any, _Resuming(target, progress)))
+        except requests.RequestException as error:  # before the others: it is a kind of both
+            advice = "check the network, then repeat the command: it goes on"
+            raise DownloadError(f"{url} cannot be fetched: {error}; {advice}") from error
         except ValueError as error:  # pooch's answer to another digest
             raise DownloadError(
                 f"{url} is not the file that was fetched before (SHA-256 {known}): {error}. If it was republished, delete "
                 f"its line from {_digest_file()}"
             ) from error
-        except requests.RequestException as error:
-            raise DownloadError(
-                f"{url} cannot be fetched: {error}; check the network, then repeat the command: it goes on"
-            ) from error
+        except OSError as error:
+            raise _no_place(error) from error
         if target.stat().st_size == 0:
             target.unlink()
             raise DownloadError(f"{url} is an empty file there; this model cannot be had")
         if known is None:
             _record(path, pooch.file_hash(str(target)))
         return target
+
+
+def _no_place(error: OSError) -> DownloadError:
+    return DownloadError(
+        f"nothing can be written below {cache_folder()}: {error.strerror or error}; free space there, or set SPARSE_LENS_CACHE"
+    )
 
 
 def fetch_hub(repository: str) -> Path:
@@ -149,7 +161,8 @@ class _Resuming:
 
     def _receive(self, url: str, partial: Path, mark: Path) -> None:
         have = partial.stat().st_size if partial.is_file() and mark.is_file() else 0
-        headers = {"Range": f"bytes={have}-", "If-Range": mark.read_text()} if have else {}
+        headers = {"Accept-Encoding": "identity"}  # lengths and ranges count the bytes that are written
+        headers |= {"Range": f"bytes={have}-", "If-Range": mark.read_text()} if have else {}
         with requests.get(url, headers=headers, stream=True, timeout=60) as answer:
             if answer.status_code == requests.codes.requested_range_not_satisfiable:
                 partial.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from sparse_lens.models.config import CircuitGPTConfig
 from sparse_lens.models.core import CircuitGPTCore
 
 IGNORED_TARGET = -100
+_SHARD = re.compile(r"model(-\d+-of-\d+\.safetensors|\.safetensors\.index\.json)")
 _INSIDE_BRIDGE = "._original_component"  # in the names of what a TransformerLens bridge wraps
 
 
@@ -98,8 +100,14 @@ class CircuitGPTForCausalLM(PreTrainedModel, GenerationMixin):
         state = kwargs.pop("state_dict", None) or self._own_state()
         if self.config.tied_unembed and not torch.equal(state["core.lm_head.weight"], state["core.wte.weight"]):
             self.config.tied_unembed = False  # folding a norm into the unembedding has untied it
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", Path(save_directory).absolute().name)
         with replaced_files(save_directory) as staging:
             super().save_pretrained(staging, state_dict=state, **kwargs)
+            written = {path.name for path in staging.iterdir()}
+        for old in Path(save_directory).glob("model*.safetensors*"):  # shards, or the whole of what was saved here before
+            if old.name not in written and (old.name == "model.safetensors" or _SHARD.fullmatch(old.name)):
+                old.unlink()
 
     def _own_state(self) -> dict[str, torch.Tensor]:
         """The parameters by this class's names, though a bridge has wrapped modules and registered them by its own names too."""

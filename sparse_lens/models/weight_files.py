@@ -5,6 +5,8 @@ Tensors stay mapped to their file (private pages: an edit in memory never reache
 
 from __future__ import annotations
 
+import pickletools
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -81,7 +83,11 @@ def _read_torch_file(path: Path) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(path) as archive:
             compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+            if not compressed:
+                _scan_pickles(archive, path)
         state = {} if compressed else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # torch raises pickle, runtime and key errors alike
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
@@ -92,6 +98,36 @@ def _read_torch_file(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise CheckpointError(f"{path} does not hold a dictionary of tensors; it is not a weights file")
     return state
+
+
+_WRITTEN_BY_TORCH = re.compile(
+    r"(collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage|torch\.storage UntypedStorage)"
+)
+_MOST_PICKLE_BYTES = 1 << 26
+
+
+def _scan_pickles(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raise for a pickle that asks for more than a dictionary of tensors does: torch's unpickler allows things that take any
+    amount of memory (`bytearray`) or time (tuples of tuples of the same tuple, hashed as a key)."""
+    for entry in archive.infolist():
+        if not entry.filename.endswith(".pkl"):
+            continue
+        if entry.file_size > _MOST_PICKLE_BYTES:
+            raise CheckpointError(f"{path}: its table of tensors has {entry.file_size} bytes; it is not a weights file")
+        tuples: set[object] = set()
+        before, memoized = "", 0
+        for code, argument, _ in pickletools.genops(archive.read(entry)):
+            if code.name == "GLOBAL" and not _WRITTEN_BY_TORCH.fullmatch(str(argument)):
+                raise CheckpointError(f"{path} asks for {argument!r}, which no table of tensors holds; refused")
+            if code.name in ("STACK_GLOBAL", "INST", "OBJ", "BYTEARRAY8", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"):
+                raise CheckpointError(f"{path} uses the pickle instruction {code.name}, which torch does not write; refused")
+            if code.name in ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"):
+                if before.startswith("TUPLE"):
+                    tuples.add(memoized if code.name == "MEMOIZE" else argument)
+                memoized += 1
+            if code.name in ("BINGET", "LONG_BINGET", "GET") and argument in tuples:
+                raise CheckpointError(f"{path} holds one tuple in several places, which torch does not write; refused")
+            before = code.name
 
 
 _READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {

@@ -54,6 +54,8 @@ def test_forward_hooks(architecture: TransformerBridge, tokens: Tensor) -> None:
     torch.testing.assert_close(architecture.run_with_hooks(tokens, fwd_hooks=[(SITE, cut)]), expected, **close)
     by_function = [(lambda name: name == SITE, cut)]
     torch.testing.assert_close(architecture.run_with_hooks(tokens, fwd_hooks=by_function), expected, **close)
+    by_iterator = iter([(SITE, cut)])
+    torch.testing.assert_close(architecture.run_with_hooks(tokens, fwd_hooks=by_iterator), expected, **close)
     with architecture.hooks(fwd_hooks=[(SITE, cut)]):
         torch.testing.assert_close(architecture(tokens), expected, **close)
     architecture.add_hook(SITE, cut)
