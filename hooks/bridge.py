@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -96,12 +97,37 @@ class CircuitGPTBridge(TransformerBridge):
         labels = [f"L{layer}H{head}" for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]
         return CompositionScores(torch.where(later, scores, 0.0), layers.tolist(), labels)
 
+    def set_use_attn_result(self, use_attn_result: bool) -> None:
+        """TransformerLens' method; warns of the hooks that are passed by while it is on."""
+        super().set_use_attn_result(use_attn_result)
+        if use_attn_result:
+            _warn_passed_by("use_attn_result", "attn.o.hook_in, attn.o.hook_out", "attn.hook_z, attn.hook_result, hook_attn_out")
+
+    def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
+        """TransformerLens' method; warns of the hooks that are passed by while it is on."""
+        super().set_use_split_qkv_input(use_split_qkv_input)
+        if use_split_qkv_input:
+            _warn_passed_by("use_split_qkv_input", _PASSED_BY_FORKS, "attn.hook_q_input and its like, attn.hook_q, hook_k, hook_v")
+
+    def set_use_attn_in(self, use_attn_in: bool) -> None:
+        """TransformerLens' method; warns of the hooks that are passed by while it is on."""
+        super().set_use_attn_in(use_attn_in)
+        if use_attn_in:
+            _warn_passed_by("use_attn_in", _PASSED_BY_FORKS, "attn.hook_attn_in, attn.hook_q, hook_k, hook_v")
+
     def _is_valid_bridge_path(self, hf_path: str) -> bool:
         """Whether `state_dict` keeps a parameter: TransformerLens drops all not called weight or bias."""
         return hf_path.endswith(".sink_logit") or super()._is_valid_bridge_path(hf_path)
 
     def _validate_attention_fork_supported(self, flag_name: str) -> None:
         """TransformerLens' check of the attention's class; ours forks the input in every model."""
+
+
+_PASSED_BY_FORKS = "ln1.hook_out, attn.hook_act_in, attn.q.hook_in, attn.q.hook_out (and those of k and v)"
+
+
+def _warn_passed_by(flag: str, hooks: str, instead: str) -> None:
+    warnings.warn(f"while {flag} is on, edits at {hooks} have no effect; use {instead}", stacklevel=3)
 
 
 def refuse_direct_path(config: CircuitGPTConfig, hook: str) -> None:
