@@ -122,6 +122,14 @@ def test_wrong_weight_processing_is_refused(variant_folder: Callable[[str], Path
     assert torch.equal(bridge(tokens), before)
 
 
+@pytest.mark.parametrize(("variant", "setting"), [("sink_concatenated", "sink=True"), ("layernorm_no_linear_bias", "bias=False")])
+def test_refactoring_is_refused_where_it_is_wrong(variant_folder: Callable[[str], Path], variant: str, setting: str) -> None:
+    """TransformerLens folds the value biases with it, which a sink forbids, and expects biases."""
+    steps = dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False)
+    with pytest.raises(SparseLensError, match=f"refactor_factored_attn_matrices: {setting}"):
+        load(variant_folder(variant)).enable_compatibility_mode(**steps, refactor_factored_attn_matrices=True)
+
+
 @torch.no_grad()
 def test_refusals_are_needed(variant_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without them the predictions would change, which is why they are there."""
