@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from sparse_lens.circuits import both_sides
-from sparse_lens.circuits.scoring import logit_differences
-from sparse_lens.comparisons.circuit_sizes import ACCURACY_GATE, HELDOUT_PAIRS
+from sparse_lens.comparisons.cards import task_accuracies, write_card
+from sparse_lens.comparisons.circuit_sizes import ACCURACY_GATE
 from sparse_lens.comparisons.pair import ROLES, model_facts
 from sparse_lens.data import Document, TokenData, encode_documents, rebuild_documents
 from sparse_lens.dictionaries import SAETrainingConfig, train_sae
 from sparse_lens.errors import DataError
 from sparse_lens.files import check_writable, new_directory
 from sparse_lens.hooks import load
-from sparse_lens.models_shipped import CARD_FILE, CORPUS_FILE, PAIR_FILE, WINDOWS_FILE
-from sparse_lens.results import Result, bootstrap_mean
-from sparse_lens.tasks import available_tasks, get_task
+from sparse_lens.models import load_checkpoint, save_packed
+from sparse_lens.models_shipped import CORPUS_FILE, PAIR_FILE, WINDOWS_FILE
+from sparse_lens.results import Result
+from sparse_lens.tasks import available_tasks
 
 DEFAULT_TASKS = 5
 SAE_CONFIG = SAETrainingConfig(d_sae=1024, k=16, tokens=4_000_000, batch_size=2048, half=True)
@@ -61,29 +61,27 @@ def assemble_pair(
     names = [model.name for model in models.values()]
     check_writable(folder, [*names, *sae_names, WINDOWS_FILE, CORPUS_FILE, PAIR_FILE])
     windows = pair_source_windows(data, source)
-    accuracies = {role: task_accuracies(models[role]) for role in ROLES}
+    accuracies = {role: task_accuracies(load(models[role])) for role in ROLES}
     with new_directory(folder) as staging:
         for role in ROLES:
-            shutil.copytree(models[role], staging / models[role].name)
-            _write_card(staging / models[role].name, windows["heldout"], data, about[role], accuracies[role])
+            place = staging / models[role].name
+            _copy_packed(models[role], place)
+            write_card(
+                place,
+                windows["heldout"],
+                about=about[role],
+                command=training_command(recipe_command(place), data.manifest),
+                data=corpus_sentence(data.manifest),
+                more={"loss_on_all_sources": _loss_on_all_sources(place, data)},
+                accuracies=accuracies[role],
+            )
         for name, hook in sae_names.items():
             _train(models["dense_matched"], hook, data, dictionaries[hook], staging / name, progress)
         save_file({name: array.astype(np.int32) for name, array in windows.items()}, str(staging / WINDOWS_FILE))
         record: dict[str, Any] = {"format": 1} | {role: models[role].name for role in ROLES}
         record |= {"dictionaries": list(sae_names), "tasks": common_tasks(accuracies), "windows_source": source}
-        (staging / CORPUS_FILE).write_text(json.dumps(_public_manifest(data.manifest), indent=1) + "\n", encoding="utf-8")
+        (staging / CORPUS_FILE).write_text(json.dumps(public_manifest(data.manifest), indent=1) + "\n", encoding="utf-8")
         (staging / PAIR_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def task_accuracies(model: Path) -> dict[str, Result]:
-    """Two-way accuracy of a model on held-out templates of every task, on 256 pairs each."""
-    bridge = load(model)
-    found = {}
-    for name in available_tasks():
-        prompts = both_sides(get_task(name).sample(bridge.tokenizer, HELDOUT_PAIRS, seed=0, split="heldout"))
-        right = logit_differences(bridge, prompts, []) > 0
-        found[name] = bootstrap_mean(right.float().numpy(), null=0.5)
-    return found
 
 
 def common_tasks(accuracies: Mapping[str, Mapping[str, Result]], most: int = DEFAULT_TASKS) -> list[str]:
@@ -127,7 +125,7 @@ def _train(model: Path, hook: str, data: TokenData, config: SAETrainingConfig, f
     train_sae(bridge, hook, batches, config, folder, held_out=held_out, model_name=model.name, progress=progress)
 
 
-def _public_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def public_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The corpus' manifest without this machine's folders: sources are known by name, files by path below them and hash."""
 
     def without_paths(sources: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -137,18 +135,24 @@ def _public_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {**manifest, "sources": without_paths(manifest["sources"]), "config": config}
 
 
-def _write_card(folder: Path, heldout: np.ndarray, data: TokenData, about: str, accuracies: Mapping[str, Result]) -> None:
-    bridge = load(folder)
-    facts = model_facts(bridge, heldout)
-    on_all = model_facts(bridge, data.validation_windows(heldout.shape[1] - 1, 2 * _WINDOWS))["loss"]
-    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    card: dict[str, Any] = {name: int(fact.value or 0) for name, fact in facts.items() if name != "loss"}
-    card |= {"loss": facts["loss"].value, "loss_result": facts["loss"].to_json(), "loss_on_all_sources": on_all.to_json()}
-    card |= {"about": about, "command": training_command(training["config"]["name"], data.manifest)}
-    card["data"] = corpus_sentence(data.manifest)
-    card |= {name: training[name] for name in ("tokens", "seconds", "versions")}
-    card["task_accuracies"] = {task: accuracy.to_json() for task, accuracy in accuracies.items()}
-    (folder / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+def _copy_packed(source: Path, target: Path) -> None:
+    """A trained model as it is shipped: weights packed, rounded to fp16; tokenizer and record as they are."""
+    target.mkdir()
+    save_packed(load_checkpoint(source), target)
+    for name in ("tokenizer.json", "tokenizer_config.json", "training.json"):
+        shutil.copyfile(source / name, target / name)
+
+
+def _loss_on_all_sources(folder: Path, data: TokenData) -> dict[str, Any]:
+    windows = data.validation_windows(load(folder).model_config.block_size, 2 * _WINDOWS)
+    return model_facts(load(folder), windows)["loss"].to_json()
+
+
+def recipe_command(folder: Path) -> str:
+    """The recipe of a trained model and its seed, as options of `sparse-lens train`."""
+    config = json.loads((folder / "training.json").read_text(encoding="utf-8"))["config"]
+    name, seed = config["name"].removesuffix(f"-seed{config['seed']}"), config["seed"]
+    return name if seed == 0 else f"{name} --seed {seed}"
 
 
 def corpus_sentence(manifest: Mapping[str, Any]) -> str:

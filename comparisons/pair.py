@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sparse_lens.dictionaries import Dictionary, load_saelens
-from sparse_lens.errors import CheckpointError
+from sparse_lens.errors import CheckpointError, UnknownNameError
 from sparse_lens.hooks import load
 from sparse_lens.models_shipped import DEFAULT_PAIR, PAIR_FILE, find_pair, pair_windows
 from sparse_lens.results import Result, bootstrap_mean, exact
@@ -27,10 +27,11 @@ class ModelPair:
     """A folder with `pair.json`; models are opened when first asked for.
 
     `pair.json` names the folders of `sparse`, `dense` and `dense_matched`, of the `dictionaries` trained on the matched model, and
-    the `tasks` of the default comparison.
+    the `tasks` of the default comparison. `replaced` puts other models, by role, in the place of its own.
     """
 
     folder: Path
+    replaced: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
     def open(cls, name_or_path: str | Path = DEFAULT_PAIR) -> ModelPair:
@@ -39,13 +40,28 @@ class ModelPair:
         missing = [role for role in ROLES if not isinstance(pair.record.get(role), str)]
         if missing:
             raise CheckpointError(f"{pair.folder / PAIR_FILE} names no {', '.join(missing)}; a pair needs {', '.join(ROLES)}")
-        for field in ("dictionaries", "tasks"):
-            names = pair.record.get(field, [])
+        for part in ("dictionaries", "tasks"):
+            names = pair.record.get(part, [])
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise CheckpointError(f"{pair.folder / PAIR_FILE}: {field} must be a list of names, got {names!r}")
         for name in [*(pair.model_name(role) for role in ROLES), *pair.record.get("dictionaries", [])]:
             pair._part(name)
         return pair
+
+    def with_models(self, **models: str | Path) -> ModelPair:
+        """The same pair with the models of other folders, by role; another matched model leaves its dictionaries behind.
+
+        Raises `UnknownNameError` for a role that there is not, and `CheckpointError` for a model without the pair's vocabulary.
+        """
+        for role, folder in models.items():
+            if role not in ROLES:
+                raise UnknownNameError("role", role, ROLES)
+            if _vocabulary(Path(folder)) != _vocabulary(self.model_folder(role)):
+                raise CheckpointError(
+                    f"the model in {folder} has another tokenizer than the pair {self.name}; train it on a corpus with the pair's "
+                    "(`sparse-lens train` does unless told otherwise)"
+                )
+        return replace(self, replaced={**self.replaced, **{role: Path(folder) for role, folder in models.items()}})
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -70,18 +86,22 @@ class ModelPair:
 
     def model_name(self, role: str) -> str:
         """Name of the model in a role."""
+        if role in self.replaced:
+            return self.replaced[role].absolute().name
         return str(self.record[role])
 
     def model_folder(self, role: str) -> Path:
-        """Folder of the model in a role: inside the pair's folder."""
-        return self._part(self.model_name(role))
+        """Folder of the model in a role: inside the pair's folder, unless it was replaced."""
+        return self.replaced[role] if role in self.replaced else self._part(self.model_name(role))
 
     def open_model(self, role: str) -> Any:
         """A bridge of its own around the model in `role`; two calls give two bridges, which may run side by side."""
         return load(self.model_folder(role))
 
     def dictionaries(self) -> Sequence[Dictionary]:
-        """The SAEs of the matched model."""
+        """The SAEs of the matched model; none if another stands in its place."""
+        if "dense_matched" in self.replaced:
+            return []
         return [load_saelens(self._part(str(name))) for name in self.record.get("dictionaries", [])]
 
     @cached_property
@@ -93,6 +113,14 @@ class ModelPair:
         if Path(name).name != name or name in ("", ".", ".."):
             raise CheckpointError(f"{self.folder / PAIR_FILE} names {name!r}, a place outside its own folder; refused")
         return self.folder / name
+
+
+def _vocabulary(folder: Path) -> Any:
+    try:
+        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        return content["model"]["vocab"], content["added_tokens"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the model's folder {folder} has no readable tokenizer.json ({error})") from error
 
 
 def model_facts(bridge: Any, heldout: np.ndarray) -> dict[str, Result]:

@@ -36,7 +36,7 @@ def test_wrong_usage_is_status_two() -> None:
 def test_errors_offer_the_nearest_names(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "'python-sparse'" in failing(capsys, "check", "python-spares")
     assert "'if_equals'" in failing(capsys, "patch", "python-dense-matched", "if_equal")
-    assert "'smoke-sparse'" in failing(capsys, "train", "--recipe", "smoke-spars")
+    assert "'smoke'" in failing(capsys, "train", "--recipe", "smok")
     assert "'python'" in failing(capsys, "compare", "--pair", "pyton", "--out", str(tmp_path / "r"))
     assert "'if_equals'" in failing(capsys, "compare", "--tasks", "if_eqals", "--out", str(tmp_path / "r"))
     assert "'projection'" in failing(capsys, "bench", "projectoin")

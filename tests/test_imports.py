@@ -164,7 +164,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert loaded_after("import sparse_lens; dir(sparse_lens); sparse_lens.SparseLensError") == []
 
 
-@pytest.mark.skipif(not (TREE / "sparse_lens" / "cli.py").is_file(), reason="there is no command line yet")
+@pytest.mark.skipif(not (TREE / "sparse_lens" / "cli").is_dir(), reason="there is no command line yet")
 @pytest.mark.parametrize("arguments", [["--help"], ["compare", "--help"], ["models", "--help"]])
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     """`sparse-lens --help` and the help of a subcommand answer at once."""

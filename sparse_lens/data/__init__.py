@@ -12,7 +12,7 @@ from sparse_lens.data.encode import encode_documents
 from sparse_lens.data.manifest import ManifestReport, rebuild_documents, verify_manifest
 from sparse_lens.data.prepare import DataConfig, prepare_data, rebuild_data
 from sparse_lens.data.programs import generate_program
-from sparse_lens.data.stream import TokenData
+from sparse_lens.data.stream import TokenData, TrainingData
 from sparse_lens.data.tokenizer import END_OF_TEXT, load_tokenizer, save_tokenizer, train_tokenizer
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "SourceFolder",
     "StandardLibrary",
     "TokenData",
+    "TrainingData",
     "collect_documents",
     "encode_documents",
     "generate_program",

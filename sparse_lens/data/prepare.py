@@ -22,6 +22,7 @@ from sparse_lens.data.stream import TokenData
 from sparse_lens.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash, train_tokenizer
 from sparse_lens.errors import DataError
 from sparse_lens.files import check_writable, new_directory
+from sparse_lens.models_shipped import shipped_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class DataConfig:
     `generated_share` is the share of generated programs in the training tokens, in [0, 1). `total_tokens`
     bounds the training tokens (None: all real text, plus its share of programs). `valid_share` is the share
     of files held out. `tokenizer_mb` bounds the text that the tokenizer is trained on; `tokenizer_directory`
-    reuses a trained one instead, whatever `vocab_size` says.
+    reuses a trained one instead, whatever `vocab_size` says: a folder, or the name of a shipped pair.
     """
 
     sources: tuple[Source, ...] = (StandardLibrary(),)
@@ -156,6 +157,9 @@ def _write_corpus(config: DataConfig, train: Sequence[Document], valid: Sequence
 
 def _tokenizer(config: DataConfig, train: Sequence[Document]) -> Tokenizer:
     if config.tokenizer_directory is not None:
+        pairs = shipped_pairs()
+        if config.tokenizer_directory in pairs:
+            return load_tokenizer(next(pairs[config.tokenizer_directory].glob("*/tokenizer.json")).parent)
         return load_tokenizer(config.tokenizer_directory)
     logger.info("training a tokenizer of %d tokens", config.vocab_size)
     return train_tokenizer(_tokenizer_texts(config, train), config.vocab_size)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
@@ -19,7 +19,34 @@ from sparse_lens.data.tokenizer import load_tokenizer
 from sparse_lens.errors import DataError
 
 Windows = Int64[np.ndarray, "batch pos"]
+State = dict[str, Any]
 TokenSplit = Literal["train", "valid", "valid_generated"]
+
+
+@runtime_checkable
+class TrainingData(Protocol):
+    """What a training run reads: `TokenData` on disk, or a stream."""
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """Where the tokens come from; `config_hash` tells one corpus from another."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def resumable_batches(
+        self, *, context: int, batch_size: int, seed: int, start_step: int, n_steps: int, state: State | None
+    ) -> Iterator[tuple[Windows, State | None]]:
+        """Int64 [batch_size, context + 1] for each step from `start_step` on, with the JSON-able state that follows it."""
+        ...
+
+    def validation_windows(self, context: int, n_windows: int) -> Windows:
+        """Held-out windows, int64 [n_windows, context + 1], the same at every call."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -98,6 +125,13 @@ class TokenData:
                 order = np.random.default_rng([seed, epoch]).permutation((len(self.train) - 1) // context)
             slot = step % per_epoch
             yield _windows(self.train, order[slot * batch_size : (slot + 1) * batch_size] * context, context)
+
+    def resumable_batches(
+        self, *, context: int, batch_size: int, seed: int, start_step: int, n_steps: int, state: State | None  # noqa: ARG002
+    ) -> Iterator[tuple[Windows, State | None]]:
+        """`batches`, each with what resuming after it needs: nothing, since the step alone says what comes next."""
+        batches = self.batches(context=context, batch_size=batch_size, seed=seed, start_step=start_step, n_steps=n_steps)
+        return ((batch, None) for batch in batches)
 
     def validation_windows(self, context: int, n_windows: int, *, split: TokenSplit = "valid") -> Windows:
         """Return int64 [n_windows, context + 1]: the same evenly spaced windows at every call.

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparse_lens.errors import ConfigError
-from sparse_lens.kernels.selection import mark_largest
+from sparse_lens.kernels.selection import mark_largest, protect_largest_in_columns, protect_largest_in_rows
 
 
 def projection_mask(
@@ -24,14 +24,35 @@ def projection_mask(
     `ConfigError` if the minimum alone exceeds k.
     """
     min_alive = check_budget(tuple(weight.shape), k, min_alive, neuron_axis)
-    magnitude = weight.detach().abs()
+    if k >= weight.numel():
+        return torch.ones_like(weight, dtype=torch.bool)
+    if fast and weight.device.type == "cpu" and weight.dtype == torch.float32:
+        return _fast_mask(weight.detach(), k, min_alive, neuron_axis)
+    return _plain_mask(weight.detach(), k, min_alive, neuron_axis)
+
+
+def _plain_mask(weight: Tensor, k: int, min_alive: int, neuron_axis: int) -> Tensor:
+    """By `torch.topk`, on any device."""
+    magnitude = weight.abs()
     if min_alive:
         rows = magnitude if neuron_axis == 0 else magnitude.T
         best = rows.topk(min_alive, dim=-1).indices
         first = torch.zeros_like(rows, dtype=torch.bool).scatter_(-1, best, True)
         first = first if neuron_axis == 0 else first.T
         magnitude = magnitude.masked_fill(first, float("inf"))
-    return _largest(magnitude, k, fast=fast)
+    mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
+    mask[magnitude.reshape(-1).topk(k).indices] = True
+    return mask.view(weight.shape)
+
+
+def _fast_mask(weight: Tensor, k: int, min_alive: int, neuron_axis: int) -> Tensor:
+    """On the bit patterns, in numba; differs from the plain form only where equal magnitudes straddle the cut."""
+    magnitude = weight.abs().contiguous().numpy().view(np.uint32)
+    if min_alive:
+        (protect_largest_in_rows if neuron_axis == 0 else protect_largest_in_columns)(magnitude, min_alive)
+    mask = torch.empty(weight.shape, dtype=torch.bool)
+    mark_largest(magnitude.reshape(-1), k, mask.view(-1).numpy())
+    return mask
 
 
 def check_budget(shape: tuple[int, ...], k: int, min_alive: int, neuron_axis: int) -> int:
@@ -44,18 +65,3 @@ def check_budget(shape: tuple[int, ...], k: int, min_alive: int, neuron_axis: in
             f"but the density leaves {k} in this {tuple(shape)} matrix; lower min_alive or raise the density"
         )
     return min_alive
-
-
-def _largest(magnitude: Tensor, k: int, *, fast: bool) -> Tensor:
-    """Mask of the k largest entries of a non-negative matrix."""
-    if k >= magnitude.numel():
-        return torch.ones_like(magnitude, dtype=torch.bool)
-    if fast and magnitude.device.type == "cpu" and magnitude.dtype == torch.float32:
-        flat = magnitude.contiguous().view(-1)
-        mask = torch.empty_like(flat, dtype=torch.bool)
-        mark_largest(flat.numpy().view(np.uint32), k, mask.numpy())
-        return mask.view(magnitude.shape)
-    mask = torch.zeros(magnitude.numel(), dtype=torch.bool, device=magnitude.device)
-    if k:
-        mask[magnitude.reshape(-1).topk(k).indices] = True
-    return mask.view(magnitude.shape)

@@ -84,8 +84,8 @@ def apply_mask(bits: np.ndarray, mask: np.ndarray, out: np.ndarray) -> None:
 
 @numba.njit(cache=True, nogil=True)
 def mark_largest(magnitude: np.ndarray, k: int, mask: np.ndarray) -> None:
-    """Set exactly k entries of `mask`: the largest of `magnitude` (uint32, flat), ties by lowest index."""
-    cut, above = _kth_largest(magnitude, k)
+    """Set exactly k entries of `mask`: the largest of `magnitude` (uint32 below 2**31, flat), ties by lowest index."""
+    cut, above = _cut_of_many(magnitude, k)
     ties = k - above
     for j in range(magnitude.size):
         mask[j] = magnitude[j] > cut
@@ -95,3 +95,71 @@ def mark_largest(magnitude: np.ndarray, k: int, mask: np.ndarray) -> None:
         if magnitude[j] == cut:
             mask[j] = True
             ties -= 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _cut_of_many(magnitude: np.ndarray, k: int) -> tuple[np.uint32, np.int64]:
+    """As `_kth_largest`, for long arrays: counts by the leading 11 bits first, then bisects within the one bin that matters."""
+    shift = np.uint32(20)
+    counts = np.zeros((4, 2048), dtype=np.int32)  # four tables, so that equal neighbours do not wait for each other's increment
+    for j in range(magnitude.size):
+        counts[j & 3, magnitude[j] >> shift] += 1
+    above, bin_ = 0, 2048
+    while above < k:  # ends: the counts sum to the size, which is at least k
+        bin_ -= 1
+        inside = counts[0, bin_] + counts[1, bin_] + counts[2, bin_] + counts[3, bin_]
+        if above + inside >= k:
+            break
+        above += inside
+    if bin_ == 2048:  # k is 0
+        return np.uint32(0x7FFFFFFF), 0
+    candidates = np.empty(inside, dtype=np.uint32)
+    filled, wanted = 0, np.uint32(bin_)
+    for j in range(magnitude.size):
+        if magnitude[j] >> shift == wanted:
+            candidates[filled] = magnitude[j]
+            filled += 1
+    cut, above_inside = _kth_largest(candidates, np.int32(k - above))
+    if cut >> shift != wanted and bin_ > 0:
+        cut = np.uint32((wanted << shift) - np.uint32(1))  # all candidates lie above; so must nothing else
+    return cut, above + above_inside
+
+
+@numba.njit(cache=True, nogil=True)
+def protect_largest_in_rows(magnitude: np.ndarray, n: int) -> None:
+    """Raise the n largest entries of every row (uint32) above all others; ties by lowest index."""
+    values, columns = np.zeros(n, dtype=np.uint32), np.zeros(n, dtype=np.int64)
+    for row in range(magnitude.shape[0]):
+        filled = 0
+        for column in range(magnitude.shape[1]):
+            value = magnitude[row, column]
+            if filled == n and value <= values[n - 1]:
+                continue
+            place = filled if filled < n else n - 1
+            filled = min(filled + 1, n)
+            while place > 0 and values[place - 1] < value:
+                values[place], columns[place] = values[place - 1], columns[place - 1]
+                place -= 1
+            values[place], columns[place] = value, column
+        for place in range(n):
+            magnitude[row, columns[place]] = np.uint32(0x7FFFFFFF)
+
+
+@numba.njit(cache=True, nogil=True)
+def protect_largest_in_columns(magnitude: np.ndarray, n: int) -> None:
+    """Raise the n largest entries of every column (uint32) above all others; ties by lowest index. Row by row, as memory lies."""
+    width = magnitude.shape[1]
+    values, rows = np.zeros((n, width), dtype=np.uint32), np.zeros((n, width), dtype=np.int64)
+    for row in range(magnitude.shape[0]):
+        for column in range(width):
+            value = magnitude[row, column]
+            if row >= n and value <= values[n - 1, column]:
+                continue
+            place = min(row, n - 1)
+            while place > 0 and values[place - 1, column] < value:
+                values[place, column], rows[place, column] = values[place - 1, column], rows[place - 1, column]
+                place -= 1
+            values[place, column], rows[place, column] = value, row
+    for place in range(n):
+        for column in range(width):
+            magnitude[rows[place, column], column] = np.uint32(0x7FFFFFFF)

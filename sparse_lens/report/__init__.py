@@ -1,5 +1,6 @@
 """The report: tables for the terminal, and a page with the data behind it that opens offline."""
 
+from sparse_lens.report.curves import write_curves as write_curves
 from sparse_lens.report.pages import check_report_folder as check_report_folder
 from sparse_lens.report.pages import write_patching_page as write_patching_page
 from sparse_lens.report.pages import write_report as write_report

@@ -1,204 +1,267 @@
-"""The training loop: batches in a fixed order, one optimizer step each, projection, checkpoints that resume exactly."""
+"""Training: batches in a fixed order, a step on each, and everything around it that lets a run be watched, stopped and resumed."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from sparse_lens.data import END_OF_TEXT, TokenData, save_tokenizer
-from sparse_lens.errors import CheckpointError, ConfigError, DataError, OutputError, UnknownNameError
-from sparse_lens.files import check_writable, new_directory, new_file
-from sparse_lens.models import CircuitGPTConfig, CircuitGPTForCausalLM, save_packed
+from sparse_lens.data import END_OF_TEXT, TrainingData
+from sparse_lens.errors import CheckpointError, ConfigError, DataError, UnknownNameError
+from sparse_lens.files import check_writable
+from sparse_lens.models import CircuitGPTConfig, CircuitGPTForCausalLM
 from sparse_lens.models.config import REFERENCE_FIELDS
-from sparse_lens.models.config_files import HF_CONFIG
-from sparse_lens.models.weight_files import PACKED_WEIGHTS
-from sparse_lens.training.config import TrainingConfig, check_anneal
-from sparse_lens.training.evaluation import window_losses
-from sparse_lens.training.schedules import learning_rate_at
-from sparse_lens.training.sparsifier import Sparsifier
+from sparse_lens.training.checkpoints import Checkpoint, CheckpointFolder, differences
+from sparse_lens.training.config import UNIMPORTANT, TrainingConfig
+from sparse_lens.training.evaluation import dead_neurons, window_losses
+from sparse_lens.training.folder import CHECKPOINTS, LOG_FILE, MODEL_FILES, finished_record, open_finished, write_model
+from sparse_lens.training.interruption import Interruption
+from sparse_lens.training.log import Row, Tracker, TrainingLog, make_tracker
+from sparse_lens.training.memory import check_memory
+from sparse_lens.training.processes import Processes
+from sparse_lens.training.run import TrainingRun
+from sparse_lens.training.state import load_state, run_state
 
 logger = logging.getLogger(__name__)
 
-MODEL_FILES = (HF_CONFIG, PACKED_WEIGHTS, "tokenizer.json", "tokenizer_config.json", "training.json")
-"""What a trained model's folder holds; a folder with anything else in it is left alone."""
-
-_CHECKPOINT_KEYS = {"fingerprint", "data", "step", "precision", "seconds", "core", "optimizer", "history"}
+Evaluation = Callable[[CircuitGPTForCausalLM, int], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A finished run: the model, the folder that holds it, its loss on held-out real files (nats per token), its log."""
+    """A finished run: the model, the folder that holds it, its loss on held-out real files (nats per token), its evaluations."""
 
     model: CircuitGPTForCausalLM
     folder: Path
     loss: float
-    history: list[dict[str, float]]
+    history: list[Row]
 
 
 def train(
     config: TrainingConfig,
-    data: TokenData,
+    data: TrainingData,
     folder: str | Path,
     *,
     checkpoints: str | Path | None = None,
+    device: str = "cpu",
     progress: bool = True,
-    on_evaluation: Callable[[CircuitGPTForCausalLM, int], dict[str, float]] | None = None,
+    trackers: Sequence[Tracker] = (),
+    on_evaluation: Evaluation | None = None,
 ) -> TrainingResult:
-    """Train a model and write it to `folder`; an interrupted run goes on from its last checkpoint, on the same curve.
+    """Train a model into `folder`; started again on the same folder, an interrupted run goes on, on the same curve.
 
-    Checkpoints lie in `checkpoints` (default: `folder` with the ending `.checkpoints`) and are kept. `on_evaluation` is called
-    with the model and the step at every evaluation and its numbers join the log (task accuracies, for instance).
+    The folder ends with `model.safetensors`, configuration, tokenizer, `training.json` and `log.jsonl` (a row every
+    `log_every` steps). Checkpoints lie in `checkpoints`, by default inside the folder; the newest two are kept. SIGINT and SIGTERM
+    end the run after the step at hand, with a checkpoint. `on_evaluation` is called with the model and the step at every evaluation
+    and its numbers join the log (task accuracies, for instance). Under `torchrun` every process takes its part of each batch.
+
+    Raises `CheckpointError` for a folder with another run in it (the difference is shown), `ConfigError` for a recipe that cannot
+    work or a loss that is no number (the last checkpoint is kept), `DataError` for data that do not fit, `OutputError` for a place
+    that cannot be written.
     """
     folder = Path(folder).absolute()
-    checkpoints = Path(checkpoints).absolute() if checkpoints else folder.with_name(f"{folder.name}.checkpoints")
-    if checkpoints.is_relative_to(folder):
-        raise OutputError(f"the checkpoints cannot lie inside the model's folder {folder}, which is replaced; put them beside it")
+    where = CheckpointFolder(Path(checkpoints).absolute() if checkpoints else folder / CHECKPOINTS)
+    processes = Processes.here(config.batch_size)
     check_writable(folder, MODEL_FILES)
-    run = _Run(config, data, checkpoints)
-    run.resume()
-    batches = data.batches(
-        context=config.context,
-        batch_size=config.batch_size,
-        seed=config.data_seed,
-        start_step=run.step,
-        n_steps=config.steps - run.step,
-    )
-    bar = tqdm(batches, total=config.steps, initial=run.step, desc=config.name, disable=not progress, unit="step")
-    for batch in bar:
-        loss = run.optimize(torch.from_numpy(batch))
-        if run.step % config.evaluate_every == 0 or run.step == config.steps:
-            run.evaluate(loss, on_evaluation)
-            bar.set_postfix(loss=f"{run.history[-1]['loss']:.3f}")
-        if run.step % config.checkpoint_every == 0 or run.step == config.steps:
-            run.save()
-    _write_model(run, folder)
-    return TrainingResult(run.model.eval(), folder, run.history[-1]["loss"], run.history)
+    if (record := finished_record(folder)) is not None:
+        _refuse_difference(folder / "training.json", record, config, data)
+        return _finished(folder, record)
+    model_config = _model_config(config, data)
+    check_memory(config, model_config, processes=processes.local_count)
+    session = _Session(config, data, model_config, where, processes, device)
+    session.resume()
+    make = lambda name: make_tracker(name, folder, config.name, config.model_dump(mode="json"))  # noqa: E731
+    chosen = [make(name) for name in trackers] if processes.first else []
+    session.log = TrainingLog(folder / LOG_FILE, resumed_at=session.run.step, trackers=chosen) if processes.first else None
+    session.go(progress, on_evaluation)
+    if processes.first:
+        write_model(session.run.model, data.tokenizer, session.record(), folder)
+    processes.wait()
+    return TrainingResult(session.run.model.eval(), folder, session.history[-1]["loss"], session.history)
 
 
-class _Run:
-    """The state of a run: everything that a checkpoint holds."""
+class _Session:
+    """A run together with its data, its checkpoints and its log."""
 
-    def __init__(self, config: TrainingConfig, data: TokenData, checkpoints: Path) -> None:
-        if config.sparsity is not None:
-            check_anneal(config.sparsity)
-        self.config, self.data, self.path = config, data, checkpoints / "last.pt"
+    def __init__(
+        self,
+        config: TrainingConfig,
+        data: TrainingData,
+        model_config: CircuitGPTConfig,
+        checkpoints: CheckpointFolder,
+        processes: Processes,
+        device: str,
+    ) -> None:
+        self.config, self.data, self.checkpoints, self.processes = config, data, checkpoints, processes
         self.windows = data.validation_windows(config.context, config.evaluation_windows)
-        self.model = _new_model(config, data)
-        self.optimizer = _optimizer(config, self.model)
-        self.sparsifier = None if config.sparsity is None else Sparsifier(self.model.core, config.sparsity)
-        self.precision = resolve_precision(config.precision)
-        self.step, self.seconds = 0, 0.0
-        self.history: list[dict[str, float]] = []
+        model = CircuitGPTForCausalLM(model_config)
+        model.core.initialize(torch.Generator().manual_seed(config.seed))
+        self.run = TrainingRun(config, model.to(device).train())
+        self.history: list[Row] = []
+        self.losses: list[float] = []  # since the last row of the log
+        self.data_state: dict[str, Any] | None = None
+        self.log: TrainingLog | None = None
 
-    def optimize(self, batch: Tensor) -> float:
-        """One step on ids `[batch context+1]`; returns the training loss."""
-        started = time.perf_counter()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(self.config, self.step)
-        if self.model.config.dropout:
-            torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # so that resuming draws what an unbroken run draws
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits = self.model.core(batch[:, :-1])
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        scale_gradient(self.model, self.config.gradient)
-        self.optimizer.step()
-        self.step += 1
-        if self.sparsifier is not None:
-            self.sparsifier.project(self.step / self.config.steps)
-        self.seconds += time.perf_counter() - started
-        return self._finite(float(loss.detach()))
+    def go(self, progress: bool, on_evaluation: Evaluation | None) -> None:
+        """Take all steps that are left."""
+        run, config = self.run, self.config
+        run.forward = self.processes.wrap(run.model.core)
+        bar = tqdm(
+            total=config.steps,
+            initial=run.step,
+            desc=config.name,
+            unit="step",
+            disable=not (progress and self.processes.first),
+        )
+        meter = _Meter(config, self.losses)
+        with Interruption() as interruption, bar:
+            for batch in self._batches():
+                ids = torch.from_numpy(self.processes.part(batch)).to(run.device)
+                meter.add(self._finite(self.processes.mean(run.optimize(ids))))
+                bar.update()
+                last = run.step == config.steps
+                row: Row = {"step": run.step, "tokens": run.step * meter.per_step}
+                if run.step % config.log_every == 0 or last:
+                    row |= meter.row(run)
+                    bar.set_postfix(
+                        loss=f"{row['training_loss']:.3f}", nonzeros=int(row["nonzeros"]), tokens_s=int(row["tokens_per_second"])
+                    )
+                if run.step % config.evaluate_every == 0 or last:
+                    row |= self._evaluate(on_evaluation, row)
+                if len(row) > 2 and self.log is not None:
+                    self.log.append(row)
+                stopped = self.processes.any(interruption.asked)
+                if run.step % config.checkpoint_every == 0 or last or stopped:
+                    self.save()
+                if stopped and not last:
+                    raise KeyboardInterrupt
+
+    def _batches(self) -> Iterator[np.ndarray]:
+        config, start = self.config, self.run.step
+        options = {"context": config.context, "batch_size": config.batch_size, "seed": config.data_seed}
+        for batch, state in self.data.resumable_batches(
+            **options, start_step=start, n_steps=config.steps - start, state=self.data_state
+        ):
+            self.data_state = state
+            yield batch
 
     def _finite(self, loss: float) -> float:
         if math.isfinite(loss):
             return loss
-        raise ConfigError(f"the loss is {loss} at step {self.step}; lower learning_rate ({self.config.learning_rate}) and resume")
+        kept = self.checkpoints.files()
+        raise ConfigError(
+            f"the loss is {loss} at step {self.run.step}; lower learning_rate ({self.config.learning_rate}) in a new folder"
+            + (f"; the last good checkpoint, {kept[0]}, is kept" if kept else "")
+        )
 
-    def evaluate(self, training_loss: float, extra: Callable[..., dict[str, float]] | None) -> None:
-        """Append the losses of this step to the log."""
-        self.model.eval()
-        loss = float(window_losses(self.model.core, self.windows).mean())
-        row = {"step": self.step, "loss": loss, "training_loss": training_loss, "seconds": round(self.seconds, 1)}
-        row |= extra(self.model, self.step) if extra is not None else {}
-        self.model.train()
-        self.history.append(row)
-        logger.info("%s", row)
+    def _evaluate(self, extra: Evaluation | None, row: Row) -> Row:
+        """Losses and dead neurons of this step; they join the history as well."""
+        started = time.perf_counter()
+        model = self.run.model.eval()
+        found: Row = {"loss": float(window_losses(lambda ids: model.core(ids.to(self.run.device)), self.windows).mean())}
+        found["dead_neurons"] = dead_neurons(model.core, self.windows)
+        found |= extra(model, self.run.step) if extra is not None else {}
+        model.train()
+        found["evaluation_seconds"] = round(time.perf_counter() - started, 1)
+        self.history.append(row | found)
+        logger.info("%s", self.history[-1])
+        return found
 
-    def save(self) -> None:
-        """Replace the checkpoint by the present state."""
-        state = {
+    def record(self) -> dict[str, Any]:
+        """What is known of the run, JSON-able."""
+        return {
+            "format": 2,
+            "config": self.config.model_dump(mode="json"),
             "fingerprint": self.config.fingerprint(),
             "data": self.data.manifest["config_hash"],
-            "step": self.step,
-            "precision": self.precision,
-            "seconds": self.seconds,
-            "history": json.dumps(self.history),
-            "core": self.model.core.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "precision": self.run.precision,
+            "step": self.run.step,
+            "tokens": self.run.step * self.config.batch_size * self.config.context,
+            "seconds": round(self.run.seconds, 1),
+            "processes": self.processes.count,
+            "threads": torch.get_num_threads(),
+            "versions": {"torch": torch.__version__, "numpy": np.__version__},
+            "history": self.history,
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(self.path) as path:
-            torch.save(state, path)
+
+    def save(self) -> None:
+        """Write a checkpoint, in the first process."""
+        if self.processes.first:
+            record = self.record() | {"data_state": self.data_state, "losses": self.losses}
+            self.checkpoints.save(self.run.step, Checkpoint(run_state(self.run), record))
+        self.processes.wait()
 
     def resume(self) -> None:
-        """Take up the last checkpoint, if there is one of the same configuration."""
-        if not self.path.is_file():
+        """Take up the newest checkpoint, if there is one; every process reads it."""
+        checkpoint = self.checkpoints.newest()
+        if checkpoint is None:
             return
-        try:
-            state: dict[str, Any] = torch.load(self.path, weights_only=True)
-        except Exception as error:  # torch raises pickle, runtime and key errors alike, with advice that would be unsafe to repeat
-            raise CheckpointError(f"{self.path} cannot be read ({type(error).__name__}); delete it to start over") from error
-        if not isinstance(state, dict) or not state.keys() >= _CHECKPOINT_KEYS:
-            raise CheckpointError(f"{self.path} is no training checkpoint; delete it to start over")
-        if state["fingerprint"] != self.config.fingerprint():
-            raise CheckpointError(f"{self.path} belongs to another configuration; delete it or give another folder")
-        if state["data"] != self.data.manifest["config_hash"]:
-            raise CheckpointError(f"{self.path} was trained on another corpus; give that one, or delete it to start over")
-        self.model.core.load_state_dict(state["core"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds, self.precision = state["step"], state["seconds"], state["precision"]
-        self.history = json.loads(state["history"])
+        record = checkpoint.record
+        _refuse_difference(self.checkpoints.path, record, self.config, self.data)
+        load_state(self.run, checkpoint.tensors)
+        self.run.step, self.run.seconds, self.run.precision = record["step"], record["seconds"], record["precision"]
+        self.history, self.data_state, self.losses = record["history"], record["data_state"], record["losses"]
 
 
-def resolve_precision(precision: str) -> str:
-    """The precision that "auto" stands for on this processor: emulated bfloat16 products take ten times float32's time."""
-    if precision != "auto":
-        return precision
-    return "bfloat16" if torch.backends.cpu.get_cpu_capability() == "AVX512" and _has_bfloat16() else "float32"
+class _Meter:
+    """Mean loss and speed since the last row of the log."""
+
+    def __init__(self, config: TrainingConfig, losses: list[float]) -> None:
+        self.per_step = config.batch_size * config.context
+        self.losses, self.n_timed = losses, 0
+        self.since = time.perf_counter()
+
+    def add(self, loss: float) -> None:
+        self.losses.append(loss)
+        self.n_timed += 1
+
+    def row(self, run: TrainingRun) -> Row:
+        """The numbers of the log, which start anew."""
+        now = time.perf_counter()
+        speed = self.n_timed * self.per_step / (now - self.since)
+        nonzeros = sum(int(p.count_nonzero()) for p in run.decayed)
+        row: Row = {
+            "training_loss": sum(self.losses) / len(self.losses),
+            "learning_rate": run.optimizer.param_groups[0]["lr"],
+            "nonzeros": nonzeros,
+            "density": nonzeros / sum(p.numel() for p in run.decayed),
+            "tokens_per_second": round(speed, 1),
+            "seconds": round(run.seconds, 1),
+        }
+        self.losses.clear()
+        self.n_timed, self.since = 0, now
+        return row
 
 
-def _has_bfloat16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+def _refuse_difference(where: Path, record: dict[str, Any], config: TrainingConfig, data: TrainingData) -> None:
+    """Raise `CheckpointError` if a record is of another configuration or corpus."""
+    if record["fingerprint"] != config.fingerprint():
+        before, now = (
+            {k: v for k, v in c.items() if k not in UNIMPORTANT} for c in (record["config"], config.model_dump(mode="json"))
+        )
+        changed = "; ".join(differences(before, now)) or "it was written by another version of sparse_lens"
+        raise CheckpointError(
+            f"{where} belongs to another configuration ({changed}); give another folder, or delete it to start over"
+        )
+    if record["data"] != data.manifest["config_hash"]:
+        raise CheckpointError(f"{where} was trained on another corpus; give that one, or delete it to start over")
 
 
-def scale_gradient(model: nn.Module, how: str) -> None:
-    """Divide the whole gradient by its root mean square ("rms"), clip its norm at 1 ("clip"), or leave it."""
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    if how == "none":
-        return
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if how == "rms":
-        factor = 1 / (norm / math.sqrt(sum(gradient.numel() for gradient in gradients)) + 1e-5)
-    else:
-        factor = (1 / (norm + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        gradient.mul_(factor)
+def _finished(folder: Path, record: dict[str, Any]) -> TrainingResult:
+    model = open_finished(folder)
+    return TrainingResult(model, folder, record["history"][-1]["loss"], record["history"])
 
 
-def _new_model(config: TrainingConfig, data: TokenData) -> CircuitGPTForCausalLM:
+def _model_config(config: TrainingConfig, data: TrainingData) -> CircuitGPTConfig:
+    """The model's configuration, its vocabulary and positions taken from the data."""
     end_of_text = data.tokenizer.token_to_id(END_OF_TEXT)
     fields = {
         "vocab_size": data.vocab_size,
@@ -218,32 +281,4 @@ def _new_model(config: TrainingConfig, data: TokenData) -> CircuitGPTForCausalLM
             f"the model has {model_config.vocab_size} tokens and {model_config.block_size} positions, "
             f"the data need {data.vocab_size} and {config.context}; leave both out of `model`"
         )
-    model = CircuitGPTForCausalLM(model_config)
-    model.core.initialize(torch.Generator().manual_seed(config.seed))
-    return model.train()
-
-
-def _optimizer(config: TrainingConfig, model: CircuitGPTForCausalLM) -> torch.optim.AdamW:
-    trained = [(name, p) for name, p in model.core.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in trained if p.ndim >= 2 and not name.startswith("bigram_table")]
-    kept = [p for name, p in trained if p.ndim < 2 or name.startswith("bigram_table")]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
-
-
-def _write_model(run: _Run, folder: Path) -> None:
-    with new_directory(folder) as staging:
-        save_packed(run.model, staging)
-        save_tokenizer(run.data.tokenizer, staging)
-        record = {
-            "format": 1,
-            "config": run.config.model_dump(mode="json"),
-            "fingerprint": run.config.fingerprint(),
-            "data": run.data.manifest["config_hash"],
-            "precision": run.precision,
-            "tokens": run.config.tokens,
-            "seconds": round(run.seconds, 1),
-            "versions": {"torch": torch.__version__, "numpy": np.__version__},
-            "history": run.history,
-        }
-        (staging / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    return model_config

@@ -1,12 +1,17 @@
-"""Named training runs: the smoke run, and the three models that ship with the package."""
+"""Named training runs: the released recipe, the smoke runs, and the family of models that comes with the package."""
 
 from __future__ import annotations
 
-from sparse_lens.errors import UnknownNameError
-from sparse_lens.training.config import Precision, SparsityConfig, TrainingConfig
+from typing import Any
 
-_SITES = "attn_in,attn_q,attn_k,attn_v,attn_out,mlp_in,mlp_neuron,mlp_out"
-_SHARED = {
+from sparse_lens.errors import UnknownNameError
+from sparse_lens.models.config import PAPER_SITES
+from sparse_lens.training.config import Precision, TrainingConfig
+from sparse_lens.training.sparsity import TopK
+
+ModelFields = dict[str, int | float | str | bool | None]
+
+_SHARED: ModelFields = {
     "n_layer": 2,
     "rms_norm": True,
     "activation_type": "gelu",
@@ -15,50 +20,71 @@ _SHARED = {
     "learnable_bigram_table": True,
     "sink": True,
 }
+_ABSTOPK: ModelFields = {"afrac": 0.25, "afrac_loctypes": ",".join(PAPER_SITES)}
+
+_STEPS = 6000  # 12.3 million tokens, the same for the whole main set
+_EXACT: Precision = "float32"  # what the family is trained in, on any processor
 
 
-def _shape(d_model: int, d_head: int = 32, **fields: int | float | str | bool) -> dict[str, int | float | str | bool | None]:
+def _shape(d_model: int, d_head: int = 32, **fields: int | float | str | bool | None) -> ModelFields:
     return _SHARED | {"d_model": d_model, "n_head": max(1, d_model // d_head), "d_head": d_head} | fields
 
 
-def dense_recipe(
-    name: str, d_model: int, steps: int, *, d_head: int = 32, learning_rate: float = 3e-3, precision: Precision = "auto"
-) -> TrainingConfig:
+def dense_recipe(name: str, d_model: int, steps: int, *, d_head: int = 32, **changes: Any) -> TrainingConfig:
     """A weight-dense model of any width, fully annealed over `steps`."""
-    return TrainingConfig(
-        name=name,
-        model=_shape(d_model, d_head),
-        steps=steps,
-        learning_rate=learning_rate,
-        decay_start=0.4,
-        precision=precision,
-    )
+    options: dict[str, Any] = {"learning_rate": 3e-3, "eps": 1e-8, "decay_start": 0.4, "precision": _EXACT}
+    return TrainingConfig(name=name, model=_shape(d_model, d_head), steps=steps, **(options | changes))
 
 
 def sparse_recipe(
-    name: str, d_model: int, steps: int, *, density: float, embedding_density: float, precision: Precision = "auto"
+    name: str, d_model: int, steps: int, *, density: float, embedding_density: float, **changes: Any
 ) -> TrainingConfig:
-    """A weight-sparse model: AbsTopK 1/4 at the paper's eight sites, density annealed over the first half."""
+    """A weight-sparse model: AbsTopK 1/4 at the paper's eight sites, density annealed over the first half of the steps."""
+    sparsity = TopK(density=density, embedding_density=embedding_density, anneal_exponent=3, sharkfin_floor=1 / 3)
+    options: dict[str, Any] = {"learning_rate": 3.6e-2, "decay_start": 0.4, "precision": _EXACT, "sparsity": sparsity}
+    return TrainingConfig(name=name, model=_shape(d_model) | _ABSTOPK, steps=steps, **(options | changes))
+
+
+def released_recipe() -> TrainingConfig:
+    """The values of the released script (openai/circuit_sparsity, `train.py`, `__main__`); far too large for a small machine.
+
+    There `pfrac` counts weights against a model of width 256: at the end 1/4 of it, in a model four times as wide and with
+    four times as wide an MLP, which makes a density of 1/64, and 1/16 in embedding and unembedding.
+    """
+    model: ModelFields = {
+        "n_layer": 8,
+        "d_model": 1024,
+        "n_head": 64,
+        "d_head": 16,
+        "d_mlp": 4096,
+        "block_size": 1024,
+        "rms_norm": True,
+        "activation_type": "gelu",
+        "tied_unembed": False,
+        "enable_bigram_table": True,
+        "learnable_bigram_table": True,
+    }
     return TrainingConfig(
-        name=name,
-        model=_shape(d_model, afrac=0.25, afrac_loctypes=_SITES),
-        steps=steps,
-        learning_rate=9e-3,
-        decay_start=0.4,
-        precision=precision,
-        sparsity=SparsityConfig(density=density, embedding_density=embedding_density, anneal_shape="cubic", sharkfin_floor=1 / 3),
+        name="released",
+        model=model | _ABSTOPK,
+        steps=244_140,
+        batch_size=512,
+        context=256,
+        precision="float16",
+        sparsity=TopK(density=1 / 64, embedding_density=1 / 16),
     )
 
 
-_STEPS = 7500  # 15.4 million tokens, the same for the three shipped models: equal tokens in equal order
-_EXACT: Precision = "float32"  # what they were trained in, on any processor
-
 RECIPES = {
-    "python-sparse": sparse_recipe("python-sparse", 256, _STEPS, density=0.05, embedding_density=0.2, precision=_EXACT),
-    "python-dense": dense_recipe("python-dense", 256, _STEPS, precision=_EXACT),
-    "python-dense-matched": dense_recipe("python-dense-matched", 32, _STEPS, d_head=16, learning_rate=4e-3, precision=_EXACT),
-    "smoke-sparse": sparse_recipe("smoke-sparse", 128, 400, density=0.1, embedding_density=0.3),
-    "smoke-dense": dense_recipe("smoke-dense", 128, 400, learning_rate=4e-3),
+    recipe.name: recipe
+    for recipe in (
+        released_recipe(),
+        sparse_recipe("python-sparse", 256, _STEPS, density=0.05, embedding_density=0.2),
+        dense_recipe("python-dense", 256, _STEPS),
+        dense_recipe("python-dense-matched", 32, _STEPS, d_head=16, learning_rate=4e-3),
+        sparse_recipe("smoke", 128, 200, density=0.1, embedding_density=0.3, precision="auto", evaluate_every=100),
+        dense_recipe("smoke-dense", 128, 200, learning_rate=4e-3, precision="auto", evaluate_every=100),
+    )
 }
 
 

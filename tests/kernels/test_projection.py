@@ -106,3 +106,18 @@ def test_shapes_are_checked_at_run_time() -> None:
     """In the tests a wrong shape is an error at the call (see conftest.py); this shows that the check is on."""
     with pytest.raises(jaxtyping.TypeCheckError):
         projection_mask(torch.randn(6), 3)
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 8.0])
+@pytest.mark.parametrize("neuron_axis", [0, 1])
+def test_the_forms_agree_at_every_k(spread: float, neuron_axis: int) -> None:
+    """Numbers over few and over many powers of two, every k that fits: the cut falls inside, between and at the ends of bins."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(12, 20, generator=generator) * torch.exp(spread * torch.randn(12, 20, generator=generator))
+    for min_alive in (0, 2):
+        for k in range(min_alive * weight.shape[neuron_axis], weight.numel() + 1):
+            fast, plain = (
+                projection_mask(weight, k, min_alive=min_alive, neuron_axis=neuron_axis, fast=form) for form in (True, False)
+            )
+            assert int(fast.sum()) == k
+            assert torch.equal(fast, plain), (k, min_alive)

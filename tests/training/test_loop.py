@@ -16,7 +16,7 @@ from sparse_lens.data import TokenData, load_tokenizer
 from sparse_lens.errors import CheckpointError, ConfigError, DataError, OutputError, UnknownNameError
 from sparse_lens.models import CircuitGPTForCausalLM, load_checkpoint
 from sparse_lens.training import (
-    SparsityConfig,
+    TopK,
     TrainingConfig,
     TrainingResult,
     available_recipes,
@@ -24,7 +24,8 @@ from sparse_lens.training import (
     train,
     window_losses,
 )
-from sparse_lens.training.loop import resolve_precision, scale_gradient
+from sparse_lens.training.optimizer import scale_gradient
+from sparse_lens.training.run import resolve_precision
 
 SHAPE = {"n_layer": 2, "n_head": 2, "d_model": 16, "d_head": 8, "rms_norm": True, "tied_unembed": False, "sink": True}
 TINY = TrainingConfig(
@@ -36,7 +37,7 @@ TINY = TrainingConfig(
     learning_rate=1e-2,
     precision="float32",
     warmup=0.1,
-    sparsity=SparsityConfig(density=0.2, embedding_density=0.4, min_alive=2),
+    sparsity=TopK(density=0.2, embedding_density=0.4, min_alive=2),
     checkpoint_every=10,
     evaluate_every=10,
     evaluation_windows=8,
@@ -51,10 +52,10 @@ class Interruption(Exception):
 class RecordedData(TokenData):
     """Token data that remember the batches they gave."""
 
-    def batches(self, **options: Any) -> Any:
-        for batch in super().batches(**options):
+    def resumable_batches(self, **options: Any) -> Any:
+        for batch, state in super().resumable_batches(**options):
             self.__dict__.setdefault("seen", []).append(batch)
-            yield batch
+            yield batch, state
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,8 @@ def finished(data: TokenData, tmp_path_factory: pytest.TempPathFactory) -> Train
 
 
 def without_seconds(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
+    clock = ("seconds", "evaluation_seconds", "tokens_per_second")
+    return [{name: value for name, value in row.items() if name not in clock} for row in history]
 
 
 def assert_same_run(result: TrainingResult, expected: TrainingResult) -> None:
@@ -127,13 +129,14 @@ def test_the_model_is_sparse(finished: TrainingResult) -> None:
 
 
 def test_the_folder_holds_the_model(finished: TrainingResult, data: TokenData) -> None:
-    """Weights (as fp16), tokenizer and a record of the run; the plain kernels are back on."""
+    """Weights, tokenizer and a record of the run, as Hugging Face names them."""
     loaded = load_checkpoint(finished.folder)
     for name, parameter in finished.model.named_parameters():
-        assert torch.equal(loaded.get_parameter(name), parameter.half().float())
+        assert torch.equal(loaded.get_parameter(name), parameter)
     assert load_tokenizer(finished.folder).get_vocab() == data.tokenizer.get_vocab()
     record = json.loads((finished.folder / "training.json").read_text())
-    assert record["format"] == 1
+    assert record["format"] == 2
+    assert (finished.folder / "model.safetensors").is_file() and (finished.folder / "config.json").is_file()
     assert TrainingConfig(**record["config"]) == TINY
     assert record["tokens"] == 30 * 4 * 16
     assert record["history"] == finished.history
@@ -150,19 +153,20 @@ def test_a_resumed_run_is_bit_identical(finished: TrainingResult, data: TokenDat
     """Interrupted before, between and after checkpoints: no model appears, and the second run ends where one would have."""
     with pytest.raises(Interruption):
         train(TINY, data, tmp_path / "tiny", progress=False, on_evaluation=stop_at(step))
-    assert not (tmp_path / "tiny").exists()
-    assert (tmp_path / "tiny.checkpoints" / "last.pt").exists() == (step > 10)
+    assert not (tmp_path / "tiny" / "model.safetensors").exists()
+    assert bool(list((tmp_path / "tiny" / "checkpoints").glob("step-*"))) == (step > 10)
     assert_same_run(train(TINY, data, tmp_path / "tiny", progress=False), finished)
 
 
 def test_a_finished_run_is_not_run_again(finished: TrainingResult, data: TokenData, tmp_path: Path) -> None:
-    """From the last checkpoint the model is written anew, without a step."""
-    checkpoints = Path(f"{finished.folder}.checkpoints")
+    """It is opened where it is, or written anew from its last checkpoint, without a step."""
     recorded = RecordedData(data.directory)
-    again = train(TINY, recorded, tmp_path / "again", checkpoints=checkpoints, progress=False)
+    there = train(TINY, recorded, finished.folder, progress=False)
+    elsewhere = train(TINY, recorded, tmp_path / "again", checkpoints=finished.folder / "checkpoints", progress=False)
     assert "seen" not in recorded.__dict__
-    assert again.history == finished.history
-    assert_same_run(again, finished)
+    for again in (there, elsewhere):
+        assert again.history == finished.history
+        assert_same_run(again, finished)
 
 
 def test_what_a_callback_returns_joins_the_log(data: TokenData, tmp_path: Path) -> None:
@@ -202,13 +206,18 @@ def test_another_corpus_is_not_resumed_on(data: TokenData, tmp_path: Path) -> No
         train(config, other, tmp_path / "model", progress=False)
 
 
-@pytest.mark.parametrize("place", ["file", "inside"])
+@pytest.mark.parametrize("place", ["file", "foreign", "model"])
 def test_a_place_that_cannot_end_well_is_refused_at_once(place: str, data: TokenData, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
+    """A file, a folder of other things, a folder with a model that was not trained here."""
+    folder = tmp_path / "place"
+    if place == "file":
+        folder.write_text("mine")
+    else:
+        folder.mkdir()
+        (folder / ("thesis.txt" if place == "foreign" else "model.safetensors")).write_text("mine")
     seen = RecordedData(data.directory)
-    folder, checkpoints = (tmp_path / "file", None) if place == "file" else (tmp_path / "model", tmp_path / "model" / "checkpoints")
-    with pytest.raises(OutputError):
-        train(TINY, seen, folder, checkpoints=checkpoints, progress=False)
+    with pytest.raises((OutputError, CheckpointError)):
+        train(TINY, seen, folder, progress=False)
     assert "seen" not in seen.__dict__
 
 
@@ -219,7 +228,7 @@ def test_a_misspelt_model_field_is_named(data: TokenData, tmp_path: Path) -> Non
 
 
 def test_a_density_below_the_minimum_alive_is_known_before_the_first_step(data: TokenData, tmp_path: Path) -> None:
-    config = TINY.model_copy(update={"sparsity": SparsityConfig(density=0.05, min_alive=8)})
+    config = TINY.model_copy(update={"sparsity": TopK(density=0.05, min_alive=8)})
     seen = RecordedData(data.directory)
     with pytest.raises(ConfigError, match="alive weights"):
         train(config, seen, tmp_path / "model", progress=False)
@@ -227,27 +236,13 @@ def test_a_density_below_the_minimum_alive_is_known_before_the_first_step(data: 
 
 
 def test_another_configurations_checkpoint(finished: TrainingResult, data: TokenData, tmp_path: Path) -> None:
-    """A checkpoint is resumed by its own configuration only; the name and the cadence are free to change."""
-    checkpoints = Path(f"{finished.folder}.checkpoints")
-    other = TINY.model_copy(update={"learning_rate": 2e-2})
-    with pytest.raises(CheckpointError, match="belongs to another configuration; delete it or"):
-        train(other, data, tmp_path / "other", checkpoints=checkpoints, progress=False)
-    renamed = TINY.model_copy(update={"name": "other", "checkpoint_every": 7, "evaluate_every": 3})
+    """A run is resumed by its own configuration only, and the difference is told; the name and the cadence are free to change."""
+    other = TINY.model_copy(update={"learning_rate": 2e-2, "model": TINY.model | {"afrac": None}})
+    for where in ({"folder": finished.folder}, {"folder": tmp_path / "other", "checkpoints": finished.folder / "checkpoints"}):
+        with pytest.raises(CheckpointError, match=r"learning_rate: 0.01, now 0.02; model.afrac: 0.5, now None"):
+            train(other, data, progress=False, **where)
+    renamed = TINY.model_copy(update={"name": "other", "checkpoint_every": 7, "evaluate_every": 3, "log_every": 1})
     assert renamed.fingerprint() == TINY.fingerprint() != other.fingerprint()
-
-
-@pytest.mark.parametrize("damage", ["empty", "text", "cut", "another file"])
-def test_a_damaged_checkpoint(finished: TrainingResult, data: TokenData, tmp_path: Path, damage: str) -> None:
-    """It is never silently started over: the error names the file and says to delete it; no model is written."""
-    content = Path(f"{finished.folder}.checkpoints", "last.pt").read_bytes()
-    path = tmp_path / "last.pt"
-    path.write_bytes({"empty": b"", "text": b"not a checkpoint", "cut": content[: len(content) // 2]}.get(damage, b""))
-    if damage == "another file":
-        torch.save({"weights": torch.ones(3)}, path)
-    with pytest.raises(CheckpointError, match=r"last\.pt .*delete it") as raised:
-        train(TINY, data, tmp_path / "tiny", checkpoints=tmp_path, progress=False)
-    assert "weights_only" not in str(raised.value)  # torch's advice on how to execute what the file holds
-    assert not (tmp_path / "tiny").exists()
 
 
 def test_an_unwritable_folder_is_known_before_the_first_step(data: TokenData, tmp_path: Path) -> None:
@@ -264,7 +259,7 @@ def test_a_diverging_run_stops(data: TokenData, tmp_path: Path) -> None:
     config = DENSE.model_copy(update={"learning_rate": 1e38, "warmup": 0.0})
     with pytest.raises(ConfigError, match="lower learning_rate"):
         train(config, data, tmp_path / "diverging", progress=False)
-    assert not (tmp_path / "diverging").exists()
+    assert not (tmp_path / "diverging" / "model.safetensors").exists()
 
 
 def test_a_model_too_small_for_the_data(data: TokenData, tmp_path: Path) -> None:
@@ -282,7 +277,7 @@ def test_gradient_scaling(how: str, gradients: list[float]) -> None:
     """A gradient of norm 5 over four entries: its root mean square is 2.5."""
     model = nn.ParameterList([nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))])
     model[0].grad, model[1].grad = torch.tensor([3.0, 4.0]), torch.zeros(2)
-    scale_gradient(model, how)
+    scale_gradient(list(model.parameters()), how)
     assert [value for p in model for value in p.grad.tolist()] == pytest.approx(gradients, abs=1e-4)  # pyright: ignore
 
 

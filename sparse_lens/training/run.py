@@ -1,0 +1,83 @@
+"""One training run: its model, optimizer, sparsifier and position, and what one step of it does.
+
+The order of a step is the released script's (openai/circuit_sparsity, `train.py`): the rate of step i (from 0, where it is 0) is
+set; gradient of the mean cross-entropy; the gradient divided by its root mean square; Adam; projection at the density of step i;
+then weights shrink by weight decay times rate. The script's one extra step at the end is left out: its rate is 0.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparse_lens.models import CircuitGPTForCausalLM
+from sparse_lens.training.config import TrainingConfig
+from sparse_lens.training.optimizer import decay_weights, decayed_weights, make_optimizer, scale_gradient, set_learning_rate
+from sparse_lens.training.schedules import learning_rate_at
+from sparse_lens.training.sparsifiers import make_sparsifier
+
+
+class TrainingRun:
+    """The state of a run; `optimize` takes one step."""
+
+    def __init__(self, config: TrainingConfig, model: CircuitGPTForCausalLM) -> None:
+        self.config, self.model = config, model
+        self.precision = resolve_precision(config.precision)
+        if self.precision == "float64":
+            model.double()
+        self.device = model.core.wte.weight.device
+        self.sparsifier = make_sparsifier(model.core, config)
+        self.optimizer = make_optimizer(config, model.core, self.sparsifier)
+        self.sparsifier.attach(self.optimizer)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
+        self.trained: list[Tensor] = [p for p in model.core.parameters() if p.requires_grad]
+        self.decayed = decayed_weights(model.core)
+        self.forward = model.core
+        self.step, self.seconds = 0, 0.0
+
+    def optimize(self, batch: Tensor) -> Tensor:
+        """One step on ids `[batch context+1]`; returns the loss before it, in nats per token."""
+        started = time.perf_counter()
+        rate = learning_rate_at(self.config, self.step)
+        set_learning_rate(self.optimizer, rate)
+        if self.model.config.dropout:
+            torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # so that resuming draws what an unbroken run draws
+        self.sparsifier.before_forward(self.step)
+        loss = self._backward(batch)
+        self.sparsifier.after_backward(self.step)
+        scale_gradient(self.trained, self.config.gradient)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.sparsifier.after_step(self.step)
+        decay_weights(self.decayed, self.config.weight_decay * rate)
+        self.step += 1
+        self.seconds += time.perf_counter() - started
+        return loss
+
+    def _backward(self, batch: Tensor) -> Tensor:
+        """Fill the gradients; returns the cross-entropy alone."""
+        with torch.autocast(self.device.type, _HALVES.get(self.precision), enabled=self.precision in _HALVES):
+            logits = self.forward(batch[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)), batch[:, 1:].flatten())
+        penalty = self.sparsifier.penalty()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss if penalty is None else loss + penalty).backward()
+        self.scaler.unscale_(self.optimizer)
+        return loss.detach()
+
+
+_HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_precision(precision: str) -> str:
+    """The precision that "auto" stands for on this processor: emulated bfloat16 products take ten times float32's time."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if torch.backends.cpu.get_cpu_capability() == "AVX512" and _has_bfloat16() else "float32"
+
+
+def _has_bfloat16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
