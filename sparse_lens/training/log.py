@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from sparse_lens.errors import ConfigError
+from sparse_lens.errors import ConfigError, OutputError
+from sparse_lens.files import new_file
 
 Tracker = Literal["wandb", "tensorboard"]
 Row = dict[str, float]
@@ -19,13 +20,16 @@ class TrainingLog:
     def __init__(self, path: Path, *, resumed_at: int, trackers: Sequence[Callable[[Row], None]] = ()) -> None:
         self.path, self.trackers = path, trackers
         rows = [row for row in read_log(path) if row["step"] <= resumed_at] if path.is_file() and resumed_at else []
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        with new_file(path) as place:
+            place.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     def append(self, row: Row) -> None:
-        """Add a row."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        """Add a row; raises `OutputError` if it cannot be written."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path}: {error.strerror or error}; start again to resume") from error
         for tracker in self.trackers:
             tracker(row)
 

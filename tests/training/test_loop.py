@@ -27,22 +27,12 @@ from sparse_lens.training import (
 from sparse_lens.training.optimizer import scale_gradient
 from sparse_lens.training.run import resolve_precision
 
-SHAPE = {"n_layer": 2, "n_head": 2, "d_model": 16, "d_head": 8, "rms_norm": True, "tied_unembed": False, "sink": True}
-TINY = TrainingConfig(
-    name="tiny",
-    model=SHAPE | {"afrac": 0.5, "enable_bigram_table": True, "learnable_bigram_table": True},
-    steps=30,
-    batch_size=4,
-    context=16,
-    learning_rate=1e-2,
-    precision="float32",
-    warmup=0.1,
-    sparsity=TopK(density=0.2, embedding_density=0.4, min_alive=2),
-    checkpoint_every=10,
-    evaluate_every=10,
-    evaluation_windows=8,
-)
-DENSE = TINY.model_copy(update={"name": "dense", "model": SHAPE, "sparsity": None})
+
+@pytest.fixture(scope="module")
+def dense(tiny: TrainingConfig) -> TrainingConfig:
+    """The weight-dense twin."""
+    plain = {name: value for name, value in tiny.model.items() if name != "afrac" and "bigram" not in name}
+    return tiny.model_copy(update={"name": "dense", "model": plain, "sparsity": None})
 
 
 class Interruption(Exception):
@@ -58,12 +48,6 @@ class RecordedData(TokenData):
             yield batch, state
 
 
-@pytest.fixture(scope="module")
-def finished(data: TokenData, tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
-    """An uninterrupted run."""
-    return train(TINY, data, tmp_path_factory.mktemp("run") / "tiny", progress=False)
-
-
 def without_seconds(history: list[dict[str, float]]) -> list[dict[str, float]]:
     clock = ("seconds", "evaluation_seconds", "tokens_per_second")
     return [{name: value for name, value in row.items() if name not in clock} for row in history]
@@ -77,9 +61,9 @@ def assert_same_run(result: TrainingResult, expected: TrainingResult) -> None:
     assert result.loss == expected.loss
 
 
-def test_bfloat16_products_learn_as_well(finished: TrainingResult, data: TokenData, tmp_path: Path) -> None:
+def test_bfloat16_products_learn_as_well(finished: TrainingResult, data: TokenData, tmp_path: Path, tiny: TrainingConfig) -> None:
     """Half precision of the products costs little; weights stay float32, and the record says what was used."""
-    half = train(TINY.model_copy(update={"precision": "bfloat16"}), data, tmp_path / "half", progress=False)
+    half = train(tiny.model_copy(update={"precision": "bfloat16"}), data, tmp_path / "half", progress=False)
     assert half.loss == pytest.approx(finished.loss, rel=0.05) and half.loss != finished.loss
     assert {parameter.dtype for parameter in half.model.parameters()} == {torch.float32}
     assert json.loads((tmp_path / "half" / "training.json").read_text())["precision"] == "bfloat16"
@@ -111,12 +95,12 @@ def test_it_learns(finished: TrainingResult, data: TokenData) -> None:
     assert finished.loss == losses[-1]
 
 
-def test_the_loss_is_the_models(finished: TrainingResult, data: TokenData) -> None:
+def test_the_loss_is_the_models(finished: TrainingResult, data: TokenData, tiny: TrainingConfig) -> None:
     """The reported loss is the mean over the held-out windows, whatever the batch size."""
-    windows = data.validation_windows(TINY.context, TINY.evaluation_windows)
+    windows = data.validation_windows(tiny.context, tiny.evaluation_windows)
     for batch_size in (3, 8):
         losses = window_losses(finished.model.core, windows, batch_size=batch_size)
-        assert losses.shape == (TINY.evaluation_windows,)
+        assert losses.shape == (tiny.evaluation_windows,)
         assert losses.mean() == pytest.approx(finished.loss, abs=1e-4)
 
 
@@ -128,7 +112,7 @@ def test_the_model_is_sparse(finished: TrainingResult) -> None:
     assert int((weight != 0).sum()) == int(0.2 * weight.numel())
 
 
-def test_the_folder_holds_the_model(finished: TrainingResult, data: TokenData) -> None:
+def test_the_folder_holds_the_model(finished: TrainingResult, data: TokenData, tiny: TrainingConfig) -> None:
     """Weights, tokenizer and a record of the run, as Hugging Face names them."""
     loaded = load_checkpoint(finished.folder)
     for name, parameter in finished.model.named_parameters():
@@ -137,49 +121,53 @@ def test_the_folder_holds_the_model(finished: TrainingResult, data: TokenData) -
     record = json.loads((finished.folder / "training.json").read_text())
     assert record["format"] == 2
     assert (finished.folder / "model.safetensors").is_file() and (finished.folder / "config.json").is_file()
-    assert TrainingConfig(**record["config"]) == TINY
+    assert TrainingConfig(**record["config"]) == tiny
     assert record["tokens"] == 30 * 4 * 16
     assert record["history"] == finished.history
 
 
-def test_a_run_repeats(finished: TrainingResult, data: TokenData, tmp_path: Path) -> None:
+def test_a_run_repeats(finished: TrainingResult, data: TokenData, tmp_path: Path, tiny: TrainingConfig) -> None:
     """The same configuration gives the same weights, whatever the random state outside."""
     torch.manual_seed(123)
-    assert_same_run(train(TINY, data, tmp_path / "tiny", progress=False), finished)
+    assert_same_run(train(tiny, data, tmp_path / "tiny", progress=False), finished)
 
 
 @pytest.mark.parametrize("step", [10, 20, 30])
-def test_a_resumed_run_is_bit_identical(finished: TrainingResult, data: TokenData, tmp_path: Path, step: int) -> None:
+def test_a_resumed_run_is_bit_identical(
+    finished: TrainingResult, data: TokenData, tmp_path: Path, step: int, tiny: TrainingConfig
+) -> None:
     """Interrupted before, between and after checkpoints: no model appears, and the second run ends where one would have."""
     with pytest.raises(Interruption):
-        train(TINY, data, tmp_path / "tiny", progress=False, on_evaluation=stop_at(step))
+        train(tiny, data, tmp_path / "tiny", progress=False, on_evaluation=stop_at(step))
     assert not (tmp_path / "tiny" / "model.safetensors").exists()
     assert bool(list((tmp_path / "tiny" / "checkpoints").glob("step-*"))) == (step > 10)
-    assert_same_run(train(TINY, data, tmp_path / "tiny", progress=False), finished)
+    assert_same_run(train(tiny, data, tmp_path / "tiny", progress=False), finished)
 
 
-def test_a_finished_run_is_not_run_again(finished: TrainingResult, data: TokenData, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_run_again(finished: TrainingResult, data: TokenData, tmp_path: Path, tiny: TrainingConfig) -> None:
     """It is opened where it is, or written anew from its last checkpoint, without a step."""
     recorded = RecordedData(data.directory)
-    there = train(TINY, recorded, finished.folder, progress=False)
-    elsewhere = train(TINY, recorded, tmp_path / "again", checkpoints=finished.folder / "checkpoints", progress=False)
+    there = train(tiny, recorded, finished.folder, progress=False)
+    elsewhere = train(tiny, recorded, tmp_path / "again", checkpoints=finished.folder / "checkpoints", progress=False)
     assert "seen" not in recorded.__dict__
     for again in (there, elsewhere):
         assert again.history == finished.history
         assert_same_run(again, finished)
 
 
-def test_what_a_callback_returns_joins_the_log(data: TokenData, tmp_path: Path) -> None:
+def test_what_a_callback_returns_joins_the_log(data: TokenData, tmp_path: Path, tiny: TrainingConfig) -> None:
     """Task accuracies reach the log this way: training knows nothing of tasks."""
-    config = TINY.model_copy(update={"steps": 2, "evaluate_every": 1})
+    config = tiny.model_copy(update={"steps": 2, "evaluate_every": 1})
     seen = train(config, data, tmp_path / "t", progress=False, on_evaluation=lambda _, step: {"accuracy": step / 2})
     assert [row["accuracy"] for row in seen.history] == [0.5, 1.0]
 
 
-def test_two_models_see_equal_tokens_in_equal_order(data: TokenData, tmp_path: Path) -> None:
+def test_two_models_see_equal_tokens_in_equal_order(
+    data: TokenData, tmp_path: Path, tiny: TrainingConfig, dense: TrainingConfig
+) -> None:
     """Sparse and dense twin: the batches depend on the data seed alone, not on the model or its seed."""
     orders = []
-    for config in (TINY, DENSE.model_copy(update={"seed": 7})):
+    for config in (tiny, dense.model_copy(update={"seed": 7})):
         recorded = RecordedData(data.directory)
         train(config.model_copy(update={"steps": 6}), recorded, tmp_path / config.name, progress=False)
         orders.append(np.stack(recorded.__dict__["seen"]))
@@ -187,9 +175,9 @@ def test_two_models_see_equal_tokens_in_equal_order(data: TokenData, tmp_path: P
     assert np.array_equal(*orders)
 
 
-def test_dropout_resumes_too(data: TokenData, tmp_path: Path) -> None:
+def test_dropout_resumes_too(data: TokenData, tmp_path: Path, dense: TrainingConfig) -> None:
     """What dropout draws depends on the step alone, not on where the run began."""
-    config = DENSE.model_copy(update={"model": SHAPE | {"dropout": 0.3}})
+    config = dense.model_copy(update={"model": dense.model | {"dropout": 0.3}})
     whole = train(config, data, tmp_path / "whole", progress=False)
     with pytest.raises(Interruption):
         train(config, data, tmp_path / "cut", progress=False, on_evaluation=stop_at(20))
@@ -197,8 +185,8 @@ def test_dropout_resumes_too(data: TokenData, tmp_path: Path) -> None:
     assert_same_run(train(config, data, tmp_path / "cut", progress=False), whole)
 
 
-def test_another_corpus_is_not_resumed_on(data: TokenData, tmp_path: Path) -> None:
-    config = TINY.model_copy(update={"steps": 10})
+def test_another_corpus_is_not_resumed_on(data: TokenData, tmp_path: Path, tiny: TrainingConfig) -> None:
+    config = tiny.model_copy(update={"steps": 10})
     train(config, data, tmp_path / "model", progress=False)
     other = RecordedData(data.directory)
     other.__dict__["manifest"] = data.manifest | {"config_hash": "another"}
@@ -207,7 +195,7 @@ def test_another_corpus_is_not_resumed_on(data: TokenData, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("place", ["file", "foreign", "model"])
-def test_a_place_that_cannot_end_well_is_refused_at_once(place: str, data: TokenData, tmp_path: Path) -> None:
+def test_a_place_that_cannot_end_well_is_refused_at_once(place: str, data: TokenData, tmp_path: Path, tiny: TrainingConfig) -> None:
     """A file, a folder of other things, a folder with a model that was not trained here."""
     folder = tmp_path / "place"
     if place == "file":
@@ -217,54 +205,56 @@ def test_a_place_that_cannot_end_well_is_refused_at_once(place: str, data: Token
         (folder / ("thesis.txt" if place == "foreign" else "model.safetensors")).write_text("mine")
     seen = RecordedData(data.directory)
     with pytest.raises((OutputError, CheckpointError)):
-        train(TINY, seen, folder, progress=False)
+        train(tiny, seen, folder, progress=False)
     assert "seen" not in seen.__dict__
 
 
-def test_a_misspelt_model_field_is_named(data: TokenData, tmp_path: Path) -> None:
-    config = TINY.model_copy(update={"model": {"n_layr": 2}})
+def test_a_misspelt_model_field_is_named(data: TokenData, tmp_path: Path, tiny: TrainingConfig) -> None:
+    config = tiny.model_copy(update={"model": {"n_layr": 2}})
     with pytest.raises(UnknownNameError, match="n_layer"):
         train(config, data, tmp_path / "model", progress=False)
 
 
-def test_a_density_below_the_minimum_alive_is_known_before_the_first_step(data: TokenData, tmp_path: Path) -> None:
-    config = TINY.model_copy(update={"sparsity": TopK(density=0.05, min_alive=8)})
+def test_a_density_below_the_minimum_alive_is_known_before_the_first_step(
+    data: TokenData, tmp_path: Path, tiny: TrainingConfig
+) -> None:
+    config = tiny.model_copy(update={"sparsity": TopK(density=0.05, min_alive=8)})
     seen = RecordedData(data.directory)
     with pytest.raises(ConfigError, match="alive weights"):
         train(config, seen, tmp_path / "model", progress=False)
     assert "seen" not in seen.__dict__
 
 
-def test_another_configurations_checkpoint(finished: TrainingResult, data: TokenData, tmp_path: Path) -> None:
+def test_another_configurations_checkpoint(finished: TrainingResult, data: TokenData, tmp_path: Path, tiny: TrainingConfig) -> None:
     """A run is resumed by its own configuration only, and the difference is told; the name and the cadence are free to change."""
-    other = TINY.model_copy(update={"learning_rate": 2e-2, "model": TINY.model | {"afrac": None}})
+    other = tiny.model_copy(update={"learning_rate": 2e-2, "model": tiny.model | {"afrac": None}})
     for where in ({"folder": finished.folder}, {"folder": tmp_path / "other", "checkpoints": finished.folder / "checkpoints"}):
         with pytest.raises(CheckpointError, match=r"learning_rate: 0.01, now 0.02; model.afrac: 0.5, now None"):
             train(other, data, progress=False, **where)
-    renamed = TINY.model_copy(update={"name": "other", "checkpoint_every": 7, "evaluate_every": 3, "log_every": 1})
-    assert renamed.fingerprint() == TINY.fingerprint() != other.fingerprint()
+    renamed = tiny.model_copy(update={"name": "other", "checkpoint_every": 7, "evaluate_every": 3, "log_every": 1})
+    assert renamed.fingerprint() == tiny.fingerprint() != other.fingerprint()
 
 
-def test_an_unwritable_folder_is_known_before_the_first_step(data: TokenData, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_known_before_the_first_step(data: TokenData, tmp_path: Path, tiny: TrainingConfig) -> None:
     """A file in the way is found at once, not after the training."""
     (tmp_path / "file").write_text("in the way")
     recorded = RecordedData(data.directory)
     with pytest.raises(OutputError, match="cannot write"):
-        train(TINY, recorded, tmp_path / "file" / "tiny", checkpoints=tmp_path / "c", progress=False)
+        train(tiny, recorded, tmp_path / "file" / "tiny", checkpoints=tmp_path / "c", progress=False)
     assert "seen" not in recorded.__dict__
 
 
-def test_a_diverging_run_stops(data: TokenData, tmp_path: Path) -> None:
+def test_a_diverging_run_stops(data: TokenData, tmp_path: Path, dense: TrainingConfig) -> None:
     """A loss that is no number ends the run with the knob to turn; no model is written."""
-    config = DENSE.model_copy(update={"learning_rate": 1e38, "warmup": 0.0})
+    config = dense.model_copy(update={"learning_rate": 1e38, "warmup": 0.0})
     with pytest.raises(ConfigError, match="lower learning_rate"):
         train(config, data, tmp_path / "diverging", progress=False)
     assert not (tmp_path / "diverging" / "model.safetensors").exists()
 
 
-def test_a_model_too_small_for_the_data(data: TokenData, tmp_path: Path) -> None:
+def test_a_model_too_small_for_the_data(data: TokenData, tmp_path: Path, dense: TrainingConfig) -> None:
     """Fewer tokens or positions than the corpus needs."""
-    config = DENSE.model_copy(update={"model": SHAPE | {"vocab_size": 10}})
+    config = dense.model_copy(update={"model": dense.model | {"vocab_size": 10}})
     with pytest.raises(DataError, match="the model has 10 tokens"):
         train(config, data, tmp_path / "small", progress=False)
 
@@ -291,7 +281,7 @@ def test_recipes() -> None:
 
 
 @pytest.mark.parametrize("field", [{"stepz": 3}, {"steps": 0}, {"gradient": "max"}, {"learning_rate": -1.0}])
-def test_a_configuration_is_checked(field: dict[str, Any]) -> None:
+def test_a_configuration_is_checked(field: dict[str, Any], tiny: TrainingConfig) -> None:
     """Unknown fields and impossible values are errors, not ignored."""
     with pytest.raises(ValueError, match=next(iter(field))):
-        TrainingConfig(**(TINY.model_dump() | field))
+        TrainingConfig(**(tiny.model_dump() | field))

@@ -44,7 +44,12 @@ METHODS: dict[str, SparsityConfig] = {
 def make_run(sparsity: SparsityConfig, **model: Any) -> TrainingRun:
     shape = {"n_layer": 2, "n_head": 2, "d_model": 16, "d_head": 8, "rms_norm": True, "tied_unembed": False}
     config = TrainingConfig(
-        name="x", model=shape | model, steps=STEPS, learning_rate=0.02, precision="float32", sparsity=sparsity  # pyright: ignore
+        name="x",
+        model=shape | model,
+        steps=STEPS,
+        learning_rate=0.02,
+        precision="float32",
+        sparsity=sparsity,  # pyright: ignore
     )
     fields = config.model | {"vocab_size": VOCAB, "block_size": LENGTH, "tokenizer_name": None}
     gpt = CircuitGPTForCausalLM(CircuitGPTConfig(**fields))  # pyright: ignore[reportArgumentType]
