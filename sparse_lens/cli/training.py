@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def add_train(commands: Any) -> None:
     run.add_argument("--checkpoints", type=Path, default=None, help="folder of the checkpoints; default: inside --out")
     run.add_argument("--threads", type=int, default=None, help="CPU threads; default: all")
     run.add_argument("--device", default="cpu", help="cpu, or cuda (not tested)")
+    run.add_argument("--sharded", action="store_true", help="under torchrun, each process holds a part of the weights (FSDP2)")
     run.add_argument("--tracker", action="append", default=[], choices=["wandb", "tensorboard"], help="log there too; repeatable")
 
 
@@ -81,7 +83,10 @@ def _train(options: argparse.Namespace) -> None:
             raise ConfigError(f"--threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
     data = _data(options, config)
-    result = train(config, data, out, checkpoints=options.checkpoints, device=options.device, trackers=options.tracker)
+    where = {"checkpoints": options.checkpoints, "device": options.device, "sharded": options.sharded}
+    result = train(config, data, out, **where, trackers=options.tracker)
+    if int(os.environ.get("RANK", "0")):
+        return
     seconds = result.history[-1]["seconds"]
     print_line(f"{result.folder}: {result.loss:.3f} nats per token on held-out real files, {seconds:.0f} s of training")
     _describe(result.folder, data, config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparse_lens.models import CircuitGPTCore
+from sparse_lens.training.sharding import whole
 
 Logits = Callable[[Tensor], Tensor]
 
@@ -50,3 +51,8 @@ def dead_neurons(core: CircuitGPTCore, windows: Int[np.ndarray, "window context_
         for handle in handles:
             handle.remove()
     return sum(int((~of_layer).sum()) for of_layer in alive.values())
+
+
+def count_nonzeros(tensors: Iterable[Tensor]) -> int:
+    """Entries that are not zero, shards of other processes included."""
+    return sum(int(whole((tensor.detach() != 0).sum())) for tensor in tensors)

@@ -21,13 +21,15 @@ from sparse_lens.models import CircuitGPTConfig, CircuitGPTForCausalLM
 from sparse_lens.models.config import REFERENCE_FIELDS
 from sparse_lens.training.checkpoints import Checkpoint, CheckpointFolder, differences
 from sparse_lens.training.config import UNIMPORTANT, TrainingConfig
-from sparse_lens.training.evaluation import dead_neurons, window_losses
+from sparse_lens.training.evaluation import count_nonzeros, dead_neurons, window_losses
 from sparse_lens.training.folder import CHECKPOINTS, LOG_FILE, MODEL_FILES, finished_record, open_finished, write_model
 from sparse_lens.training.interruption import Interruption
 from sparse_lens.training.log import Row, Tracker, TrainingLog, make_tracker
 from sparse_lens.training.memory import check_memory
 from sparse_lens.training.processes import Processes
 from sparse_lens.training.run import TrainingRun
+from sparse_lens.training.sharding import shard_core, whole
+from sparse_lens.training.sparsity import LearnedMask, LotteryTicket, MagnitudePruning
 from sparse_lens.training.state import load_state, run_state
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ def train(
     *,
     checkpoints: str | Path | None = None,
     device: str = "cpu",
+    sharded: bool = False,
     progress: bool = True,
     trackers: Sequence[Tracker] = (),
     on_evaluation: Evaluation | None = None,
@@ -61,7 +64,8 @@ def train(
     The folder ends with `model.safetensors`, configuration, tokenizer, `training.json` and `log.jsonl` (a row every
     `log_every` steps). Checkpoints lie in `checkpoints`, by default inside the folder; the newest two are kept. SIGINT and SIGTERM
     end the run after the step at hand, with a checkpoint. `on_evaluation` is called with the model and the step at every evaluation
-    and its numbers join the log (task accuracies, for instance). Under `torchrun` every process takes its part of each batch.
+    and its numbers join the log (task accuracies, for instance). Under `torchrun` every process takes its part of each batch; with
+    `sharded` it holds its part of the weights only (FSDP2).
 
     Raises `CheckpointError` for a folder with another run in it (the difference is shown), `ConfigError` for a recipe that cannot
     work or a loss that is no number (the last checkpoint is kept), `DataError` for data that do not fit, `OutputError` for a place
@@ -76,16 +80,17 @@ def train(
         return _finished(folder, record)
     model_config = _model_config(config, data)
     check_memory(config, model_config, processes=processes.local_count)
-    session = _Session(config, data, model_config, where, processes, device)
+    session = _Session(config, data, model_config, where, processes, device, sharded)
     session.resume()
     make = lambda name: make_tracker(name, folder, config.name, config.model_dump(mode="json"))  # noqa: E731
     chosen = [make(name) for name in trackers] if processes.first else []
     session.log = TrainingLog(folder / LOG_FILE, resumed_at=session.run.step, trackers=chosen) if processes.first else None
     session.go(progress, on_evaluation)
+    model = session.whole_model()
     if processes.first:
-        write_model(session.run.model, data.tokenizer, session.record(), folder)
+        write_model(model, data.tokenizer, session.record(), folder)
     processes.wait()
-    return TrainingResult(session.run.model.eval(), folder, session.history[-1]["loss"], session.history)
+    return TrainingResult(model.eval(), folder, session.history[-1]["loss"], session.history)
 
 
 class _Session:
@@ -99,12 +104,18 @@ class _Session:
         checkpoints: CheckpointFolder,
         processes: Processes,
         device: str,
+        sharded: bool,
     ) -> None:
         self.config, self.data, self.checkpoints, self.processes = config, data, checkpoints, processes
         self.windows = data.validation_windows(config.context, config.evaluation_windows)
         model = CircuitGPTForCausalLM(model_config)
         model.core.initialize(torch.Generator().manual_seed(config.seed))
-        self.run = TrainingRun(config, model.to(device).train())
+        model = model.to(device).train()
+        if sharded:
+            _check_shardable(config, processes)
+            shard_core(model.core, processes.count)
+        self.sharded = sharded
+        self.run = TrainingRun(config, model)
         self.history: list[Row] = []
         self.losses: list[float] = []  # since the last row of the log
         self.data_state: dict[str, Any] | None = None
@@ -113,7 +124,7 @@ class _Session:
     def go(self, progress: bool, on_evaluation: Evaluation | None) -> None:
         """Take all steps that are left."""
         run, config = self.run, self.config
-        run.forward = self.processes.wrap(run.model.core)
+        run.forward = run.model.core if self.sharded else self.processes.wrap(run.model.core)
         bar = tqdm(
             total=config.steps,
             initial=run.step,
@@ -175,6 +186,14 @@ class _Session:
         logger.info("%s", self.history[-1])
         return found
 
+    def whole_model(self) -> CircuitGPTForCausalLM:
+        """The model, its shards put together if it has any."""
+        if not self.sharded:
+            return self.run.model
+        model = CircuitGPTForCausalLM(self.run.model.config)  # pyright: ignore[reportArgumentType]
+        model.core.load_state_dict({name: whole(tensor) for name, tensor in self.run.model.core.state_dict().items()})
+        return model
+
     def record(self) -> dict[str, Any]:
         """What is known of the run, JSON-able."""
         return {
@@ -194,9 +213,10 @@ class _Session:
 
     def save(self) -> None:
         """Write a checkpoint, in the first process."""
+        state = run_state(self.run) if self.sharded or self.processes.first else {}  # shards are put together by all
         if self.processes.first:
             record = self.record() | {"data_state": self.data_state, "losses": self.losses}
-            self.checkpoints.save(self.run.step, Checkpoint(run_state(self.run), record))
+            self.checkpoints.save(self.run.step, Checkpoint(state, record))
         self.processes.wait()
 
     def resume(self) -> None:
@@ -227,7 +247,7 @@ class _Meter:
         """The numbers of the log, which start anew."""
         now = time.perf_counter()
         speed = self.n_timed * self.per_step / (now - self.since)
-        nonzeros = sum(int(p.count_nonzero()) for p in run.decayed)
+        nonzeros = count_nonzeros(run.decayed)
         row: Row = {
             "training_loss": sum(self.losses) / len(self.losses),
             "learning_rate": run.optimizer.param_groups[0]["lr"],
@@ -253,6 +273,15 @@ def _refuse_difference(where: Path, record: dict[str, Any], config: TrainingConf
         )
     if record["data"] != data.manifest["config_hash"]:
         raise CheckpointError(f"{where} was trained on another corpus; give that one, or delete it to start over")
+
+
+def _check_shardable(config: TrainingConfig, processes: Processes) -> None:
+    if processes.count == 1:
+        raise ConfigError("sharded training needs several processes: start it with torchrun")
+    if isinstance(config.sparsity, LearnedMask | LotteryTicket | MagnitudePruning):
+        raise ConfigError(f"sparsity by {config.sparsity.method!r} does not work on sharded weights; leave `sharded` out")
+    if config.model.get("tied_unembed", True):
+        raise ConfigError("sharded training needs an unembedding of its own: set tied_unembed to false")
 
 
 def _finished(folder: Path, record: dict[str, Any]) -> TrainingResult:

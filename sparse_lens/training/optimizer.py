@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparse_lens.models import CircuitGPTCore
 from sparse_lens.training.config import TrainingConfig
+from sparse_lens.training.sharding import own, whole
 from sparse_lens.training.sparsifiers import Sparsifier
 
 _GATE_EPS = 1e-8
@@ -42,7 +43,7 @@ def decayed_weights(core: CircuitGPTCore) -> list[Tensor]:
 def decay_weights(weights: list[Tensor], amount: float) -> None:
     """Shrink weights by the share `amount`, the weight decay times the present learning rate; after the projection."""
     if amount:
-        torch._foreach_mul_(weights, 1 - amount)
+        torch._foreach_mul_([own(weight) for weight in weights], 1 - amount)
 
 
 @torch.no_grad()
@@ -51,9 +52,9 @@ def scale_gradient(parameters: list[Tensor], how: str) -> None:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if how == "none" or not gradients:
         return
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
     if how == "rms":
         factor = 1 / (norm / math.sqrt(sum(parameter.numel() for parameter in parameters)) + 1e-5)
     else:
         factor = (1 / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(gradients, factor)
+    torch._foreach_mul_([own(gradient) for gradient in gradients], factor)

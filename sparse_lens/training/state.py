@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sparse_lens.errors import CheckpointError
 from sparse_lens.training.run import TrainingRun
+from sparse_lens.training.sharding import own, own_part, whole
 
 
 def run_state(run: TrainingRun) -> dict[str, Tensor]:
@@ -14,9 +15,10 @@ def run_state(run: TrainingRun) -> dict[str, Tensor]:
     state = {f"core.{name}": tensor for name, tensor in run.model.core.state_dict().items()}
     if run.model.config.tied_unembed:
         del state["core.lm_head.weight"]
+    state = {name: whole(tensor) for name, tensor in state.items()}
     for index, parameter in enumerate(_parameters(run.optimizer)):
         for name, value in run.optimizer.state.get(parameter, {}).items():
-            state[f"optimizer.{index}.{name}"] = value
+            state[f"optimizer.{index}.{name}"] = whole(value)
     state |= {f"sparsifier.{name}": tensor for name, tensor in run.sparsifier.state().items()}
     if run.scaler.is_enabled():
         state["scale"] = torch.tensor(run.scaler.get_scale())
@@ -31,21 +33,29 @@ def load_state(run: TrainingRun, state: dict[str, Tensor]) -> None:
         return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
     run.sparsifier.restore({name: tensor.to(run.device) for name, tensor in part("sparsifier.").items()})
-    weights = part("core.")
+    weights, targets = part("core."), run.model.core.state_dict()
     if run.model.config.tied_unembed:
         weights["lm_head.weight"] = weights["wte.weight"]
-    try:
-        run.model.core.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"the checkpoint's weights do not fit the model: {error}") from error
+    if {name: t.shape for name, t in weights.items()} != {name: t.shape for name, t in targets.items()}:
+        raise CheckpointError("the checkpoint's weights do not fit the model: other names or shapes")
+    for name, target in targets.items():
+        own(target).copy_(own_part(weights[name].to(run.device), target))
     moments = part("optimizer.")
     for index, parameter in enumerate(_parameters(run.optimizer)):
-        own = {name.split(".")[1]: tensor for name, tensor in moments.items() if name.split(".")[0] == str(index)}
-        if own:
-            device = {name: tensor if name == "step" else tensor.to(parameter.device) for name, tensor in own.items()}
-            run.optimizer.state[parameter] = device
+        found = {name.split(".")[1]: tensor for name, tensor in moments.items() if name.split(".")[0] == str(index)}
+        if found:
+            run.optimizer.state[parameter] = {name: _moment(name, tensor, parameter) for name, tensor in found.items()}
     if "scale" in state:
         run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": float(state["scale"])})
+
+
+def _moment(name: str, tensor: Tensor, parameter: Tensor) -> Tensor:
+    """One entry of the optimizer's state, laid out as its parameter is."""
+    if name == "step":
+        return tensor
+    moment = torch.empty_like(parameter)
+    own(moment).copy_(own_part(tensor.to(parameter.device), parameter))
+    return moment
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

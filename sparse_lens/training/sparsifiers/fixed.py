@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparse_lens.kernels import projection_mask
 from sparse_lens.models import CircuitGPTCore
+from sparse_lens.training.sharding import own, own_part
 from sparse_lens.training.sparsifiers.base import Sparsifier
 from sparse_lens.training.sparsifiers.matrices import SparseMatrix, sparse_matrices
 from sparse_lens.training.sparsity import RandomMask, RigL, SparsityConfig
@@ -30,17 +31,15 @@ class HeldMasks(Sparsifier):
         for matrix, mask in zip(self.matrices, self.masks, strict=bool(self.masks)):
             for parameter, kept in zip(matrix.parameters, matrix.split(mask), strict=True):
                 if parameter.grad is not None:
-                    parameter.grad.mul_(kept)
+                    own(parameter.grad).mul_(own_part(kept, parameter))
 
     def after_step(self, step: int) -> None:  # noqa: ARG002
         self.apply()
 
-    @torch.no_grad()
     def apply(self) -> None:
         """Zero the weights outside the masks."""
         for matrix, mask in zip(self.matrices, self.masks, strict=bool(self.masks)):
-            for parameter, kept in zip(matrix.parameters, matrix.split(mask), strict=True):
-                parameter.mul_(kept)
+            matrix.keep(mask)
 
     def hold_largest(self, densities: list[float]) -> None:
         """Take as masks the largest weights that these densities (one per matrix) leave."""
@@ -131,7 +130,7 @@ class RigLMasks(HeldMasks):
             for parameter, kept in zip(matrix.parameters, matrix.split(mask), strict=True):
                 for moment in ("exp_avg", "exp_avg_sq"):
                     if moment in (state := self.optimizer.state[parameter]):
-                        state[moment].mul_(kept)
+                        own(state[moment]).mul_(own_part(kept, parameter))
 
 
 def _gradient(parameter: Tensor) -> Tensor:

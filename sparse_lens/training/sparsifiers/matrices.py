@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sparse_lens.kernels import check_budget
 from sparse_lens.models import CircuitGPTCore
 from sparse_lens.models.core import Block
+from sparse_lens.training.sharding import own, own_part, whole
 from sparse_lens.training.sparsity import SparsityConfig
 
 
@@ -45,8 +46,14 @@ class SparseMatrix:
 
     def stack(self, tensors: Sequence[Tensor] | None = None) -> Tensor:
         """The parameters' values, or `tensors` of their shapes, as one matrix."""
-        parts = [parameter.detach() for parameter in self.parameters] if tensors is None else list(tensors)
+        parts = [whole(tensor.detach()) for tensor in (self.parameters if tensors is None else tensors)]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(self.shape)
+
+    @torch.no_grad()
+    def keep(self, mask: Tensor) -> None:
+        """Zero the parameters where a mask of the stack's shape is not set."""
+        for parameter, kept in zip(self.parameters, self.split(mask), strict=True):
+            own(parameter).mul_(own_part(kept, parameter))
 
     def split(self, matrix: Tensor) -> list[Tensor]:
         """A matrix of the stack's shape as parts of the parameters' shapes."""

@@ -23,15 +23,12 @@ class TopKProjection(Sparsifier):
     def after_step(self, step: int) -> None:
         self.project(step / self.steps)
 
-    @torch.no_grad()
     def project(self, progress: float) -> None:
         """Zero what the density after the share `progress` of the steps does not leave."""
         for matrix in self.matrices:
             k = matrix.kept(density_at(self.sparsity, matrix.density, progress))
             if k < matrix.entries:
-                mask = self._mask(matrix, matrix.stack(), k)
-                for parameter, kept in zip(matrix.parameters, matrix.split(mask), strict=True):
-                    parameter.mul_(kept)
+                matrix.keep(self._mask(matrix, matrix.stack(), k))
 
     def _mask(self, matrix: SparseMatrix, weight: Tensor, k: int) -> Tensor:
         if self.sparsity.budget == "matrix" or matrix.neuron_axis is None:
