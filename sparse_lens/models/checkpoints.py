@@ -58,6 +58,8 @@ def load_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
 def save_reference(model: CircuitGPTForCausalLM, path: str | Path) -> None:
     """Write the reference's folder format, `beeg_config.json` and `final_model.pt`."""
     state = {name: tensor.detach().cpu().clone() for name, tensor in model.core.state_dict().items()}
+    if model.config.n_experts is not None:
+        raise CheckpointError("the reference has no mixture of experts: this model can be saved with save_pretrained only")
     fields = {name: getattr(model.config, name) for name in REFERENCE_FIELDS}
     with new_directory(path) as folder:
         (folder / REFERENCE_CONFIG).write_text(json.dumps(fields, indent=2) + "\n")

@@ -36,6 +36,9 @@ class CircuitGPTConfig(PreTrainedConfig):
     Field names and defaults are those of `GPTConfig` in openai/circuit_sparsity, `circuit_sparsity/inference/gpt.py`.
     `d_head` and `d_mlp` default to `d_model // n_head` and `4 * d_model`; `afrac` is the kept fraction at the sites of
     `afrac_loctypes` (comma-separated), None for no activation sparsity; `d_pos_emb` switches to concatenated positions.
+
+    Beyond the reference, `n_experts` cuts the MLP's neurons into as many equal groups, of which a router opens
+    `experts_per_token` at every token (mixture of experts).
     """
 
     model_type = "circuitgpt"
@@ -76,6 +79,8 @@ class CircuitGPTConfig(PreTrainedConfig):
     grad_checkpointing: bool = True
     debug_nans: bool = False
     enable_sparse_kernels: bool = False
+    n_experts: int | None = None
+    experts_per_token: int = 1
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
@@ -137,6 +142,9 @@ REFERENCE_FIELDS = (
 
 assert {f.name for f in dataclasses.fields(CircuitGPTConfig)} >= set(REFERENCE_FIELDS)
 
+EXTENSION_FIELDS = ("n_experts", "experts_per_token")
+"""Fields that the reference does not have; a model that uses them cannot be written in its format."""
+
 _POSITIVE = ("block_size", "vocab_size", "n_layer", "n_head", "d_model", "d_head", "d_mlp")
 _SWITCHES = (
     "bias ln_bias rms_norm tied_unembed enable_bigram_table learnable_bigram_table dropout_cat_pos_emb sinusoidal_cat_pos_emb sink"
@@ -169,6 +177,7 @@ def validate_config(config: CircuitGPTConfig) -> None:
     if config.dropout is None or not 0 <= config.dropout < 1:
         raise ConfigError(f"dropout must lie in [0, 1), got {config.dropout!r}")
     _check_sparsity(config)
+    _check_experts(config)
     if (count := parameter_count(config)) > MAX_PARAMETERS:
         raise ConfigError(
             f"the configuration promises {count:.2e} parameters, more than the limit of {MAX_PARAMETERS:.0e}; is the file damaged?"
@@ -189,10 +198,21 @@ def _check_sparsity(config: CircuitGPTConfig) -> None:
         _check_choice("every name in afrac_loctypes", site, ABSTOPK_SITES)
 
 
+def _check_experts(config: CircuitGPTConfig) -> None:
+    if config.n_experts is None:
+        return
+    n, each = config.n_experts, config.experts_per_token
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1 or config.mlp_width % n:
+        raise ConfigError(f"n_experts must be null or divide d_mlp ({config.mlp_width}), got {n!r}")
+    if not isinstance(each, int) or isinstance(each, bool) or not 1 <= each <= n:
+        raise ConfigError(f"experts_per_token must lie between 1 and n_experts ({n}), got {each!r}")
+
+
 def parameter_count(config: CircuitGPTConfig) -> int:
     """Number of weights that a model of this configuration stores, the bigram table and buffers included."""
     d, d_in, d_attn, d_mlp, vocab = config.d_model, config.d_model_in, config.d_attn, config.mlp_width, config.vocab_size
     block = 3 * d_attn * d_in + d * d_attn + d_mlp * d_in + d * d_mlp + 2 * d
+    block += (config.n_experts or 0) * d_in
     if config.bias:
         block += 3 * d_attn + d + d_mlp + d
     embeddings = vocab * d * (1 if config.tied_unembed else 2) + config.block_size * (config.d_pos_emb or d)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_lens.errors import CheckpointError, ConfigError
-from sparse_lens.models.config import PAPER_SITES, REFERENCE_FIELDS, CircuitGPTConfig, validate_config
+from sparse_lens.models.config import EXTENSION_FIELDS, PAPER_SITES, REFERENCE_FIELDS, CircuitGPTConfig, validate_config
 
 REFERENCE_CONFIG, HF_CONFIG = "beeg_config.json", "config.json"
 
@@ -111,7 +111,7 @@ def _hf_fields(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     fields = {aliases.get(name, name): value for name, value in own.items()}
     fields |= {name: value for name, value in own.items() if name not in aliases}  # of two spellings, the model's own counts
     # Everything else would reach transformers, where names of attention kernels, for one, are fetched and run.
-    _refuse_unknown(fields, [*REFERENCE_FIELDS, *_HF_TOKENS], path)
+    _refuse_unknown(fields, [*REFERENCE_FIELDS, *EXTENSION_FIELDS, *_HF_TOKENS], path)
     return fields
 
 

@@ -141,14 +141,35 @@ class Attention(nn.Module):
         return result.sum(-2) if self.o.bias is None else result.sum(-2) + self.o.bias
 
 
+class Router(nn.Module):
+    """Opens a few groups of neurons at every token, by the softmax of their scores (arXiv:2101.03961, section 2.1).
+
+    With one expert a token its neurons are multiplied by its share of the softmax, with several by their shares among those chosen.
+    """
+
+    def __init__(self, config: CircuitGPTConfig) -> None:
+        super().__init__()
+        assert config.n_experts is not None
+        self.n_experts, self.n_open = config.n_experts, config.experts_per_token
+        self.score = nn.Linear(config.d_model_in, config.n_experts, bias=False)
+
+    def forward(self, u: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos n_experts"]:
+        """Factor of every expert, zero for those that stay closed."""
+        shares = self.score(u).softmax(-1)
+        best = shares.topk(self.n_open, dim=-1)
+        factors = best.values if self.n_open == 1 else best.values / best.values.sum(-1, keepdim=True)
+        return torch.zeros_like(shares).scatter(-1, best.indices, factors)
+
+
 class MLP(nn.Module):
-    """Two-layer perceptron with AbsTopK on its input, its neurons and its output."""
+    """Two-layer perceptron with AbsTopK on its input, its neurons and its output; with a router, a mixture of experts."""
 
     def __init__(self, config: CircuitGPTConfig) -> None:
         super().__init__()
         self.fc_in = nn.Linear(config.d_model_in, config.mlp_width, bias=config.bias)
         self.fc_out = nn.Linear(config.mlp_width, config.d_model, bias=config.bias)
         self.activation = nn.GELU() if config.activation_type == "gelu" else nn.ReLU()
+        self.router = None if config.n_experts is None else Router(config)
         self.topk_in = AbsTopK(config.kept("mlp_in", config.d_model_in))
         self.topk_neuron = AbsTopK(config.kept("mlp_neuron", config.mlp_width))
         self.topk_out = AbsTopK(config.kept("mlp_out", config.d_model))
@@ -163,7 +184,10 @@ class MLP(nn.Module):
         """Write of the MLP sublayer into the residual stream, before the addition."""
         u = tap("hook_act_in", self.topk_in(_concatenate(x, positional)))
         pre = tap("hook_pre", self.fc_in(u))
-        post = tap("hook_post", self.topk_neuron(self.activation(pre)))
+        neurons = self.activation(pre)
+        if self.router is not None:
+            neurons = neurons * self.router(u).repeat_interleave(neurons.shape[-1] // self.router.n_experts, dim=-1)
+        post = tap("hook_post", self.topk_neuron(neurons))
         return self.topk_out(self.out_dropout(self.fc_out(post)))
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from sparse_lens.errors import ConfigError
+from sparse_lens.training.penalties import PenaltyConfig
 from sparse_lens.training.sparsity import AnySparsity
 
 Precision = Literal["auto", "float64", "float32", "bfloat16", "float16"]
@@ -53,6 +54,8 @@ class TrainingConfig(BaseModel):
         description="of the matrix products, under autocast (float64: of everything); auto: bfloat16 where the processor has it",
     )
     sparsity: AnySparsity | None = Field(default=None, description="how weights are made sparse; null trains a dense model")
+    penalty: PenaltyConfig | None = Field(default=None, description="what joins the loss: the multi-objective alternative")
+    balance: float = Field(default=0.01, ge=0, description="weight of the load-balancing loss of a mixture of experts")
     checkpoint_every: int = Field(default=500, gt=0, description="steps between checkpoints")
     log_every: int = Field(default=20, gt=0, description="steps between rows of the log")
     evaluate_every: int = Field(default=250, gt=0, description="steps between validation losses")

@@ -18,7 +18,7 @@ from sparse_lens.data import END_OF_TEXT, TrainingData
 from sparse_lens.errors import CheckpointError, ConfigError, DataError, UnknownNameError
 from sparse_lens.files import check_writable
 from sparse_lens.models import CircuitGPTConfig, CircuitGPTForCausalLM
-from sparse_lens.models.config import REFERENCE_FIELDS
+from sparse_lens.models.config import EXTENSION_FIELDS, REFERENCE_FIELDS
 from sparse_lens.training.checkpoints import Checkpoint, CheckpointFolder, differences
 from sparse_lens.training.config import UNIMPORTANT, TrainingConfig
 from sparse_lens.training.evaluation import count_nonzeros, dead_neurons, window_losses
@@ -300,7 +300,7 @@ def _model_config(config: TrainingConfig, data: TrainingData) -> CircuitGPTConfi
         "eos_token_id": end_of_text,
         "pad_token_id": end_of_text,
     }
-    known = {*REFERENCE_FIELDS, *fields}
+    known = {*REFERENCE_FIELDS, *EXTENSION_FIELDS, *fields}
     for name in config.model:
         if name not in known:
             raise UnknownNameError("model field", name, known)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from sparse_lens.models import CircuitGPTForCausalLM
 from sparse_lens.training.config import TrainingConfig
 from sparse_lens.training.optimizer import decay_weights, decayed_weights, make_optimizer, scale_gradient, set_learning_rate
+from sparse_lens.training.penalties import Penalties
 from sparse_lens.training.schedules import learning_rate_at
 from sparse_lens.training.sparsifiers import make_sparsifier
 
@@ -35,6 +36,7 @@ class TrainingRun:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
         self.trained: list[Tensor] = [p for p in model.core.parameters() if p.requires_grad]
         self.decayed = decayed_weights(model.core)
+        self.penalties = Penalties(model.core, config.penalty, config.balance)
         self.forward = model.core
         self.step, self.seconds = 0, 0.0
 
@@ -62,9 +64,9 @@ class TrainingRun:
         with torch.autocast(self.device.type, _HALVES.get(self.precision), enabled=self.precision in _HALVES):
             logits = self.forward(batch[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)), batch[:, 1:].flatten())
-        penalty = self.sparsifier.penalty()
+        penalties = [penalty for penalty in (self.sparsifier.penalty(), self.penalties.take()) if penalty is not None]
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss if penalty is None else loss + penalty).backward()
+        self.scaler.scale(sum(penalties, loss)).backward()
         self.scaler.unscale_(self.optimizer)
         return loss.detach()
 
