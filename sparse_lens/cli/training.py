@@ -46,7 +46,14 @@ def _add_corpus(corpus: Any) -> None:
         "--source", type=Path, action="append", default=[], help="folder of .py files instead of the standard library; repeatable"
     )
     corpus.add_argument("--dataset", default=None, help="Hugging Face dataset of source code instead (a name, or a saved folder)")
-    corpus.add_argument("--column", default="text", help="text column of --dataset")
+    corpus.add_argument(
+        "--stream",
+        default=None,
+        metavar="SOURCE",
+        help="stream a corpus of any size instead: a folder of parquet, JSON or text files, or a dataset on the hub",
+    )
+    corpus.add_argument("--column", default="text", help="text column of --dataset or --stream")
+    corpus.add_argument("--workers", type=int, default=2, help="threads that tokenize a stream")
     corpus.add_argument(
         "--site-packages", type=float, default=0, metavar="MB", help="add this much of the installed packages' source"
     )
@@ -125,11 +132,27 @@ def _data(options: argparse.Namespace, config: Any) -> Any:
     from sparse_lens.data import prepare_data, rebuild_data
     from sparse_lens.models_shipped import pair_corpus
 
+    if options.stream is not None:
+        return _stream(options)
     if options.corpus is not None:
         manifest = pair_corpus(options.corpus)
         return rebuild_data(manifest, options.data or _own_folder(manifest["config_hash"]))
     wanted = _data_config(options, config.tokens)
     return prepare_data(wanted, options.data or _own_folder(wanted.fingerprint()))
+
+
+def _stream(options: argparse.Namespace) -> Any:
+    """The streamed corpus; its blocks are kept below the folder of the data."""
+    from sparse_lens.data import StreamData
+    from sparse_lens.errors import ConfigError
+    from sparse_lens.models_shipped import shipped_pairs, tokenizer_folder
+
+    if options.tokenizer == "own" or options.workers < 1:
+        raise ConfigError("a stream needs a tokenizer that exists (--tokenizer) and at least one of --workers")
+    pairs = shipped_pairs()
+    tokenizer = str(tokenizer_folder(options.tokenizer)) if options.tokenizer in pairs else options.tokenizer
+    cache = options.data or Path("sparse-lens-data") / "streams"
+    return StreamData(options.stream, tokenizer, cache, column=options.column, workers=options.workers)
 
 
 def _own_folder(fingerprint: str) -> Path:
@@ -169,9 +192,11 @@ def _describe(folder: Path, data: Any, config: Any) -> None:
     from sparse_lens.models_shipped import CORPUS_FILE
     from sparse_lens.report import write_curves
 
-    (folder / CORPUS_FILE).write_text(json.dumps(public_manifest(data.manifest), indent=1) + "\n", encoding="utf-8")
+    manifest = public_manifest(data.manifest) if "generator" in data.manifest else dict(data.manifest)
+    (folder / CORPUS_FILE).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     heldout = data.validation_windows(config.context, 256)
     write_curves(folder / "log.jsonl", folder / "curves.svg")
     kind = "weight-dense" if config.sparsity is None else f"weight-sparse ({config.sparsity.method})"
-    write_card(folder, heldout, about=f"{kind}, trained here", command=command_line(), data=corpus_sentence(data.manifest))
+    read = corpus_sentence(data.manifest) if "generator" in data.manifest else f"It read a stream of {data.manifest['source']}"
+    write_card(folder, heldout, about=f"{kind}, trained here", command=command_line(), data=read)
     print_line(f"{folder / 'README.md'}: what it is and which tasks it does; curves.svg: its loss and density")

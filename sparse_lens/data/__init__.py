@@ -13,6 +13,7 @@ from sparse_lens.data.manifest import ManifestReport, rebuild_documents, verify_
 from sparse_lens.data.prepare import DataConfig, prepare_data, rebuild_data
 from sparse_lens.data.programs import generate_program
 from sparse_lens.data.stream import TokenData, TrainingData
+from sparse_lens.data.streaming import StreamData
 from sparse_lens.data.tokenizer import END_OF_TEXT, load_tokenizer, save_tokenizer, train_tokenizer
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "ManifestReport",
     "SourceFolder",
     "StandardLibrary",
+    "StreamData",
     "TokenData",
     "TrainingData",
     "collect_documents",

@@ -22,7 +22,7 @@ from sparse_lens.data.stream import TokenData
 from sparse_lens.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash, train_tokenizer
 from sparse_lens.errors import DataError
 from sparse_lens.files import check_writable, new_directory
-from sparse_lens.models_shipped import shipped_pairs
+from sparse_lens.models_shipped import shipped_pairs, tokenizer_folder
 
 logger = logging.getLogger(__name__)
 
@@ -157,9 +157,8 @@ def _write_corpus(config: DataConfig, train: Sequence[Document], valid: Sequence
 
 def _tokenizer(config: DataConfig, train: Sequence[Document]) -> Tokenizer:
     if config.tokenizer_directory is not None:
-        pairs = shipped_pairs()
-        if config.tokenizer_directory in pairs:
-            return load_tokenizer(next(pairs[config.tokenizer_directory].glob("*/tokenizer.json")).parent)
+        if config.tokenizer_directory in shipped_pairs():
+            return load_tokenizer(tokenizer_folder(config.tokenizer_directory))
         return load_tokenizer(config.tokenizer_directory)
     logger.info("training a tokenizer of %d tokens", config.vocab_size)
     return train_tokenizer(_tokenizer_texts(config, train), config.vocab_size)

@@ -127,7 +127,14 @@ class TokenData:
             yield _windows(self.train, order[slot * batch_size : (slot + 1) * batch_size] * context, context)
 
     def resumable_batches(
-        self, *, context: int, batch_size: int, seed: int, start_step: int, n_steps: int, state: State | None  # noqa: ARG002
+        self,
+        *,
+        context: int,
+        batch_size: int,
+        seed: int,
+        start_step: int,
+        n_steps: int,
+        state: State | None,  # noqa: ARG002
     ) -> Iterator[tuple[Windows, State | None]]:
         """`batches`, each with what resuming after it needs: nothing, since the step alone says what comes next."""
         batches = self.batches(context=context, batch_size=batch_size, seed=seed, start_step=start_step, n_steps=n_steps)

@@ -52,6 +52,11 @@ def find_pair(name_or_path: str | Path) -> Path:
     return path
 
 
+def tokenizer_folder(pair: str | Path = DEFAULT_PAIR) -> Path:
+    """A folder with the tokenizer of a pair's models."""
+    return next(find_pair(pair).glob("*/tokenizer.json")).parent
+
+
 def pair_corpus(name_or_path: str | Path) -> dict[str, Any]:
     """The corpus manifest of a pair (by name or folder), or of a manifest file; raises `CheckpointError` if it is none."""
     path = Path(name_or_path)
