@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparse_lens.kernels.selection import MAGNITUDE_BITS, apply_mask, keep_largest_rows
+from sparse_lens.kernels.threads import share_rows
 
 
 def abs_topk_mask(x: Float[Tensor, "*rows d"], k: int) -> Bool[Tensor, "*rows d"]:
@@ -53,7 +54,8 @@ class _FastAbsTopK(torch.autograd.Function):
         out, mask = torch.empty_like(rows), torch.empty_like(rows, dtype=torch.bool)
         width = rows.shape[-1]
         bits = _bits(rows.view(-1, width))
-        keep_largest_rows(bits, MAGNITUDE_BITS[bits.dtype.name], k, _bits(out.view(-1, width)), mask.view(-1, width).numpy())
+        cleared, kept, sign = _bits(out.view(-1, width)), mask.view(-1, width).numpy(), MAGNITUDE_BITS[bits.dtype.name]
+        share_rows(lambda part: keep_largest_rows(bits[part], sign, k, cleared[part], kept[part]), len(bits))
         ctx.save_for_backward(mask)
         ctx.save_for_forward(mask)
         return out
@@ -69,7 +71,8 @@ class _FastAbsTopK(torch.autograd.Function):
             return grad * mask, None
         grad = grad.contiguous()
         out = torch.empty_like(grad)
-        apply_mask(_bits(grad.view(-1)), mask.view(-1).numpy(), _bits(out.view(-1)))
+        bits, kept, cleared = _bits(grad.view(-1)), mask.view(-1).numpy(), _bits(out.view(-1))
+        share_rows(lambda part: apply_mask(bits[part], kept[part], cleared[part]), len(bits), least=1 << 16)
         return out, None
 
 

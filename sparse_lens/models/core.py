@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from sparse_lens.errors import SparseLensError
-from sparse_lens.kernels import abs_topk
+from sparse_lens.kernels import CompressedWeight, abs_topk, compress, share_rows, sparse_linear
 from sparse_lens.models.config import CircuitGPTConfig, validate_config
 
 Tap = Callable[[str, Tensor], Tensor]
@@ -51,6 +51,17 @@ class AbsTopK(nn.Module):
         return f"k={self.k}"
 
 
+class Linear(nn.Linear):
+    """A linear layer that can multiply by its nonzeros alone; see `CircuitGPTCore.compress_weights`."""
+
+    compressed: CompressedWeight | None = None
+
+    def forward(self, input: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
+        if self.compressed is None:
+            return super().forward(input)
+        return sparse_linear(input, self.weight, self.bias, self.compressed)
+
+
 class Attention(nn.Module):
     """Causal self-attention with AbsTopK on its input, on q, k, v (jointly over heads) and on its output.
 
@@ -62,10 +73,10 @@ class Attention(nn.Module):
         super().__init__()
         d_attn = config.d_attn
         self.n_head, self.d_head = config.n_head, config.head_width
-        self.q = nn.Linear(config.d_model_in, d_attn, bias=config.bias)
-        self.k = nn.Linear(config.d_model_in, d_attn, bias=config.bias)
-        self.v = nn.Linear(config.d_model_in, d_attn, bias=config.bias)
-        self.o = nn.Linear(d_attn, config.d_model, bias=config.bias)
+        self.q = Linear(config.d_model_in, d_attn, bias=config.bias)
+        self.k = Linear(config.d_model_in, d_attn, bias=config.bias)
+        self.v = Linear(config.d_model_in, d_attn, bias=config.bias)
+        self.o = Linear(d_attn, config.d_model, bias=config.bias)
         self.topk_in = AbsTopK(config.kept("attn_in", config.d_model_in))
         self.topk_q = AbsTopK(config.kept("attn_q", d_attn))
         self.topk_k = AbsTopK(config.kept("attn_k", d_attn))
@@ -166,8 +177,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: CircuitGPTConfig) -> None:
         super().__init__()
-        self.fc_in = nn.Linear(config.d_model_in, config.mlp_width, bias=config.bias)
-        self.fc_out = nn.Linear(config.mlp_width, config.d_model, bias=config.bias)
+        self.fc_in = Linear(config.d_model_in, config.mlp_width, bias=config.bias)
+        self.fc_out = Linear(config.mlp_width, config.d_model, bias=config.bias)
         self.activation = nn.GELU() if config.activation_type == "gelu" else nn.ReLU()
         self.router = None if config.n_experts is None else Router(config)
         self.topk_in = AbsTopK(config.kept("mlp_in", config.d_model_in))
@@ -235,7 +246,7 @@ class CircuitGPTCore(nn.Module):
         self.wpe = nn.Embedding(config.block_size, config.d_pos_emb or config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = make_norm(config, config.d_model)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=True)
+        self.lm_head = Linear(config.d_model, config.vocab_size, bias=True)
         self.lm_head.bias.requires_grad_(False)
         self.bigram_table = None
         if config.enable_bigram_table:
@@ -304,6 +315,23 @@ class CircuitGPTCore(nn.Module):
                 parameter.fill_(1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0)
         if self.config.d_pos_emb is not None and self.config.sinusoidal_cat_pos_emb:
             self.wpe.weight.copy_(sinusoidal_positions(self.config.block_size, self.config.d_pos_emb))
+
+    def compress_weights(self, most: float = 0.1) -> int:
+        """Let every matrix of a density up to `most` multiply by its nonzeros alone; returns how many do.
+
+        They go on using the weights of this moment: call it again after changing some, and with `most=0` to end it. In float32 on
+        the CPU this is about 3.5 times as fast at 5 % and 7 times at 1 % (`sparse-lens bench train`); elsewhere nothing changes.
+        """
+        linears = [module for module in self.modules() if isinstance(module, Linear)]
+
+        def choose(part: slice) -> None:
+            for linear in linears[part]:
+                weight = linear._parameters.get("weight")  # a weight that is computed anew at every pass is none
+                sparse = weight is not None and most > 0 and int(weight.detach().count_nonzero()) <= most * weight.numel()
+                linear.compressed = compress(weight) if sparse else None
+
+        share_rows(choose, len(linears), least=2)
+        return sum(linear.compressed is not None for linear in linears)
 
     def use_fast_kernels(self, fast: bool = True) -> None:
         """Whether every AbsTopK takes its fast form (the default) or `torch.topk`; see `sparse_lens.kernels.abstopk`."""

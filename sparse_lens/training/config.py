@@ -53,6 +53,10 @@ class TrainingConfig(BaseModel):
         default="auto",
         description="of the matrix products, under autocast (float64: of everything); auto: bfloat16 where the processor has it",
     )
+    products: Literal["auto", "dense", "sparse"] = Field(
+        default="auto",
+        description="whether sparse matrices multiply by their nonzeros alone; auto: from a fifth downwards, in float32 on the CPU",
+    )
     sparsity: AnySparsity | None = Field(default=None, description="how weights are made sparse; null trains a dense model")
     penalty: PenaltyConfig | None = Field(default=None, description="what joins the loss: the multi-objective alternative")
     balance: float = Field(default=0.01, ge=0, description="weight of the load-balancing loss of a mixture of experts")
@@ -98,8 +102,11 @@ class TrainingConfig(BaseModel):
         return self.model_copy(update={"seed": seed, "data_seed": seed, "name": name})
 
     def fingerprint(self) -> str:
-        """Hash of everything that changes the run; a checkpoint of another fingerprint is not resumed."""
-        fields = self.model_dump(mode="json", exclude=UNIMPORTANT)
+        """Hash of everything that changes the run; a checkpoint of another fingerprint is not resumed.
+
+        Fields at their default are left out, so that a field that is added one day, and changes nothing, strands no run.
+        """
+        fields = self.model_dump(mode="json", exclude=UNIMPORTANT, exclude_defaults=True)
         return hashlib.sha256(repr(sorted(_flatten(fields))).encode()).hexdigest()[:16]
 
 

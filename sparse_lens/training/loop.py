@@ -189,6 +189,7 @@ class _Session:
     def whole_model(self) -> CircuitGPTForCausalLM:
         """The model, its shards put together if it has any."""
         if not self.sharded:
+            self.run.model.core.compress_weights(0)  # its weights are the user's to change now
             return self.run.model
         model = CircuitGPTForCausalLM(self.run.model.config)  # pyright: ignore[reportArgumentType]
         model.core.load_state_dict({name: whole(tensor) for name, tensor in self.run.model.core.state_dict().items()})

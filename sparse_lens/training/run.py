@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparse_lens.errors import ConfigError
 from sparse_lens.models import CircuitGPTForCausalLM
 from sparse_lens.training.config import TrainingConfig
 from sparse_lens.training.optimizer import decay_weights, decayed_weights, make_optimizer, scale_gradient, set_learning_rate
@@ -36,9 +37,16 @@ class TrainingRun:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
         self.trained: list[Tensor] = [p for p in model.core.parameters() if p.requires_grad]
         self.decayed = decayed_weights(model.core)
+        self.sparse_products = _takes_sparse_products(config, self.precision, model.core.wte.weight)
         self.penalties = Penalties(model.core, config.penalty, config.balance)
         self.forward = model.core
         self.step, self.seconds = 0, 0.0
+        self.compress()
+
+    def compress(self) -> None:
+        """Make the products by nonzeros ready for the weights as they are now."""
+        if self.sparse_products:
+            self.model.core.compress_weights(SPARSE_ENOUGH)
 
     def optimize(self, batch: Tensor) -> Tensor:
         """One step on ids `[batch context+1]`; returns the loss before it, in nats per token."""
@@ -55,6 +63,7 @@ class TrainingRun:
         self.scaler.update()
         self.sparsifier.after_step(self.step)
         decay_weights(self.decayed, self.config.weight_decay * rate)
+        self.compress()
         self.step += 1
         self.seconds += time.perf_counter() - started
         return loss
@@ -69,6 +78,19 @@ class TrainingRun:
         self.scaler.scale(sum(penalties, loss)).backward()
         self.scaler.unscale_(self.optimizer)
         return loss.detach()
+
+
+SPARSE_ENOUGH = 0.2
+"""Density up to which the product by nonzeros is the faster one, with its gradient and the compression after every step."""
+
+
+def _takes_sparse_products(config: TrainingConfig, precision: str, weight: Tensor) -> bool:
+    able = precision == "float32" and weight.device.type == "cpu" and type(weight) is torch.nn.Parameter
+    if config.products == "sparse" and not able:
+        raise ConfigError(
+            f"products by nonzeros are for whole float32 weights on the CPU, this run has {precision} on {weight.device.type}"
+        )
+    return able and config.sparsity is not None and config.products != "dense"
 
 
 _HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}

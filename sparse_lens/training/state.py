@@ -45,6 +45,7 @@ def load_state(run: TrainingRun, state: dict[str, Tensor]) -> None:
         found = {name.split(".")[1]: tensor for name, tensor in moments.items() if name.split(".")[0] == str(index)}
         if found:
             run.optimizer.state[parameter] = {name: _moment(name, tensor, parameter) for name, tensor in found.items()}
+    run.compress()
     if "scale" in state:
         run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": float(state["scale"])})
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sparse_lens.kernels import projection_mask
+from sparse_lens.kernels import projection_mask, share_rows
 from sparse_lens.models import CircuitGPTCore
 from sparse_lens.training.schedules import density_at
 from sparse_lens.training.sparsifiers.base import Sparsifier
@@ -19,16 +19,22 @@ class TopKProjection(Sparsifier):
     def __init__(self, core: CircuitGPTCore, sparsity: TopK, steps: int, *, fast: bool = True) -> None:
         self.sparsity, self.steps, self.fast = sparsity, steps, fast
         self.matrices = sparse_matrices(core, sparsity)
+        self.on_threads = all(type(p) is nn.Parameter and p.device.type == "cpu" for m in self.matrices for p in m.parameters)
 
     def after_step(self, step: int) -> None:
         self.project(step / self.steps)
 
     def project(self, progress: float) -> None:
         """Zero what the density after the share `progress` of the steps does not leave."""
-        for matrix in self.matrices:
-            k = matrix.kept(density_at(self.sparsity, matrix.density, progress))
-            if k < matrix.entries:
-                matrix.keep(self._mask(matrix, matrix.stack(), k))
+
+        def project(part: slice) -> None:
+            for matrix in self.matrices[part]:
+                k = matrix.kept(density_at(self.sparsity, matrix.density, progress))
+                if k < matrix.entries:
+                    matrix.keep(self._mask(matrix, matrix.stack(), k))
+
+        # shards are gathered by all processes in one order, which threads would not keep
+        share_rows(project, len(self.matrices), least=2 if self.on_threads else len(self.matrices) + 1)
 
     def _mask(self, matrix: SparseMatrix, weight: Tensor, k: int) -> Tensor:
         if self.sparsity.budget == "matrix" or matrix.neuron_axis is None:
