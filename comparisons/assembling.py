@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from sparse_lens.comparisons.cards import task_accuracies, write_card
 from sparse_lens.comparisons.circuit_sizes import ACCURACY_GATE
@@ -27,7 +26,7 @@ from sparse_lens.errors import DataError
 from sparse_lens.files import check_writable, new_directory
 from sparse_lens.hooks import load
 from sparse_lens.models import load_checkpoint, save_packed
-from sparse_lens.models_shipped import CORPUS_FILE, PAIR_FILE, WINDOWS_FILE
+from sparse_lens.models_shipped import CORPUS_FILE, PAIR_FILE, WINDOWS_FILE, write_windows
 from sparse_lens.results import Result
 from sparse_lens.tasks import available_tasks
 
@@ -77,7 +76,7 @@ def assemble_pair(
             )
         for name, hook in sae_names.items():
             _train(models["dense_matched"], hook, data, dictionaries[hook], staging / name, progress)
-        save_file({name: array.astype(np.int32) for name, array in windows.items()}, str(staging / WINDOWS_FILE))
+        write_windows(staging / WINDOWS_FILE, windows["reference"], windows["heldout"])
         record: dict[str, Any] = {"format": 1} | {role: models[role].name for role in ROLES}
         record |= {"dictionaries": list(sae_names), "tasks": common_tasks(accuracies), "windows_source": source}
         (staging / CORPUS_FILE).write_text(json.dumps(public_manifest(data.manifest), indent=1) + "\n", encoding="utf-8")

@@ -16,6 +16,7 @@ from sparse_lens.hooks.adapter import ARCHITECTURE
 from sparse_lens.models import CircuitGPTForCausalLM, load_checkpoint, read_tokenizer
 from sparse_lens.models.downloads import HUB_ID, fetch_hub, fetch_released
 from sparse_lens.models.released import RELEASED_MODELS, released_model
+from sparse_lens.models_shipped import WINDOWS_FILE, read_windows
 
 TOLERANCE = 1e-5
 
@@ -32,7 +33,8 @@ def load(name_or_path: str | Path, *, device: str | torch.device = "cpu", dtype:
 
     `dtype` converts the weights (default float32); weights of that dtype are mapped from their file, not copied. A tokenizer in
     the folder is attached, and its `add_bos_token` (False for every tokenizer of this package) becomes
-    `bridge.cfg.default_prepend_bos`. No code from anywhere is run, and nothing is fetched for the first two kinds.
+    `bridge.cfg.default_prepend_bos`; windows that `sparse-lens train` has left there become `bridge.reference_windows`. No code
+    from anywhere is run, and nothing is fetched for the first two kinds.
 
     Raises `UnknownNameError` for a name that is none of these, `DownloadError` for what cannot be fetched, `CheckpointError` or
     `ConfigError` for a folder that does not hold a complete, finite, consistent model, or whose bridge does not reproduce the
@@ -42,7 +44,10 @@ def load(name_or_path: str | Path, *, device: str | torch.device = "cpu", dtype:
     model = load_checkpoint(folder, dtype=dtype or torch.float32)
     if (target := torch.device(device)).type != "cpu":
         model = model.to(cast(Any, target))
-    return wrap(model, tokenizer=read_tokenizer(folder, model.config.vocab_size), name=model_name(name_or_path, folder))
+    bridge = wrap(model, tokenizer=read_tokenizer(folder, model.config.vocab_size), name=model_name(name_or_path, folder))
+    if (folder / WINDOWS_FILE).is_file():
+        bridge.reference_windows = read_windows(folder / WINDOWS_FILE)["reference"]  # pyright: ignore[reportAttributeAccessIssue]
+    return bridge
 
 
 def available_models() -> list[str]:

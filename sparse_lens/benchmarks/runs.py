@@ -79,6 +79,13 @@ def _projection() -> list[Row]:
     return rows
 
 
+def _training() -> list[Row]:
+    """The training step against a dense one, against a plain one, and against its own size."""
+    from sparse_lens.benchmarks.training import training_rows
+
+    return training_rows()
+
+
 def _hooks() -> list[Row]:
     """The plug-in against the bare model, at the small shipped model's size and at 419 million weights."""
     from sparse_lens.benchmarks.plugin import plugin_rows
@@ -101,4 +108,4 @@ _SHORT: dict[str, Callable[[], list[Row]]] = {
     "abstopk": _abstopk,
     "projection": _projection,
 }
-_LONG: dict[str, Callable[[], list[Row]]] = {"hooks": _hooks, "compare": _compare}
+_LONG: dict[str, Callable[[], list[Row]]] = {"train": _training, "hooks": _hooks, "compare": _compare}

@@ -231,7 +231,9 @@ def _sizes(size: int, most: int, met: bool) -> Generator[int, bool, None]:
 
 
 def default_windows(bridge: Any) -> np.ndarray:
-    """The shipped reference windows; raises `CircuitError` for a model of another vocabulary, which needs windows of its own."""
+    """Windows that came with the model's folder, or the shipped ones; raises `CircuitError` if neither fits its vocabulary."""
+    if (own := getattr(bridge, "reference_windows", None)) is not None:
+        return own
     windows, vocabulary = reference_windows()
     if bridge.tokenizer is None or bridge.tokenizer.get_vocab() != vocabulary:
         raise CircuitError(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from sparse_lens.errors import CheckpointError, UnknownNameError
 
@@ -72,15 +72,24 @@ def pair_corpus(name_or_path: str | Path) -> dict[str, Any]:
 
 def pair_windows(pair: str | Path = DEFAULT_PAIR) -> dict[str, np.ndarray]:
     """Token windows `[window pos]` of a pair: `reference` (training distribution) and `heldout` (real files not trained on)."""
-    path = find_pair(pair) / WINDOWS_FILE
+    return read_windows(find_pair(pair) / WINDOWS_FILE)
+
+
+def read_windows(path: Path) -> dict[str, np.ndarray]:
+    """The windows of a file that a pair or a trained model has; raises `CheckpointError` if it is not whole."""
     try:
         windows = {name: array.astype(np.int64) for name, array in load_file(path).items()}
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; install the package again or rebuild the pair") from error
+        raise CheckpointError(f"{path} cannot be read: {error}; make them again") from error
     for name in ("reference", "heldout"):
         if name not in windows or windows[name].ndim != 2 or windows[name].min() < 0:
-            raise CheckpointError(f"{path} has no usable windows {name!r}, [window, position]; rebuild the pair")
+            raise CheckpointError(f"{path} has no usable windows {name!r}, [window, position]; make them again")
     return windows
+
+
+def write_windows(path: Path, reference: np.ndarray, heldout: np.ndarray) -> None:
+    """Write windows `[window pos]` and `[window pos+1]` to a file that `read_windows` reads."""
+    save_file({"reference": reference.astype(np.int32), "heldout": heldout.astype(np.int32)}, str(path))
 
 
 def reference_windows() -> tuple[np.ndarray, dict[str, int]]:

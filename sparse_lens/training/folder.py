@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from sparse_lens.data import save_tokenizer
@@ -14,6 +15,7 @@ from sparse_lens.files import replaced_files
 from sparse_lens.models import CircuitGPTForCausalLM, load_checkpoint
 from sparse_lens.models.config_files import HF_CONFIG
 from sparse_lens.models.weight_files import HF_WEIGHTS
+from sparse_lens.models_shipped import WINDOWS_FILE, write_windows
 
 CHECKPOINTS, LOG_FILE, RECORD_FILE = "checkpoints", "log.jsonl", "training.json"
 MODEL_FILES = (
@@ -30,16 +32,20 @@ MODEL_FILES = (
     "corpus.json",
     "tensorboard",
     "wandb",
+    WINDOWS_FILE,
     CHECKPOINTS,
 )
 """What a trained model's folder may hold; a folder with anything else in it is left alone."""
 
 
-def write_model(model: CircuitGPTForCausalLM, tokenizer: Tokenizer, record: dict[str, Any], folder: Path) -> None:
-    """Weights in Hugging Face's format, tokenizer and record, each renamed into its place when all are whole."""
+def write_model(
+    model: CircuitGPTForCausalLM, tokenizer: Tokenizer, record: dict[str, Any], windows: dict[str, np.ndarray], folder: Path
+) -> None:
+    """Weights in Hugging Face's format, tokenizer, record and windows, each renamed into its place when all are whole."""
     with replaced_files(folder) as staging:
         model.float().save_pretrained(staging)
         save_tokenizer(tokenizer, staging)
+        write_windows(staging / WINDOWS_FILE, windows["reference"], windows["heldout"])
         (staging / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

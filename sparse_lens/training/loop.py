@@ -34,6 +34,7 @@ from sparse_lens.training.state import load_state, run_state
 
 logger = logging.getLogger(__name__)
 
+_WINDOWS = 256
 Evaluation = Callable[[CircuitGPTForCausalLM, int], dict[str, float]]
 
 
@@ -88,7 +89,7 @@ def train(
     session.go(progress, on_evaluation)
     model = session.whole_model()
     if processes.first:
-        write_model(model, data.tokenizer, session.record(), folder)
+        write_model(model, data.tokenizer, session.record(), _windows(config, data), folder)
     processes.wait()
     return TrainingResult(model.eval(), folder, session.history[-1]["loss"], session.history)
 
@@ -274,6 +275,15 @@ def _refuse_difference(where: Path, record: dict[str, Any], config: TrainingConf
         )
     if record["data"] != data.manifest["config_hash"]:
         raise CheckpointError(f"{where} was trained on another corpus; give that one, or delete it to start over")
+
+
+def _windows(config: TrainingConfig, data: TrainingData) -> dict[str, np.ndarray]:
+    """The first windows that training read, for mean activations, and held-out ones, for losses."""
+    per_batch = min(_WINDOWS, config.batch_size)
+    options = {"context": config.context, "batch_size": per_batch, "seed": config.data_seed}
+    batches = data.resumable_batches(**options, start_step=0, n_steps=-(-_WINDOWS // per_batch), state=None)
+    read = np.concatenate([batch for batch, _ in batches])[:_WINDOWS, :-1]
+    return {"reference": read, "heldout": data.validation_windows(config.context, _WINDOWS)}
 
 
 def _check_shardable(config: TrainingConfig, processes: Processes) -> None:

@@ -121,8 +121,10 @@ class LearnedMask(_Annealed):
 
     method: Literal["learned"] = "learned"
     gate: Literal["sigmoid", "hard_concrete"] = Field(default="sigmoid", description="kind of gate")
-    gate_rate: float = Field(default=10.0, gt=0, description="learning rate of the gates as a multiple of the weights'")
-    multiplier_rate: float = Field(default=0.1, gt=0, description="step of the multipliers")
+    gate_rate: float = Field(
+        default=1.0, gt=0, description="learning rate of the gates as a multiple of the weights'; hard concrete gates take about 10"
+    )
+    multiplier_rate: float = Field(default=1.0, gt=0, description="step of the multipliers")
     sharpness: float = Field(default=200.0, ge=1, description="final sharpness of sigmoid gates, reached geometrically")
 
 

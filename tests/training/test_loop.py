@@ -12,9 +12,12 @@ import pytest
 import torch
 from torch import nn
 
+from sparse_lens.circuits.search import default_windows
 from sparse_lens.data import TokenData, load_tokenizer
 from sparse_lens.errors import CheckpointError, ConfigError, DataError, OutputError, UnknownNameError
+from sparse_lens.hooks import load
 from sparse_lens.models import CircuitGPTForCausalLM, load_checkpoint
+from sparse_lens.models_shipped import read_windows
 from sparse_lens.training import (
     TopK,
     TrainingConfig,
@@ -285,3 +288,11 @@ def test_a_configuration_is_checked(field: dict[str, Any], tiny: TrainingConfig)
     """Unknown fields and impossible values are errors, not ignored."""
     with pytest.raises(ValueError, match=next(iter(field))):
         TrainingConfig(**(tiny.model_dump() | field))
+
+
+def test_circuits_of_a_model_with_a_tokenizer_of_its_own(finished: TrainingResult) -> None:
+    """The folder holds windows of what the model has read, and `load` hands them to the search for circuits."""
+    bridge: Any = load(finished.folder)
+    assert bridge.reference_windows.shape == (256, 16)
+    assert np.array_equal(default_windows(bridge), bridge.reference_windows)
+    assert len(read_windows(finished.folder / "windows.safetensors")["heldout"]) == 256

@@ -23,11 +23,13 @@ _TEMPERATURE = 2 / 3
 
 
 class Gate(nn.Module):
-    """Multiplies a weight by gates in [0, 1] that depend on `score`, of the weight's shape; they start almost open."""
+    """Multiplies a weight by gates in [0, 1] that depend on `score`, of the weight's shape."""
+
+    start: float
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        self.score = nn.Parameter(torch.full_like(weight, 3.0))
+        self.score = nn.Parameter(torch.full_like(weight, self.start))
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.gates()
@@ -44,6 +46,7 @@ class Gate(nn.Module):
 class SigmoidGate(Gate):
     """sigmoid(sharpness * score): soft at first, a step in the end (continuous sparsification, arXiv:1912.04427)."""
 
+    start = 0.2  # a little open: where the sigmoid still has a slope when it gets sharp
     sharpness = 1.0
 
     def gates(self) -> Tensor:
@@ -55,6 +58,7 @@ class SigmoidGate(Gate):
 class HardConcreteGate(Gate):
     """A stretched and clipped concrete variable: exactly 0 or 1 with positive probability (arXiv:1712.01312, eq. 10 to 12)."""
 
+    start = 3.0  # open with probability 0.99
     noise: Tensor | None = None
 
     def gates(self) -> Tensor:
