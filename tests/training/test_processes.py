@@ -58,8 +58,15 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("sharded", [False, True], ids=["replicated", "sharded"])
+SLOW = pytest.mark.slow
+CASES = [
+    pytest.param(method, sharded, marks=SLOW if sharded or method != "top_k" else ())
+    for method in METHODS
+    for sharded in (False, True)
+]
+
+
+@pytest.mark.parametrize(("method", "sharded"), CASES)
 def test_two_processes_are_one(tiny: TrainingConfig, data: TokenData, tmp_path: Path, method: str, sharded: bool) -> None:
     """The loss curve of one process with the same global batch; equal weights in both ranks; the same masks.
 
@@ -78,7 +85,7 @@ def test_two_processes_are_one(tiny: TrainingConfig, data: TokenData, tmp_path: 
         assert torch.equal(ranks[0][name] != 0, weight != 0), name
 
 
-@pytest.mark.parametrize("sharded", [False, True], ids=["replicated", "sharded"])
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=SLOW)], ids=["replicated", "sharded"])
 def test_one_process_reads_their_checkpoint(
     tiny: TrainingConfig, data: TokenData, tmp_path: Path, finished: TrainingResult, sharded: bool
 ) -> None:

@@ -86,7 +86,7 @@ def both(case: str, precision: str) -> tuple[TrainingRun, Any, list[Tensor]]:
     return run, plain.Trainer(weights, shape, written), batches
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*list(CASES)[:2], *(pytest.param(case, marks=pytest.mark.slow) for case in list(CASES)[2:])])
 def test_thirty_steps_in_float64(case: str) -> None:
     """Losses, masks and weights, at every step and in the end."""
     run, trainer, batches = both(case, "float64")
