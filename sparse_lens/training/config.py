@@ -107,6 +107,8 @@ class TrainingConfig(BaseModel):
         Fields at their default are left out, so that a field that is added one day, and changes nothing, strands no run.
         """
         fields = self.model_dump(mode="json", exclude=UNIMPORTANT, exclude_defaults=True)
+        if self.sparsity is not None:
+            fields["sparsity"]["method"] = self.sparsity.method  # a default of its class, but what tells the classes apart
         return hashlib.sha256(repr(sorted(_flatten(fields))).encode()).hexdigest()[:16]
 
 

@@ -22,8 +22,6 @@ from sparse_lens.training import (
     TopK,
     TrainingConfig,
     TrainingResult,
-    available_recipes,
-    get_recipe,
     train,
     window_losses,
 )
@@ -273,15 +271,6 @@ def test_gradient_scaling(how: str, gradients: list[float]) -> None:
     model[0].grad, model[1].grad = torch.tensor([3.0, 4.0]), torch.zeros(2)
     scale_gradient(list(model.parameters()), how)
     assert [value for p in model for value in p.grad.tolist()] == pytest.approx(gradients, abs=1e-4)  # pyright: ignore
-
-
-def test_recipes() -> None:
-    """Every named recipe can be had; the three shipped models see equal tokens; an unknown name gets the nearest."""
-    assert {get_recipe(name).name for name in available_recipes()} == set(available_recipes())
-    shipped = [get_recipe(name) for name in ("python-sparse", "python-dense", "python-dense-matched")]
-    assert len({(r.tokens, r.batch_size, r.context, r.data_seed) for r in shipped}) == 1
-    with pytest.raises(UnknownNameError, match="did you mean 'python-sparse'"):
-        get_recipe("python-spare")
 
 
 @pytest.mark.parametrize("field", [{"stepz": 3}, {"steps": 0}, {"gradient": "max"}, {"learning_rate": -1.0}])
