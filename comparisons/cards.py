@@ -68,7 +68,7 @@ def task_accuracies(bridge: Any) -> dict[str, Result]:
 
 def bits_per_byte(nats_per_token: float, windows: np.ndarray, tokenizer: Tokenizer) -> float:
     """The same loss, spread over the bytes of the predicted tokens: comparable between tokenizers."""
-    texts = tokenizer.decode_batch([window[1:].tolist() for window in windows], skip_special_tokens=False)
+    texts = tokenizer.decode_batch([window[1:].tolist() for window in windows], skip_special_tokens=True)
     n_bytes = sum(len(text.encode()) for text in texts)
     return nats_per_token / math.log(2) * windows[:, 1:].size / n_bytes
 

@@ -43,7 +43,7 @@ class ModelPair:
         for part in ("dictionaries", "tasks"):
             names = pair.record.get(part, [])
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-                raise CheckpointError(f"{pair.folder / PAIR_FILE}: {field} must be a list of names, got {names!r}")
+                raise CheckpointError(f"{pair.folder / PAIR_FILE}: {part} must be a list of names, got {names!r}")
         for name in [*(pair.model_name(role) for role in ROLES), *pair.record.get("dictionaries", [])]:
             pair._part(name)
         return pair

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
@@ -9,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sparse_lens.errors import OutputError
+
+_STAGING = re.compile(r"\.(.+)-[a-z0-9_]{8}")
+"""A name with a dot before and `tempfile`'s random letters behind."""
 
 
 @contextmanager
@@ -48,10 +53,11 @@ def new_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replaced_files(path: str | Path) -> Iterator[Path]:
+def replaced_files(path: str | Path, *, last: str | None = None) -> Iterator[Path]:
     """Yield an empty directory whose files are renamed into the directory `path` when the block ends without an error.
 
-    Files of other names stay: for writers that add to a directory, where `new_directory` replaces one.
+    Files of other names stay: for writers that add to a directory, where `new_directory` replaces one. The files are on the disk
+    before the first is renamed, and the one called `last` comes last: where it is, all are.
     """
     target = Path(path).absolute()
     if target.exists() and not target.is_dir():
@@ -60,7 +66,11 @@ def replaced_files(path: str | Path) -> Iterator[Path]:
     try:
         yield staging
         target.mkdir(exist_ok=True)
-        for file in staging.iterdir():
+        files = sorted(staging.iterdir(), key=lambda file: file.name == last)
+        for file in files:
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        for file in files:
             file.replace(target / file.name)
     except OSError as error:
         raise _unwritable(target, error) from error
@@ -84,7 +94,8 @@ def check_writable(path: str | Path, names: Collection[str] | None = None) -> No
 def refuse_foreign(folder: Path, names: Collection[str]) -> None:
     """Raise `OutputError` if `folder` holds anything that bears none of `names`: replacing the folder would lose it."""
     try:
-        foreign = sorted(repr(entry.name) for entry in folder.iterdir() if entry.name not in names) if folder.is_dir() else []
+        found = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        foreign = sorted(repr(name) for name in found if name not in names and _staged(name) not in names)
     except OSError as error:
         raise _unwritable(folder, error) from error
     if foreign:
@@ -93,6 +104,21 @@ def refuse_foreign(folder: Path, names: Collection[str]) -> None:
             f"the folder {folder} holds other files ({some}), and what is written now would replace it whole; "
             "choose a new or empty folder, or move them away"
         )
+
+
+def sweep_staging(path: str | Path, names: Collection[str] = ()) -> None:
+    """Remove what a killed writer of `path`, or of files called `names` in it, has left; nobody else must be writing there."""
+    target = Path(path).absolute()
+    for folder, wanted in ((target.parent, [target.name]), (target, list(names))):
+        for left in folder.glob(".*") if folder.is_dir() else ():
+            if _staged(left.name) in wanted and left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _staged(name: str) -> str | None:
+    """The name whose staging directory bears `name`; None if it is something else."""
+    found = _STAGING.fullmatch(name)
+    return found[1] if found else None
 
 
 def _in_the_way(target: Path) -> OutputError:

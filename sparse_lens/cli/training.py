@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +81,7 @@ def _train(options: argparse.Namespace) -> None:
     from sparse_lens.errors import ConfigError
     from sparse_lens.files import check_writable
     from sparse_lens.training import MODEL_FILES, train
+    from sparse_lens.training.processes import Processes
 
     out = options.out or Path(config.name)
     check_writable(out, MODEL_FILES)
@@ -89,10 +89,14 @@ def _train(options: argparse.Namespace) -> None:
         if options.threads < 1:
             raise ConfigError(f"--threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
+    processes = Processes.here(config.batch_size, options.device)
+    if processes.first:
+        _data(options, config)  # built by one process, opened by all
+    processes.wait()
     data = _data(options, config)
     where = {"checkpoints": options.checkpoints, "device": options.device, "sharded": options.sharded}
     result = train(config, data, out, **where, trackers=options.tracker)
-    if int(os.environ.get("RANK", "0")):
+    if not processes.first:
         return
     seconds = result.history[-1]["seconds"]
     print_line(f"{result.folder}: {result.loss:.3f} nats per token on held-out real files, {seconds:.0f} s of training")
@@ -189,11 +193,13 @@ def _describe(folder: Path, data: Any, config: Any) -> None:
 
     from sparse_lens.comparisons.assembling import corpus_sentence, public_manifest
     from sparse_lens.comparisons.cards import write_card
+    from sparse_lens.files import new_file
     from sparse_lens.models_shipped import CORPUS_FILE
     from sparse_lens.report import write_curves
 
     manifest = public_manifest(data.manifest) if "generator" in data.manifest else dict(data.manifest)
-    (folder / CORPUS_FILE).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    with new_file(folder / CORPUS_FILE) as path:
+        path.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     heldout = data.validation_windows(config.context, 256)
     write_curves(folder / "log.jsonl", folder / "curves.svg")
     kind = "weight-dense" if config.sparsity is None else f"weight-sparse ({config.sparsity.method})"

@@ -56,6 +56,11 @@ class StreamData:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer; what looks like the end of a text inside one is taken for plain text."""
         tokenizer = load_tokenizer(self.tokenizer_directory)
+        if tokenizer.token_to_id(END_OF_TEXT) is None or tokenizer.get_vocab_size() > 1 << 16:
+            raise DataError(
+                f"the tokenizer in {self.tokenizer_directory} must have {END_OF_TEXT!r} and at most {1 << 16} tokens, "
+                f"it has {tokenizer.get_vocab_size()} and {'no ' if tokenizer.token_to_id(END_OF_TEXT) is None else ''}such token"
+            )
         tokenizer.encode_special_tokens = True
         return tokenizer
 
@@ -76,11 +81,12 @@ class StreamData:
 
     @cached_property
     def manifest(self) -> Mapping[str, Any]:
-        """What the tokens come from; `config_hash` changes with files, tokenizer, seed and shares."""
-        files = [(name, Path(name).stat().st_size, Path(name).stat().st_mtime_ns) for name in self.files]
+        """What the tokens come from; `config_hash` changes with files (size, beginning and end), tokenizer, seed and shares."""
+        root = Path(self.source).expanduser()
+        files = [(Path(name).relative_to(root).as_posix(), _sample(Path(name))) for name in self.files]
         described = {
-            "source": self.source,
-            "files": [[Path(name).name, size] for name, size, _ in files],
+            "source": root.name if files else self.source,
+            "files": [list(file) for file in files],
             "column": self.column,
             "split": self.split,
             "seed": self.seed,
@@ -88,7 +94,7 @@ class StreamData:
             "block_tokens": self.block_tokens,
             "tokenizer": tokenizer_hash(self.tokenizer),
         }
-        key = hashlib.sha256(json.dumps([described, files], sort_keys=True).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         return described | {"config_hash": key}
 
     def resumable_batches(
@@ -253,7 +259,7 @@ class _Blocks:
         self.chunks = data.chunks(self.state)
         self.pool = ThreadPoolExecutor(data.workers)
         self.ahead: deque[tuple[Future[Tokens], dict[str, Any]]] = deque()
-        self.n_in_epoch = 0
+        self.n_in_pass = 0 if "rows" not in self.state else None  # tokens of a pass that was seen from its beginning
 
     def take(self) -> tuple[Tokens, dict[str, Any]]:
         """The next block, its last token shared with the one after, and the state after it."""
@@ -275,18 +281,28 @@ class _Blocks:
                 break
             self.ahead.append((self.pool.submit(self._tokenize, chunk[0]), chunk[1]))
         if not self.ahead:
-            if self.n_in_epoch == 0 and "rows" not in self.state:
-                raise DataError(f"{self.data.source} holds no text in its column {self.data.column!r} to train on")
+            if self.n_in_pass == 0:
+                raise DataError(f"{self.data.source} holds no text to train on in its column {self.data.column!r}")
             self.state = {"epoch": int(self.state.get("epoch", 0)) + 1}
-            self.chunks, self.n_in_epoch = self.data.chunks(self.state), 0
+            self.chunks, self.n_in_pass = self.data.chunks(self.state), 0
             return self._next()
         future, self.state = self.ahead.popleft()
         tokens = future.result()
-        self.n_in_epoch += len(tokens)
+        if self.n_in_pass is not None:
+            self.n_in_pass += len(tokens)
         return tokens
 
     def _tokenize(self, texts: list[str]) -> Tokens:
         return _encode(self.data.tokenizer, [text for text in texts if not self.data.is_held_out(text)])
+
+
+def _sample(path: Path) -> str:
+    """Hash of a file's size, beginning and end: enough to tell a changed one, whatever its length."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(1 << 16)
+        file.seek(max(0, size - (1 << 16)))
+        return hashlib.sha256(f"{size}:".encode() + start + file.read()).hexdigest()
 
 
 def _encode(tokenizer: Tokenizer, texts: list[str]) -> Tokens:

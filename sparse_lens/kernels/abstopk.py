@@ -36,7 +36,7 @@ def abs_topk(x: Float[Tensor, "*rows d"], k: int, *, fast: bool = False) -> Floa
         return x
     if fast and _has_fast_form(x):
         return _FastAbsTopK.apply(x, k)  # pyright: ignore[reportReturnType]
-    return x * abs_topk_mask(x.detach(), k)
+    return torch.where(abs_topk_mask(x.detach(), k), x, 0)  # not a product: what is dropped may be infinite
 
 
 def _has_fast_form(x: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 Without its sign bit, the pattern of a float32 (uint32) or bfloat16 (uint16) sorts as its magnitude does.
 
-All compiled functions live in this one file, since numba's on-disk cache is checked against the file of the function alone: a
+These compiled functions live in one file, since numba's on-disk cache is checked against the file of the function alone: a
 cached caller in another file would go on using an old version of what it calls.
 """
 

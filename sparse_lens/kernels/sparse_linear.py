@@ -1,8 +1,8 @@
 """Products with a sparse weight: `F.linear` that reads the nonzeros only, with the gradient of the dense weight.
 
 Rows of the input are taken 64 at a time, transposed into a buffer that stays in the cache, and every nonzero adds a multiple of one
-line of it to one line of the output. Three forms with one meaning: the numba one for float32 on the CPU, `torch`'s compressed rows
-elsewhere on the CPU, and `F.linear` where neither applies. The order of the sums differs, so they agree to rounding.
+line of it to one line of the output: in numba, for float32 on the CPU; elsewhere the product is `F.linear`. The order of the sums
+differs, so the two agree to rounding; where the weight is zero, an infinite input makes no difference here, and NaN there.
 """
 
 from __future__ import annotations
@@ -35,22 +35,27 @@ class CompressedRows:
 
 @dataclass(frozen=True, eq=False)
 class CompressedWeight:
-    """A weight `[d_out d_in]` for the forward product and its transpose for the gradient; stale once the weight changes."""
+    """A weight `[d_out d_in]` for the forward product and its transpose for the gradient, and which tensor it was made from."""
 
     rows: CompressedRows
     transposed: CompressedRows
+    source: tuple[int, int]
+
+    def fits(self, weight: Tensor) -> bool:
+        """Whether `weight` is the tensor that this was made from, unchanged: changes by way of `.data` alone go unseen."""
+        return self.source == (weight.data_ptr(), weight._version)
 
 
 def compress(weight: Float[Tensor, "d_out d_in"]) -> CompressedWeight | None:
     """The compressed form of a float32 weight on the CPU; None for any other, which is multiplied as it is."""
     weight = weight.detach()
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or type(weight) is not Tensor:
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or type(weight) is not Tensor or weight.numel() == 0:
         return None
+    source = (weight.data_ptr(), weight._version)
     dense = weight.contiguous().numpy()
     rows = CompressedRows(*_compress(dense), dense.shape[1])
-    return CompressedWeight(
-        rows, CompressedRows(*_transpose(rows.starts, rows.columns, rows.values, dense.shape[1]), dense.shape[0])
-    )
+    transposed = CompressedRows(*_transpose(rows.starts, rows.columns, rows.values, dense.shape[1]), dense.shape[0])
+    return CompressedWeight(rows, transposed, source)
 
 
 def sparse_linear(
@@ -61,11 +66,13 @@ def sparse_linear(
 ) -> Float[Tensor, "*rows d_out"]:
     """`F.linear(x, weight, bias)` by way of the weight's nonzeros; the gradient of `weight` is that of a dense one.
 
-    `compressed` must have been made from `weight` as it is now. Falls back to `F.linear` without it, for other types than float32,
-    off the CPU, under `torch.compile`, and under function transforms.
+    Falls back to `F.linear` without `compressed` or if `weight` has changed since, for other types than float32, off the CPU,
+    under autocast, `torch.compile`, and function transforms.
     """
     plain = compressed is None or x.dtype != torch.float32 or x.device.type != "cpu" or type(x) not in (Tensor, torch.nn.Parameter)
-    if plain or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch.is_autocast_enabled("cpu"):
+    if plain or x.ndim < 2 or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return F.linear(x, weight, bias)
+    if torch.is_autocast_enabled("cpu") or not compressed.fits(weight):
         return F.linear(x, weight, bias)
     return _SparseLinear.apply(x, weight, bias, compressed)  # pyright: ignore[reportReturnType]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from sparse_lens.errors import DataError
 from sparse_lens.files import new_file
 from sparse_lens.report.svg import document, tag, text
+from sparse_lens.training.log import read_log
 
 _WIDTH, _PANEL, _LEFT, _RIGHT, _GAP = 640.0, 190.0, 62.0, 20.0, 46.0
 _STYLE = (
@@ -23,7 +23,11 @@ Points = list[tuple[float, float]]
 
 def write_curves(log: Path, out: Path) -> None:
     """Draw the log of a run (`log.jsonl`) into an SVG file; raises `DataError` if it holds no row."""
-    out_text = curves_figure(_rows(log))
+    try:
+        rows = read_log(log)
+    except OSError as error:
+        raise DataError(f"{log} cannot be read as the log of a run: {error}") from error
+    out_text = curves_figure(rows)
     with new_file(out) as path:
         path.write_text(out_text, encoding="utf-8")
 
@@ -71,10 +75,3 @@ def _panel(label: str, top: float, span: tuple[float, float], most: float, serie
 def _series(rows: Sequence[dict[str, float]], name: str) -> Points:
     found = [(float(row["tokens"]), float(row[name])) for row in rows if name in row and "tokens" in row]
     return [point for point in found if all(map(math.isfinite, point))]
-
-
-def _rows(log: Path) -> list[dict[str, float]]:
-    try:
-        return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{log} cannot be read as the log of a run: {error}") from error

@@ -48,7 +48,6 @@ class CheckpointFolder:
 
     def save(self, step: int, checkpoint: Checkpoint) -> None:
         """Write a checkpoint; raises `OutputError` if it cannot be written, with the ones before it in their places."""
-        self.path.mkdir(parents=True, exist_ok=True)
         record = json.dumps(checkpoint.record)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
         metadata = {"format": _FORMAT, "record": record, "digest": _digest(tensors, record)}
@@ -76,13 +75,18 @@ class CheckpointFolder:
         damaged: list[str] = []
         for path in self.files():
             try:
-                return read_checkpoint(path)
+                found = read_checkpoint(path)
             except CheckpointError as error:
                 damaged.append(path.name)
                 logger.warning("%s; going on from the one before", error)
+            else:
+                for name in damaged:  # out of the way of those that are kept
+                    (self.path / name).replace(self.path / f"{name}.damaged")
+                return found
         if damaged:
             raise CheckpointError(
-                f"no checkpoint in {self.path} can be used ({', '.join(damaged)} damaged); delete the folder to start over"
+                f"no checkpoint in {self.path} can be used ({', '.join(damaged)}: damaged, or of another version of sparse_lens); "
+                "delete the folder to start over"
             )
         return None
 

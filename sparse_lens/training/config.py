@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +15,8 @@ from sparse_lens.training.sparsity import AnySparsity
 
 Precision = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 UNIMPORTANT = {"checkpoint_every", "log_every", "evaluate_every", "evaluation_windows", "name"}
 """Fields that do not change the weights."""
@@ -34,12 +36,12 @@ class TrainingConfig(BaseModel):
     steps: int = Field(gt=0, description="optimizer steps")
     batch_size: int = Field(default=16, gt=0, description="sequences per step")
     context: int = Field(default=128, gt=1, description="tokens per sequence")
-    seed: int = Field(default=0, description="seeds the initial weights")
-    data_seed: int = Field(default=0, description="seeds the order of the tokens; equal seeds give equal batches")
+    seed: int = Field(default=0, ge=0, description="seeds the initial weights")
+    data_seed: int = Field(default=0, ge=0, description="seeds the order of the tokens; equal seeds give equal batches")
     learning_rate: float = Field(default=1.28e-2, gt=0, description="peak learning rate, before the sharkfin factor")
     warmup: float = Field(default=0.01, ge=0, lt=1, description="share of the steps with a learning rate that rises from 0")
     decay_start: float = Field(default=0.01, ge=0, le=1, description="share of the steps after which it falls linearly to zero")
-    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="moment decay of Adam")
+    betas: tuple[Share, Share] = Field(default=(0.9, 0.95), description="moment decay of Adam")
     eps: float = Field(
         default=0.1, gt=0, description="epsilon of Adam; beside gradients of unit root mean square, 0.1 lets small ones rest"
     )
@@ -98,6 +100,8 @@ class TrainingConfig(BaseModel):
 
     def with_seed(self, seed: int) -> TrainingConfig:
         """The same recipe with other initial weights and another order of the tokens; the name says so, but for seed 0."""
+        if seed < 0:
+            raise ConfigError(f"a seed is 0 or more, got {seed}")
         name = self.name if seed == 0 else f"{self.name}-seed{seed}"
         return self.model_copy(update={"seed": seed, "data_seed": seed, "name": name})
 

@@ -42,7 +42,7 @@ def write_model(
     model: CircuitGPTForCausalLM, tokenizer: Tokenizer, record: dict[str, Any], windows: dict[str, np.ndarray], folder: Path
 ) -> None:
     """Weights in Hugging Face's format, tokenizer, record and windows, each renamed into its place when all are whole."""
-    with replaced_files(folder) as staging:
+    with replaced_files(folder, last=HF_WEIGHTS) as staging:
         model.float().save_pretrained(staging)
         save_tokenizer(tokenizer, staging)
         write_windows(staging / WINDOWS_FILE, windows["reference"], windows["heldout"])

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Interruption:
-    """While active, SIGINT and SIGTERM set `asked` instead of ending the program; a second SIGINT ends it at once."""
+    """While active, SIGINT and SIGTERM set `asked` instead of ending the program; a second one of either ends it at once."""
 
     def __init__(self) -> None:
         self.asked = False

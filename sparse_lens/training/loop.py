@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
 
 from sparse_lens.data import END_OF_TEXT, TrainingData
 from sparse_lens.errors import CheckpointError, ConfigError, DataError, UnknownNameError
-from sparse_lens.files import check_writable
+from sparse_lens.files import check_writable, sweep_staging
 from sparse_lens.models import CircuitGPTConfig, CircuitGPTForCausalLM
 from sparse_lens.models.config import EXTENSION_FIELDS, REFERENCE_FIELDS
 from sparse_lens.training.checkpoints import Checkpoint, CheckpointFolder, differences
@@ -28,7 +29,7 @@ from sparse_lens.training.log import Row, Tracker, TrainingLog, make_tracker
 from sparse_lens.training.memory import check_memory
 from sparse_lens.training.processes import Processes
 from sparse_lens.training.run import TrainingRun
-from sparse_lens.training.sharding import shard_core, whole
+from sparse_lens.training.sharding import own, shard_core, whole
 from sparse_lens.training.sparsity import LearnedMask, LotteryTicket, MagnitudePruning
 from sparse_lens.training.state import load_state, run_state
 
@@ -64,9 +65,10 @@ def train(
 
     The folder ends with `model.safetensors`, configuration, tokenizer, `training.json` and `log.jsonl` (a row every
     `log_every` steps). Checkpoints lie in `checkpoints`, by default inside the folder; the newest two are kept. SIGINT and SIGTERM
-    end the run after the step at hand, with a checkpoint. `on_evaluation` is called with the model and the step at every evaluation
-    and its numbers join the log (task accuracies, for instance). Under `torchrun` every process takes its part of each batch; with
-    `sharded` it holds its part of the weights only (FSDP2).
+    end the run after the step at hand, with a checkpoint. `on_evaluation` is called with the model and the step at every
+    evaluation, in every process, and its numbers join the log (task accuracies, for instance). Under `torchrun` every process takes
+    its part of each batch; with `sharded` it holds its part of the weights only (FSDP2). With dropout torch's global generator is
+    seeded anew at every step.
 
     Raises `CheckpointError` for a folder with another run in it (the difference is shown), `ConfigError` for a recipe that cannot
     work or a loss that is no number (the last checkpoint is kept), `DataError` for data that do not fit, `OutputError` for a place
@@ -74,18 +76,23 @@ def train(
     """
     folder = Path(folder).absolute()
     where = CheckpointFolder(Path(checkpoints).absolute() if checkpoints else folder / CHECKPOINTS)
-    processes = Processes.here(config.batch_size)
+    processes = Processes.here(config.batch_size, device)
+    if processes.first:
+        sweep_staging(folder, MODEL_FILES)
+    processes.wait()
     check_writable(folder, MODEL_FILES)
+    if checkpoints:
+        check_writable(where.path)
     if (record := finished_record(folder)) is not None:
         _refuse_difference(folder / "training.json", record, config, data)
         return _finished(folder, record)
     model_config = _model_config(config, data)
-    check_memory(config, model_config, processes=processes.local_count)
-    session = _Session(config, data, model_config, where, processes, device, sharded)
+    if processes.device.type == "cpu":
+        check_memory(config, model_config, processes=processes.count, here=processes.local_count)
+    session = _Session(config, data, model_config, where, processes, sharded)
     session.resume()
-    make = lambda name: make_tracker(name, folder, config.name, config.model_dump(mode="json"))  # noqa: E731
-    chosen = [make(name) for name in trackers] if processes.first else []
-    session.log = TrainingLog(folder / LOG_FILE, resumed_at=session.run.step, trackers=chosen) if processes.first else None
+    if processes.first:
+        session.open_log(folder, trackers)
     session.go(progress, on_evaluation)
     model = session.whole_model()
     if processes.first:
@@ -104,23 +111,29 @@ class _Session:
         model_config: CircuitGPTConfig,
         checkpoints: CheckpointFolder,
         processes: Processes,
-        device: str,
         sharded: bool,
     ) -> None:
         self.config, self.data, self.checkpoints, self.processes = config, data, checkpoints, processes
         self.windows = data.validation_windows(config.context, config.evaluation_windows)
         model = CircuitGPTForCausalLM(model_config)
         model.core.initialize(torch.Generator().manual_seed(config.seed))
-        model = model.to(device).train()
+        model = model.to(processes.device).train()
+        _check_shareable(config, processes, sharded)
         if sharded:
-            _check_shardable(config, processes)
             shard_core(model.core, processes.count)
         self.sharded = sharded
         self.run = TrainingRun(config, model)
+        self.run.rank = processes.rank
         self.history: list[Row] = []
         self.losses: list[float] = []  # since the last row of the log
         self.data_state: dict[str, Any] | None = None
         self.log: TrainingLog | None = None
+
+    def open_log(self, folder: Path, trackers: Sequence[Tracker]) -> None:
+        """Go on with the log in `folder`, or begin one."""
+        settings, step = self.config.model_dump(mode="json"), self.run.step
+        chosen = [make_tracker(name, folder, self.config.name, settings, step) for name in trackers]
+        self.log = TrainingLog(folder / LOG_FILE, resumed_at=step, history=self.history, trackers=chosen)
 
     def go(self, progress: bool, on_evaluation: Evaluation | None) -> None:
         """Take all steps that are left."""
@@ -174,13 +187,21 @@ class _Session:
             + (f"; the last good checkpoint, {kept[0]}, is kept" if kept else "")
         )
 
+    def _check_weights(self) -> None:
+        """Raise `ConfigError` if any weight is no number: nothing of it must be saved."""
+        finite = all(bool(own(parameter).isfinite().all()) for parameter in self.run.trained)
+        if self.processes.any(not finite):
+            self._finite(math.nan)
+
     def _evaluate(self, extra: Evaluation | None, row: Row) -> Row:
         """Losses and dead neurons of this step; they join the history as well."""
+        self._check_weights()
         started = time.perf_counter()
         model = self.run.model.eval()
         found: Row = {"loss": float(window_losses(lambda ids: model.core(ids.to(self.run.device)), self.windows).mean())}
         found["dead_neurons"] = dead_neurons(model.core, self.windows)
-        found |= extra(model, self.run.step) if extra is not None else {}
+        extras = extra(model, self.run.step) if extra is not None else {}
+        found |= {name: float(value) for name, value in extras.items()}
         model.train()
         found["evaluation_seconds"] = round(time.perf_counter() - started, 1)
         self.history.append(row | found)
@@ -215,6 +236,7 @@ class _Session:
 
     def save(self) -> None:
         """Write a checkpoint, in the first process."""
+        self._check_weights()
         state = run_state(self.run) if self.sharded or self.processes.first else {}  # shards are put together by all
         if self.processes.first:
             record = self.record() | {"data_state": self.data_state, "losses": self.losses}
@@ -223,7 +245,11 @@ class _Session:
 
     def resume(self) -> None:
         """Take up the newest checkpoint, if there is one; every process reads it."""
+        if self.processes.first:
+            self.checkpoints.newest()  # puts damaged ones out of the way before the others look
+        self.processes.wait()
         checkpoint = self.checkpoints.newest()
+        self.processes.agree(0 if checkpoint is None else checkpoint.record["step"])
         if checkpoint is None:
             return
         record = checkpoint.record
@@ -265,11 +291,11 @@ class _Meter:
 
 def _refuse_difference(where: Path, record: dict[str, Any], config: TrainingConfig, data: TrainingData) -> None:
     """Raise `CheckpointError` if a record is of another configuration or corpus."""
-    if record["fingerprint"] != config.fingerprint():
-        before, now = (
-            {k: v for k, v in c.items() if k not in UNIMPORTANT} for c in (record["config"], config.model_dump(mode="json"))
-        )
-        changed = "; ".join(differences(before, now)) or "it was written by another version of sparse_lens"
+    before, now = ({k: v for k, v in c.items() if k not in UNIMPORTANT} for c in (record["config"], config.model_dump(mode="json")))
+    changes = differences(before, now)
+    known = [change for change in changes if "not there" not in change]  # fields of another version are the fingerprint's to judge
+    if known or record["fingerprint"] != config.fingerprint():
+        changed = "; ".join(changes) or "it was written by another version of sparse_lens"
         raise CheckpointError(
             f"{where} belongs to another configuration ({changed}); give another folder, or delete it to start over"
         )
@@ -286,10 +312,15 @@ def _windows(config: TrainingConfig, data: TrainingData) -> dict[str, np.ndarray
     return {"reference": read, "heldout": data.validation_windows(config.context, _WINDOWS)}
 
 
-def _check_shardable(config: TrainingConfig, processes: Processes) -> None:
+def _check_shareable(config: TrainingConfig, processes: Processes, sharded: bool) -> None:
+    """Raise `ConfigError` for what several processes, or shards of weights, cannot do."""
+    if processes.count > 1 and isinstance(config.sparsity, LearnedMask):
+        raise ConfigError("learned masks are trained by one process: their gates go away halfway, which DDP does not expect")
+    if not sharded:
+        return
     if processes.count == 1:
         raise ConfigError("sharded training needs several processes: start it with torchrun")
-    if isinstance(config.sparsity, LearnedMask | LotteryTicket | MagnitudePruning):
+    if isinstance(config.sparsity, LotteryTicket | MagnitudePruning):
         raise ConfigError(f"sparsity by {config.sparsity.method!r} does not work on sharded weights; leave `sharded` out")
     if config.model.get("tied_unembed", True):
         raise ConfigError("sharded training needs an unembedding of its own: set tied_unembed to false")
@@ -315,7 +346,10 @@ def _model_config(config: TrainingConfig, data: TrainingData) -> CircuitGPTConfi
     for name in config.model:
         if name not in known:
             raise UnknownNameError("model field", name, known)
-    model_config = CircuitGPTConfig(**(fields | config.model))  # pyright: ignore[reportArgumentType]
+    try:
+        model_config = CircuitGPTConfig(**(fields | config.model))  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise ConfigError(f"the recipe's model is no model: {error}") from error
     if model_config.vocab_size < data.vocab_size or model_config.block_size < config.context:
         raise DataError(
             f"the model has {model_config.vocab_size} tokens and {model_config.block_size} positions, "

@@ -48,13 +48,13 @@ def decay_weights(weights: list[Tensor], amount: float) -> None:
 
 @torch.no_grad()
 def scale_gradient(parameters: list[Tensor], how: str) -> None:
-    """Divide the whole gradient by its root mean square over all `parameters` ("rms"), clip its norm at 1 ("clip"), or leave it."""
+    """Divide the gradient by its root mean square over all `parameters` that have one ("rms"), clip its norm at 1, or leave it."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if how == "none" or not gradients:
         return
     norm = whole(torch.nn.utils.get_total_norm(gradients))
     if how == "rms":
-        factor = 1 / (norm / math.sqrt(sum(parameter.numel() for parameter in parameters)) + 1e-5)
+        factor = 1 / (norm / math.sqrt(sum(gradient.numel() for gradient in gradients)) + 1e-5)
     else:
         factor = (1 / (norm + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_([own(gradient) for gradient in gradients], factor)

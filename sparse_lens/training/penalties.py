@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparse_lens.models import CircuitGPTCore
 from sparse_lens.models.core import Block, Router
+from sparse_lens.training.sharding import whole
 
 
 class PenaltyConfig(BaseModel):
@@ -33,7 +34,7 @@ class Penalties:
     """Watches the forward passes of a core and gives what they cost beyond the cross-entropy.
 
     `balance` weighs the load-balancing loss of a mixture of experts, n_experts * sum(share of tokens * mean probability)
-    (arXiv:2101.03961, eq. 4), which is 1 if all experts are used equally.
+    (arXiv:2101.03961, eq. 4), which is 1 if all experts are used equally; each process balances its own part of a batch.
     """
 
     def __init__(self, core: CircuitGPTCore, penalty: PenaltyConfig | None, balance: float) -> None:
@@ -41,7 +42,7 @@ class Penalties:
         self.neurons: list[Tensor] = []
         self.scores: list[Tensor] = []
         self.matrices = [p for name, p in core.blocks.named_parameters() if p.ndim == 2 and "router" not in name]
-        self.start = torch.stack([p.detach().abs().mean() for p in self.matrices]).mean() if penalty is not None else None
+        self.start = torch.stack([whole(p.detach().abs().mean()) for p in self.matrices]).mean() if penalty is not None else None
         for block in core.blocks:
             mlp = cast(Block, block).mlp
             if penalty is not None and penalty.kind != "l1_weights":
@@ -65,7 +66,7 @@ class Penalties:
     def _penalty(self, kind: str) -> Tensor:
         if kind == "l1_weights":
             assert self.start is not None
-            return torch.stack([matrix.abs().mean() for matrix in self.matrices]).mean() / self.start
+            return torch.stack([whole(matrix.abs().mean()) for matrix in self.matrices]).mean() / self.start
         of_layer = [_entropy(neurons) if kind == "entropy_activations" else neurons.abs().mean() for neurons in self.neurons]
         return torch.stack(of_layer).mean()
 
@@ -80,12 +81,13 @@ def _note(into: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]
 
 def _entropy(neurons: Tensor) -> Tensor:
     """Mean entropy of the shares of magnitude over the last axis, as a part of its largest value."""
+    neurons = neurons.to(torch.promote_types(neurons.dtype, torch.float32))  # half precision has no 1e-9
     shares = neurons.abs() / neurons.abs().sum(-1, keepdim=True).clamp(min=1e-9)
     return -(shares * (shares + 1e-9).log()).sum(-1).mean() / math.log(neurons.shape[-1])
 
 
 def _balance(scores: Tensor) -> Tensor:
-    probability = scores.softmax(-1).flatten(0, -2)
+    probability = scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1).flatten(0, -2)
     n_experts = probability.shape[-1]
     chosen = torch.nn.functional.one_hot(probability.argmax(-1), n_experts).to(probability).mean(0)
     return n_experts * (chosen * probability.mean(0)).sum()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,28 +12,33 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sparse_lens.errors import ConfigError
+from sparse_lens.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all: `rank` of `count`; alone it is 0 of 1."""
+    """This process among all: `rank` of `count`, on `device`; alone it is 0 of 1."""
 
     rank: int = 0
     count: int = 1
     local_count: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @staticmethod
-    def here(batch_size: int) -> Processes:
-        """What `torchrun` has started, joined; raises `ConfigError` if the batch cannot be shared equally."""
-        count = int(os.environ.get("WORLD_SIZE", "1"))
+    def here(batch_size: int, device: str = "cpu") -> Processes:
+        """What `torchrun` has started, joined; "cuda" is one GPU for each process of a machine.
+
+        Raises `ConfigError` if there is no such device, or the batch cannot be shared equally.
+        """
+        count, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+        chosen = _device(device, local if count > 1 else None)
         if count == 1:
-            return Processes()
+            return Processes(device=chosen)
         if batch_size % count:
             raise ConfigError(f"a batch of {batch_size} sequences cannot be shared equally by {count} processes")
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        return Processes(dist.get_rank(), count, int(os.environ.get("LOCAL_WORLD_SIZE", count)))
+            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        return Processes(dist.get_rank(), count, int(os.environ.get("LOCAL_WORLD_SIZE", count)), chosen)
 
     @property
     def first(self) -> bool:
@@ -59,9 +64,30 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
-        return flag if self.count == 1 else self.mean(torch.tensor(float(flag))) > 0
+        return flag if self.count == 1 else self.mean(torch.tensor(float(flag), device=self.device)) > 0
+
+    def agree(self, step: int) -> None:
+        """Raise `CheckpointError` unless all processes are at the same step: they must see the same checkpoints."""
+        if self.count > 1 and self.any(self.mean(torch.tensor(float(step), device=self.device)) != step):
+            raise CheckpointError(
+                f"process {self.rank} would go on from step {step}, another from elsewhere: all must see one folder of checkpoints"
+            )
 
     def wait(self) -> None:
         """Until all processes are here."""
         if self.count > 1:
             dist.barrier()
+
+
+def _device(name: str, local_rank: int | None) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"there is no device {name!r}; give cpu or cuda") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError("this PyTorch sees no GPU; leave the device at cpu")
+        if local_rank is not None:
+            device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    return device

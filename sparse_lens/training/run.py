@@ -18,7 +18,7 @@ from sparse_lens.models import CircuitGPTForCausalLM
 from sparse_lens.training.config import TrainingConfig
 from sparse_lens.training.optimizer import decay_weights, decayed_weights, make_optimizer, scale_gradient, set_learning_rate
 from sparse_lens.training.penalties import Penalties
-from sparse_lens.training.schedules import learning_rate_at
+from sparse_lens.training.schedules import check_schedule, learning_rate_at
 from sparse_lens.training.sparsifiers import make_sparsifier
 
 
@@ -31,6 +31,7 @@ class TrainingRun:
         if self.precision == "float64":
             model.double()
         self.device = model.core.wte.weight.device
+        check_schedule(config)
         self.sparsifier = make_sparsifier(model.core, config)
         self.optimizer = make_optimizer(config, model.core, self.sparsifier)
         self.sparsifier.attach(self.optimizer)
@@ -40,7 +41,7 @@ class TrainingRun:
         self.sparse_products = _takes_sparse_products(config, self.precision, model.core.wte.weight)
         self.penalties = Penalties(model.core, config.penalty, config.balance)
         self.forward = model.core
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.rank = 0, 0.0, 0
         self.compress()
 
     def compress(self) -> None:
@@ -54,7 +55,8 @@ class TrainingRun:
         rate = learning_rate_at(self.config, self.step)
         set_learning_rate(self.optimizer, rate)
         if self.model.config.dropout:
-            torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # so that resuming draws what an unbroken run draws
+            # resuming draws what an unbroken run draws, and every process something else
+            torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 4099 + self.rank)
         self.sparsifier.before_forward(self.step)
         loss = self._backward(batch)
         self.sparsifier.after_backward(self.step)
@@ -86,7 +88,7 @@ SPARSE_ENOUGH = 0.2
 
 def _takes_sparse_products(config: TrainingConfig, precision: str, weight: Tensor) -> bool:
     able = precision == "float32" and weight.device.type == "cpu" and type(weight) is torch.nn.Parameter
-    if config.products == "sparse" and not able:
+    if config.products == "sparse" and not (able and config.sparsity is not None):
         raise ConfigError(
             f"products by nonzeros are for whole float32 weights on the CPU, this run has {precision} on {weight.device.type}"
         )

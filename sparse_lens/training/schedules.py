@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
+from sparse_lens.errors import ConfigError
 from sparse_lens.training.config import TrainingConfig
 from sparse_lens.training.sparsity import LearnedMask, LotteryTicket, MagnitudePruning, TopK
 
@@ -48,6 +50,28 @@ def learning_rate_at(config: TrainingConfig, step: int) -> float:
     final = config.sparsity.density
     factor = math.sqrt(final / density_at(config.sparsity, final, step / steps))
     return rate * max(factor, config.sparsity.sharkfin_floor)
+
+
+def check_schedule(config: TrainingConfig) -> None:
+    """Raise `ConfigError` for a run too short for its own schedule: it would end before it is sparse."""
+    sparsity, steps = config.sparsity, config.steps
+    if isinstance(sparsity, LearnedMask) and sparsity.anneal_end > (steps - 1) / steps:
+        raise ConfigError(f"anneal_end is {sparsity.anneal_end}: no step of the {steps} is left to fix the masks; lower it")
+    if isinstance(sparsity, MagnitudePruning | LotteryTicket):
+        ends = [0, *cycle_ends(config)]
+        if any(later <= earlier for earlier, later in pairwise(ends)):
+            raise ConfigError(
+                f"{steps} steps are too few for a dense cycle and {sparsity.rounds} prunings that end at {ends[1:]}; "
+                "raise steps, or lower rounds or dense_share"
+            )
+        if isinstance(sparsity, LotteryTicket) and rewind_step(config) >= ends[1]:
+            raise ConfigError(f"rewind_to is {sparsity.rewind_to}: that step lies behind the first pruning; lower it")
+
+
+def rewind_step(config: TrainingConfig) -> int:
+    """The step whose weights a lottery ticket takes up again."""
+    assert isinstance(config.sparsity, LotteryTicket)
+    return round(config.sparsity.rewind_to * cycle_ends(config)[0])
 
 
 def cycle_ends(config: TrainingConfig) -> list[int]:

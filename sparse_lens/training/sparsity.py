@@ -61,7 +61,7 @@ class TopK(_Annealed):
     """Projection on the largest magnitudes after every optimizer step (arXiv:2511.13653; openai/circuit_sparsity, `train.py`).
 
     `budget` says within what the magnitudes compete: the whole matrix, each output channel's inputs (fan-in) or each input
-    channel's outputs (fan-out).
+    channel's outputs (fan-out). Within fans `min_alive` is not kept, and embeddings have the whole-matrix budget always.
     """
 
     method: Literal["top_k"] = "top_k"
@@ -75,14 +75,14 @@ class RandomMask(SparsityConfig):
     """A mask drawn at the start and never changed: the control for every method that chooses."""
 
     method: Literal["random"] = "random"
-    mask_seed: int = Field(default=0, description="seeds the mask")
+    mask_seed: int = Field(default=0, ge=0, description="seeds the mask")
 
 
 class RigL(SparsityConfig):
     """Drop the smallest weights, grow where the gradient is largest (arXiv:1911.11134, algorithm 1)."""
 
     method: Literal["rigl"] = "rigl"
-    mask_seed: int = Field(default=0, description="seeds the first mask, a random one")
+    mask_seed: int = Field(default=0, ge=0, description="seeds the first mask, a random one")
     update_every: int = Field(default=100, gt=0, description="steps between updates of the mask")
     update_share: float = Field(default=0.3, gt=0, lt=1, description="share of the kept weights that the first update replaces")
     update_end: float = Field(
@@ -103,7 +103,10 @@ class MagnitudePruning(SparsityConfig):
 
 
 class LotteryTicket(SparsityConfig):
-    """As magnitude pruning, but every pruning winds the kept weights back to an early step (arXiv:1803.03635, 1903.01611)."""
+    """As magnitude pruning, but every pruning winds the kept weights back to an early step (arXiv:1803.03635, 1903.01611).
+
+    The learning rate starts over with its warm-up, where the second paper winds the schedule back to that step as well.
+    """
 
     method: Literal["lottery"] = "lottery"
     rounds: int = Field(default=1, gt=0, description="prunings")

@@ -21,8 +21,11 @@ def run_state(run: TrainingRun) -> dict[str, Tensor]:
             state[f"optimizer.{index}.{name}"] = whole(value)
     state |= {f"sparsifier.{name}": tensor for name, tensor in run.sparsifier.state().items()}
     if run.scaler.is_enabled():
-        state["scale"] = torch.tensor(run.scaler.get_scale())
+        state["scaler"] = torch.tensor([run.scaler.state_dict()[name] for name in _SCALER], dtype=torch.float64)
     return state
+
+
+_SCALER = ("scale", "_growth_tracker")
 
 
 @torch.no_grad()
@@ -46,14 +49,15 @@ def load_state(run: TrainingRun, state: dict[str, Tensor]) -> None:
         if found:
             run.optimizer.state[parameter] = {name: _moment(name, tensor, parameter) for name, tensor in found.items()}
     run.compress()
-    if "scale" in state:
-        run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": float(state["scale"])})
+    if "scaler" in state:
+        scale, growth = state["scaler"].tolist()
+        run.scaler.load_state_dict(run.scaler.state_dict() | dict(zip(_SCALER, (scale, int(growth)), strict=True)))
 
 
 def _moment(name: str, tensor: Tensor, parameter: Tensor) -> Tensor:
     """One entry of the optimizer's state, laid out as its parameter is."""
     if name == "step":
-        return tensor
+        return tensor.to(parameter.device) if parameter.is_cuda else tensor  # where the fused form wants it
     moment = torch.empty_like(parameter)
     own(moment).copy_(own_part(tensor.to(parameter.device), parameter))
     return moment

@@ -137,6 +137,8 @@ def test_bad_sources(source: Path, tokenizer_directory: str, tmp_path: Path) -> 
             stream(tmp_path / place, tokenizer_directory, tmp_path / "cache").block(0)
     with pytest.raises(DataError, match="no column 'content'; it has \\['number', 'text'\\]"):
         stream(source, tokenizer_directory, tmp_path / "cache", column="content").block(0)
+    with pytest.raises(DataError, match="no text to train on"):
+        stream(source, tokenizer_directory, tmp_path / "cache", valid_share=0.9999999).block(0)
     with pytest.raises(DataError, match="smaller than a batch"):
         batches(stream(source, tokenizer_directory, tmp_path / "cache", block_tokens=40), 1)
 

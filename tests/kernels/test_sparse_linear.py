@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse_lens.kernels import compress, sparse_linear
+from sparse_lens.kernels import compress, share_rows, sparse_linear
+from sparse_lens.models.core import Linear
 
 
 def weight_of(d_out: int, d_in: int, density: float) -> Tensor:
@@ -56,6 +59,7 @@ def test_where_it_steps_aside() -> None:
     """Other types, autocast, vmap and a weight without compressed form take the dense product."""
     weight, x = weight_of(5, 4, 0.5), torch.randn(3, 4)
     compressed = compress(weight)
+    assert compressed is not None and compress(weight.new_zeros(0, 4)) is None
     assert compress(weight.double()) is None and compress(weight.bfloat16()) is None
     assert torch.equal(sparse_linear(x, weight, None, None), F.linear(x, weight))
     assert torch.equal(sparse_linear(x.double(), weight.double(), None, compressed), F.linear(x.double(), weight.double()))
@@ -67,3 +71,35 @@ def test_where_it_steps_aside() -> None:
 
 def test_zero_rows() -> None:
     assert sparse_linear(torch.zeros(0, 4), weight_of(5, 4, 0.5), None, compress(weight_of(5, 4, 0.5))).shape == (0, 5)
+
+
+def test_a_changed_weight_is_multiplied_as_it_is() -> None:
+    """In place, by optimizer or hand; another tensor in its place; a copy: none takes the old nonzeros."""
+    layer = Linear(6, 5)
+    x = torch.randn(3, 6)
+    with torch.no_grad():
+        layer.weight.copy_(weight_of(5, 6, 0.3))
+    layer.compressed = compress(layer.weight)
+    assert torch.allclose(layer(x), F.linear(x, layer.weight, layer.bias), atol=1e-6)
+    copied = copy.deepcopy(layer)
+    copied.load_state_dict({name: torch.ones_like(tensor) for name, tensor in layer.state_dict().items()})
+    assert torch.equal(copied(x), F.linear(x, torch.ones(5, 6), torch.ones(5)))
+    zeros = {"weight": torch.zeros(5, 6), "bias": torch.zeros(5)}
+    assert torch.equal(torch.func.functional_call(layer, zeros, (x,)), torch.zeros(3, 5))
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+def test_rows_are_shared_once() -> None:
+    """A thread of the pool that shares rows itself does them alone instead of waiting for ever; errors come out."""
+    seen: list[int] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        share_rows(lambda part: share_rows(lambda inner: seen.append(inner.stop - inner.start), 8, least=1), 2, least=1)
+        with pytest.raises(ZeroDivisionError):
+            share_rows(lambda part: 1 // (part.start - 1), 2, least=1)
+    finally:
+        torch.set_num_threads(before)
+    assert sum(seen) == 16

@@ -191,3 +191,62 @@ def test_differences() -> None:
     before = {"a": 1, "b": {"c": (1, 2), "d": None}, "gone": 1}
     now = {"a": 2, "b": {"c": [1, 2], "d": "x"}, "new": 3}
     assert differences(before, now) == ["a: 1, now 2", "b.d: None, now 'x'", "gone: 1, now not there", "new: not there, now 3"]
+
+
+@pytest.mark.parametrize("n_moved", range(8))
+def test_a_kill_while_the_finished_model_is_moved_in(
+    tiny: TrainingConfig, data: TokenData, tmp_path: Path, finished: TrainingResult, monkeypatch: pytest.MonkeyPatch, n_moved: int
+) -> None:
+    """Killed before any of its files is renamed: the same command ends with a whole folder, and nothing lies about."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder / "checkpoints", folder / "checkpoints")
+
+    def cut() -> None:
+        rename, moved = Path.replace, [0]
+
+        def replace(self: Path, target: Path) -> Path:
+            if Path(target).parent == folder and Path(target).name != "log.jsonl":
+                if moved[0] == n_moved:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                moved[0] += 1
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "replace", replace)
+        train(tiny, data, folder, progress=False)
+
+    _, status = os.waitpid(in_a_fork(cut), 0)
+    train(tiny, data, folder, progress=False)
+    assert_same_weights(folder, finished)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in finished.folder.iterdir()}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert os.WIFSIGNALED(status) or n_moved == 7
+
+
+def test_what_a_killed_writer_left_in_the_folder_is_swept(
+    tiny: TrainingConfig, data: TokenData, tmp_path: Path, finished: TrainingResult
+) -> None:
+    """The half-written log of a start that was killed is no foreign file."""
+    for left in (tmp_path / "run" / ".log.jsonl-ab12cd_9", tmp_path / ".run-zz00zz00"):
+        left.mkdir(parents=True)
+        (left / "half").write_text("{")
+    other = tmp_path / ".run-of-mine-zz00zz00"
+    other.mkdir()
+    train(tiny, data, tmp_path / "run", progress=False)
+    assert_same_weights(tmp_path / "run", finished)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".run-of-mine-zz00zz00", "run"]
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_weights_that_are_no_numbers_are_never_saved(tiny: TrainingConfig, data: TokenData, tmp_path: Path, steps: int) -> None:
+    """The loss is computed before the update: the step that ruins the weights must not become the last good checkpoint."""
+    changes = {"steps": steps, "learning_rate": 1e38, "warmup": 0.0, "checkpoint_every": 1, "sparsity": None}
+    with pytest.raises(ConfigError, match="the loss is nan at step 1"):
+        train(tiny.model_copy(update=changes), data, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert CheckpointFolder(tmp_path / "run" / "checkpoints").files() == []
+
+
+def test_a_place_for_checkpoints_that_cannot_be_written(tiny: TrainingConfig, data: TokenData, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError):
+        train(tiny, data, tmp_path / "run", checkpoints=tmp_path / "file" / "c", progress=False)

@@ -110,6 +110,14 @@ def test_a_batch_that_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
         Processes.here(4)
 
 
+@pytest.mark.parametrize("device", ["cuda", "tpu9"])
+def test_a_device_that_is_not_there(device: str) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigError, match=r"GPU|no device"):
+        Processes.here(4, device)
+
+
 def test_sharding_is_for_several(tiny: TrainingConfig, data: TokenData, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="torchrun"):
         train(tiny, data, tmp_path / "x", progress=False, sharded=True)

@@ -118,7 +118,7 @@ class RigLMasks(HeldMasks):
         weight = matrix.stack().abs().masked_fill(~mask, -1)
         stay = self.largest(matrix, weight.clamp(min=0), k - n_moved) if k > n_moved else torch.zeros_like(mask)
         stay &= mask
-        scores = gradient.abs().masked_fill(mask, -1).flatten()
+        scores = gradient.abs().masked_fill(stay, -1).flatten()  # what was just dropped may come back
         grown = torch.zeros(mask.numel(), dtype=torch.bool, device=mask.device)
         grown[scores.topk(k - int(stay.sum())).indices] = True
         return stay | grown.view_as(mask)

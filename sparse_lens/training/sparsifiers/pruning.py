@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparse_lens.models import CircuitGPTCore
 from sparse_lens.training.config import TrainingConfig
-from sparse_lens.training.schedules import cycle_ends
+from sparse_lens.training.schedules import cycle_ends, rewind_step
 from sparse_lens.training.sparsifiers.fixed import HeldMasks
 from sparse_lens.training.sparsity import LotteryTicket, MagnitudePruning
 
@@ -24,8 +24,7 @@ class CyclePruning(HeldMasks):
         self.core, self.rounds = core, config.sparsity.rounds
         self.ends = cycle_ends(config)
         self.early: dict[str, Tensor] = {}
-        ticket = config.sparsity if isinstance(config.sparsity, LotteryTicket) else None
-        self.remember_at = None if ticket is None else round(ticket.rewind_to * self.ends[0])
+        self.remember_at = rewind_step(config) if isinstance(config.sparsity, LotteryTicket) else None
 
     def before_forward(self, step: int) -> None:
         if step == self.remember_at:

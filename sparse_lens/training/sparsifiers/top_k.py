@@ -22,19 +22,19 @@ class TopKProjection(Sparsifier):
         self.on_threads = all(type(p) is nn.Parameter and p.device.type == "cpu" for m in self.matrices for p in m.parameters)
 
     def after_step(self, step: int) -> None:
-        self.project(step / self.steps)
+        self.project(1.0 if step + 1 == self.steps else step / self.steps)  # the last step leaves the final density behind
 
     def project(self, progress: float) -> None:
         """Zero what the density after the share `progress` of the steps does not leave."""
 
-        def project(part: slice) -> None:
+        def project_part(part: slice) -> None:
             for matrix in self.matrices[part]:
                 k = matrix.kept(density_at(self.sparsity, matrix.density, progress))
                 if k < matrix.entries:
                     matrix.keep(self._mask(matrix, matrix.stack(), k))
 
         # shards are gathered by all processes in one order, which threads would not keep
-        share_rows(project, len(self.matrices), least=2 if self.on_threads else len(self.matrices) + 1)
+        share_rows(project_part, len(self.matrices), least=2 if self.on_threads else len(self.matrices) + 1)
 
     def _mask(self, matrix: SparseMatrix, weight: Tensor, k: int) -> Tensor:
         if self.sparsity.budget == "matrix" or matrix.neuron_axis is None:

@@ -22,6 +22,7 @@ from sparse_lens.training import (
     TrainingConfig,
 )
 from sparse_lens.training.run import TrainingRun
+from sparse_lens.training.schedules import check_schedule
 from sparse_lens.training.sparsifiers import sparse_matrices
 from sparse_lens.training.sparsifiers.top_k import shared_budget_mask
 from sparse_lens.training.state import load_state, run_state
@@ -237,3 +238,24 @@ def test_a_shared_budget(axis: int) -> None:
         for line, kept in zip(weight.unbind(1 - axis), mask.unbind(1 - axis), strict=True):
             if 0 < int(kept.sum()) < len(kept):
                 assert line.abs()[kept].min() >= line.abs()[~kept].max()
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "steps"),
+    [
+        (LearnedMask(**BUDGET, anneal_end=1.0), 40),
+        (MagnitudePruning(**BUDGET, rounds=3, dense_share=0.9), 10),
+        (MagnitudePruning(**BUDGET), 1),
+        (LotteryTicket(**BUDGET, rewind_to=0.99), 40),
+    ],
+)
+def test_a_run_too_short_for_its_schedule(sparsity: SparsityConfig, steps: int) -> None:
+    """It would end before it is sparse: refused at once."""
+    config = make_run(METHODS["top_k"]).config.model_copy(update={"sparsity": sparsity, "steps": steps})
+    with pytest.raises(ConfigError, match=r"lower|raise steps"):
+        check_schedule(config)
+
+
+def test_an_anneal_to_the_very_end_is_sparse_all_the_same() -> None:
+    run = go(make_run(TopK(**BUDGET, anneal_end=1.0)))
+    assert nonzeros(run) == {m.name: m.kept(m.density) for m in sparse_matrices(run.model.core, SparsityConfig(**BUDGET))}
