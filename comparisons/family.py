@@ -54,7 +54,8 @@ def _result(folder: Path) -> dict[str, Any]:
     card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     curve = [[row["step"], round(row["loss"], 4)] for row in training["history"]]
-    accuracies = {task: round(found["value"], 4) for task, found in card["task_accuracies"].items() if found["value"] is not None}
+    values = {task: found["value"] for task, found in card["task_accuracies"].items()}
+    accuracies = {task: round(value, 4) for task, value in values.items() if value is not None}
     kept = {name: card[name] for name in _KEPT}
     return {"name": folder.name, **kept, "task_accuracies": accuracies, "recipe": training["config"], "curve": curve}
 
@@ -76,7 +77,7 @@ def family_table(results: Sequence[Mapping[str, Any]]) -> str:
     for result in results:
         by_recipe[result["name"].removesuffix(f"-seed{result['seed']}")].append(result)
     rows = [
-        "| recipe | seeds | tokens, million | nonzero matrix weights | loss, nats a token | bits a byte | tasks at 90 % | minutes |",
+        "| recipe | seeds | million tokens | nonzero matrix weights | loss (nats/token) | bits/byte | tasks at 90 % | minutes |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, found in by_recipe.items():

@@ -2,9 +2,9 @@
 
 from sparse_lens.kernels.abstopk import abs_topk as abs_topk
 from sparse_lens.kernels.abstopk import abs_topk_mask as abs_topk_mask
+from sparse_lens.kernels.products import CompressedWeight as CompressedWeight
+from sparse_lens.kernels.products import compress as compress
+from sparse_lens.kernels.products import sparse_linear as sparse_linear
 from sparse_lens.kernels.projection import check_budget as check_budget
 from sparse_lens.kernels.projection import projection_mask as projection_mask
-from sparse_lens.kernels.sparse_linear import CompressedWeight as CompressedWeight
-from sparse_lens.kernels.sparse_linear import compress as compress
-from sparse_lens.kernels.sparse_linear import sparse_linear as sparse_linear
 from sparse_lens.kernels.threads import share_rows as share_rows

@@ -98,13 +98,13 @@ def mark_largest(magnitude: np.ndarray, k: int, mask: np.ndarray) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _cut_of_many(magnitude: np.ndarray, k: int) -> tuple[np.uint32, np.int64]:
+def _cut_of_many(magnitude: np.ndarray, k: int) -> tuple[np.uint32, int]:
     """As `_kth_largest`, for long arrays: counts by the leading 11 bits first, then bisects within the one bin that matters."""
     shift = np.uint32(20)
     counts = np.zeros((4, 2048), dtype=np.int32)  # four tables, so that equal neighbours do not wait for each other's increment
     for j in range(magnitude.size):
         counts[j & 3, magnitude[j] >> shift] += 1
-    above, bin_ = 0, 2048
+    above, inside, bin_ = 0, 0, 2048
     while above < k:  # ends: the counts sum to the size, which is at least k
         bin_ -= 1
         inside = counts[0, bin_] + counts[1, bin_] + counts[2, bin_] + counts[3, bin_]
@@ -119,10 +119,10 @@ def _cut_of_many(magnitude: np.ndarray, k: int) -> tuple[np.uint32, np.int64]:
         if magnitude[j] >> shift == wanted:
             candidates[filled] = magnitude[j]
             filled += 1
-    cut, above_inside = _kth_largest(candidates, np.int32(k - above))
+    cut, above_inside = _kth_largest(candidates, k - above)
     if cut >> shift != wanted and bin_ > 0:
         cut = np.uint32((wanted << shift) - np.uint32(1))  # all candidates lie above; so must nothing else
-    return cut, above + above_inside
+    return cut, above + int(above_inside)
 
 
 @numba.njit(cache=True, nogil=True)

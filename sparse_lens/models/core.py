@@ -328,8 +328,9 @@ class CircuitGPTCore(nn.Module):
         def choose(part: slice) -> None:
             for linear in linears[part]:
                 weight = linear._parameters.get("weight")  # a weight that is computed anew at every pass is none
-                sparse = weight is not None and most > 0 and int(weight.detach().count_nonzero()) <= most * weight.numel()
-                linear.compressed = compress(weight) if sparse else None
+                linear.compressed = None
+                if weight is not None and most > 0 and int(weight.detach().count_nonzero()) <= most * weight.numel():
+                    linear.compressed = compress(weight)
 
         share_rows(choose, len(linears), least=2)
         return sum(linear.compressed is not None for linear in linears)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -117,7 +117,7 @@ class _Session:
         self.windows = data.validation_windows(config.context, config.evaluation_windows)
         model = CircuitGPTForCausalLM(model_config)
         model.core.initialize(torch.Generator().manual_seed(config.seed))
-        model = model.to(processes.device).train()
+        model = model.to(cast(Any, processes.device)).train()
         _check_shareable(config, processes, sharded)
         if sharded:
             shard_core(model.core, processes.count)

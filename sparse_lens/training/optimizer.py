@@ -43,7 +43,7 @@ def decayed_weights(core: CircuitGPTCore) -> list[Tensor]:
 def decay_weights(weights: list[Tensor], amount: float) -> None:
     """Shrink weights by the share `amount`, the weight decay times the present learning rate; after the projection."""
     if amount:
-        torch._foreach_mul_([own(weight) for weight in weights], 1 - amount)
+        torch._foreach_mul_([own(weight) for weight in weights], 1 - amount)  # pyright: ignore[reportPrivateImportUsage]
 
 
 @torch.no_grad()
@@ -57,4 +57,4 @@ def scale_gradient(parameters: list[Tensor], how: str) -> None:
         factor = 1 / (norm / math.sqrt(sum(gradient.numel() for gradient in gradients)) + 1e-5)
     else:
         factor = (1 / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_([own(gradient) for gradient in gradients], factor)
+    torch._foreach_mul_([own(gradient) for gradient in gradients], factor)  # pyright: ignore[reportPrivateImportUsage]

@@ -48,9 +48,9 @@ class Penalties:
             if penalty is not None and penalty.kind != "l1_weights":
                 mlp.fc_out.register_forward_pre_hook(_note(self.neurons))
             if isinstance(mlp.router, Router):
-                mlp.router.score.register_forward_hook(lambda module, _, output: self._note_scores(module, output))
+                mlp.router.score.register_forward_hook(self._note_scores)
 
-    def _note_scores(self, module: nn.Module, scores: Tensor) -> None:
+    def _note_scores(self, module: nn.Module, _inputs: tuple[Tensor, ...], scores: Tensor) -> None:
         if module.training:
             self.scores.append(scores)
 

@@ -9,6 +9,7 @@ from sparse_lens.models.config import PAPER_SITES
 from sparse_lens.training.config import Precision, TrainingConfig
 from sparse_lens.training.penalties import PenaltyConfig
 from sparse_lens.training.sparsity import (
+    Budget,
     LearnedMask,
     LotteryTicket,
     MagnitudePruning,
@@ -34,7 +35,7 @@ _ABSTOPK: ModelFields = {"afrac": 0.25, "afrac_loctypes": ",".join(PAPER_SITES)}
 _STEPS = 6000  # 12.3 million tokens, the same for the whole main set
 _ARM_STEPS = 2000  # 4.1 million, the same for all arms
 _EXACT: Precision = "float32"  # what the family is trained in, on any processor
-_DENSITY = {"density": 0.05, "embedding_density": 0.2}
+_DENSITY: dict[str, Any] = {"density": 0.05, "embedding_density": 0.2}
 _DENSE_ADAM: dict[str, Any] = {"learning_rate": 3e-3, "eps": 1e-8}
 
 
@@ -49,7 +50,7 @@ def dense_recipe(name: str, d_model: int, steps: int, *, d_head: int = 32, **cha
 
 
 def sparse_recipe(
-    name: str, d_model: int, steps: int, *, density: float, embedding_density: float, budget: str = "matrix", **changes: Any
+    name: str, d_model: int, steps: int, *, density: float, embedding_density: float, budget: Budget = "matrix", **changes: Any
 ) -> TrainingConfig:
     """A weight-sparse model: AbsTopK 1/4 at the paper's eight sites, density annealed over the first half of the steps."""
     sparsity = TopK(
@@ -57,10 +58,11 @@ def sparse_recipe(
         embedding_density=embedding_density,
         budget=budget,
         anneal_exponent=3,
-        sharkfin_floor=1 / 3,  # pyright: ignore
+        sharkfin_floor=1 / 3,
     )
     options: dict[str, Any] = {"learning_rate": 3.6e-2, "decay_start": 0.4, "precision": _EXACT, "sparsity": sparsity}
-    return TrainingConfig(name=name, steps=steps, **({"model": _shape(d_model) | _ABSTOPK} | options | changes))
+    options["model"] = _shape(d_model) | _ABSTOPK
+    return TrainingConfig(name=name, steps=steps, **(options | changes))
 
 
 def released_recipe() -> TrainingConfig:

@@ -8,6 +8,7 @@ then weights shrink by weight decay times rate. The script's one extra step at t
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ class TrainingRun:
         self.decayed = decayed_weights(model.core)
         self.sparse_products = _takes_sparse_products(config, self.precision, model.core.wte.weight)
         self.penalties = Penalties(model.core, config.penalty, config.balance)
-        self.forward = model.core
+        self.forward: Callable[[Tensor], Tensor] = model.core
         self.step, self.seconds, self.rank = 0, 0.0, 0
         self.compress()
 

@@ -6,11 +6,10 @@ A projection compares the magnitudes of a whole matrix, so each matrix is gather
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sparse_lens.models import CircuitGPTCore
 
@@ -32,7 +31,7 @@ def own_part(tensor: Tensor, like: Tensor) -> Tensor:
     """This process's part of a whole tensor, in the layout of `like`; no process speaks to another."""
     if not isinstance(like, DTensor):
         return tensor
-    part = torch.distributed.tensor.distribute_tensor(tensor.contiguous(), like.device_mesh, like.placements, src_data_rank=None)
+    part = distribute_tensor(tensor.contiguous(), like.device_mesh, like.placements, src_data_rank=None)
     return part.to_local()
 
 

@@ -10,6 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Budget = Literal["matrix", "fan_in", "fan_out"]
+"""Within what the largest weights are chosen."""
+
 
 class SparsityConfig(BaseModel):
     """What every method has: how many weights are kept in the end, and which matrices count."""
@@ -65,7 +68,7 @@ class TopK(_Annealed):
     """
 
     method: Literal["top_k"] = "top_k"
-    budget: Literal["matrix", "fan_in", "fan_out"] = Field(default="matrix", description="within what the largest are chosen")
+    budget: Budget = Field(default="matrix", description="within what the largest are chosen")
     sharkfin_floor: float = Field(
         default=0.0, ge=0, le=1, description="least factor sqrt(final density / density now) on the learning rate"
     )

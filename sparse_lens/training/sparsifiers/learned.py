@@ -62,8 +62,8 @@ class HardConcreteGate(Gate):
     noise: Tensor | None = None
 
     def gates(self) -> Tensor:
-        noisy = self.training and self.noise is not None
-        soft = torch.sigmoid((self.noise + self.score) / _TEMPERATURE if noisy else self.score)
+        noisy = self.noise if self.training else None
+        soft = torch.sigmoid(self.score if noisy is None else (noisy + self.score) / _TEMPERATURE)
         low, high = _STRETCH
         return (soft * (high - low) + low).clamp(0, 1)
 

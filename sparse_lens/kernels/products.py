@@ -69,10 +69,10 @@ def sparse_linear(
     Falls back to `F.linear` without `compressed` or if `weight` has changed since, for other types than float32, off the CPU,
     under autocast, `torch.compile`, and function transforms.
     """
-    plain = compressed is None or x.dtype != torch.float32 or x.device.type != "cpu" or type(x) not in (Tensor, torch.nn.Parameter)
+    plain = x.dtype != torch.float32 or x.device.type != "cpu" or type(x) not in (Tensor, torch.nn.Parameter)
     if plain or x.ndim < 2 or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return F.linear(x, weight, bias)
-    if torch.is_autocast_enabled("cpu") or not compressed.fits(weight):
+    if torch.is_autocast_enabled("cpu") or compressed is None or not compressed.fits(weight):
         return F.linear(x, weight, bias)
     return _SparseLinear.apply(x, weight, bias, compressed)  # pyright: ignore[reportReturnType]
 
