@@ -100,7 +100,7 @@ def _main_set() -> list[TrainingConfig]:
     return [
         sparse_recipe("python-sparse", 256, _STEPS, **_DENSITY, products="dense"),
         dense_recipe("python-dense", 256, _STEPS),
-        dense_recipe("python-dense-matched", 32, _STEPS, d_head=16, learning_rate=4e-3),
+        dense_recipe("python-dense-matched", 56, _STEPS, d_head=16, learning_rate=4e-3),
     ]
 
 

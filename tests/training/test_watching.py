@@ -54,7 +54,7 @@ def test_a_tracker_that_is_not_installed(name: Any, tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard.writer", None)
     with pytest.raises(ConfigError, match=f"pip install {name}"):
-        make_tracker(name, tmp_path, "run", {})
+        make_tracker(name, tmp_path, "run", {}, 0)
 
 
 def test_dead_neurons() -> None:
