@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sparse_lens.data import TokenData
+from sparse_lens.data import TokenData, generate_program
 from sparse_lens.errors import ConfigError
 from sparse_lens.models import load_checkpoint
 from sparse_lens.training import RandomMask, RigL, TopK, TrainingConfig, TrainingResult, train
@@ -124,10 +125,17 @@ def test_sharding_is_for_several(tiny: TrainingConfig, data: TokenData, tmp_path
 
 
 @pytest.mark.slow
-def test_torchrun_in_float32(data: TokenData, tmp_path: Path) -> None:
-    """The command of the docs, at the size of the smoke run: the losses of the first steps agree to 1e-4."""
-    command = ["--recipe", "smoke", "--steps", "12", "--data", str(data.directory), "--set", "log_every=1", "--threads", "1"]
-    command += ["--tokenizer", "own", "--set", "precision=float32"]
+def test_torchrun_in_float32(tmp_path: Path) -> None:
+    """The command of the docs, at the size of the smoke run: the losses of the first steps agree to 1e-4.
+
+    At a tenth of the recipe's rate: twelve steps have no warm-up to speak of, and at the whole rate the curves part by 1e-3 at the
+    fourth step, as float32 sums in another order move activations across AbsTopK's cut (in float64 they agree to 1e-9, above).
+    """
+    command = ["--recipe", "smoke", "--steps", "12", "--data", str(tmp_path / "data"), "--set", "log_every=1", "--threads", "1"]
+    command += ["--source", str(tmp_path / "source"), "--set", "precision=float32", "--set", "learning_rate=0.003"]
+    (tmp_path / "source").mkdir()
+    for number in range(60):
+        (tmp_path / "source" / f"module_{number}.py").write_text(generate_program(random.Random(number)))
     for name, launcher in (("one", ["-m"]), ("two", ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"])):
         arguments = [sys.executable, *launcher, "sparse_lens", "train", *command, "--out", str(tmp_path / name)]
         done = subprocess.run(arguments, capture_output=True, text=True, check=False)
