@@ -162,10 +162,11 @@ def _task_entry(
     name: str, settings: Sequence[Setting], target: float, columns: dict[str, Any], config: SearchConfig
 ) -> dict[str, Any]:
     task = get_task(name)
+    pair = task.sample(settings[0].column.bridge.tokenizer, 1, seed=0, split="search").pairs[0]
     failed = [setting.column.name for setting in settings if not setting.passes]
     return {
         "target_loss": exact(target, n=config.evaluation_pairs),
-        "answers": list(task.answers),
+        "answers": [pair.target, pair.distractor],
         "description": task.description,
         "measurable": not failed,
         "failed_gate": failed,

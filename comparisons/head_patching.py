@@ -15,7 +15,7 @@ from transformer_lens import patching
 
 from sparse_lens.circuits.learning import frozen
 from sparse_lens.errors import ConfigError, DataError
-from sparse_lens.tasks import Task, TaskBatch, get_task
+from sparse_lens.tasks import AnyTask, Task, TaskBatch, get_task
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class PatchingTable:
         }
 
 
-def patch_task(bridge: Any, task: str | Task, *, n_pairs: int = 16, seed: int = 0) -> PatchingTable:
+def patch_task(bridge: Any, task: str | AnyTask, *, n_pairs: int = 16, seed: int = 0) -> PatchingTable:
     """Patch every head, and attention and MLP output at every position, with `transformer_lens.patching`.
 
     Uses `n_pairs` pairs (or as many as there are) of one held-out template that differ at the same positions, so that a
@@ -110,9 +110,9 @@ def patch_task(bridge: Any, task: str | Task, *, n_pairs: int = 16, seed: int = 
     )
 
 
-def pairs_of_one_layout(task: Task, tokenizer: Any, n_pairs: int, *, seed: int) -> TaskBatch:
+def pairs_of_one_layout(task: AnyTask, tokenizer: Any, n_pairs: int, *, seed: int) -> TaskBatch:
     """Pairs of the task's first held-out template, of the most frequent length and places where clean and corrupt differ."""
-    single = replace(task, heldout=task.heldout[:1])
+    single = replace(task, heldout=task.heldout[:1]) if isinstance(task, Task) else task
     batch = single.sample(tokenizer, 8 * n_pairs, seed=seed, split="heldout")
     layouts: dict[tuple[int, ...], list[int]] = {}
     for row, differ in enumerate(batch.clean != batch.corrupt):

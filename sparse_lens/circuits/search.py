@@ -29,7 +29,7 @@ from sparse_lens.circuits.weights import WeightGraph, weight_graph
 from sparse_lens.dictionaries import Dictionary
 from sparse_lens.errors import CircuitError
 from sparse_lens.models_shipped import reference_windows
-from sparse_lens.tasks import Task, get_task
+from sparse_lens.tasks import AnyTask, TaskBatch, get_task
 
 DEFAULT_TARGET = 0.15
 """Target two-token task loss of arXiv:2511.13653, in nats."""
@@ -68,7 +68,7 @@ class Candidate:
 
 def find_circuit(
     bridge: Any,
-    task: str | Task,
+    task: str | AnyTask,
     *,
     dictionaries: Sequence[Dictionary] = (),
     target_loss: float = DEFAULT_TARGET,
@@ -94,7 +94,7 @@ def find_circuit(
     return select_circuit(problem, learned, target_loss, config)
 
 
-def circuit_edges(bridge: Any, circuit: Circuit, task: Task | None = None) -> dict[str, int]:
+def circuit_edges(bridge: Any, circuit: Circuit, task: AnyTask | None = None) -> dict[str, int]:
     """Edges of a circuit between neurons, by kind, from its task's input tokens to its answers.
 
     The input tokens are those of the search prompts of seed 0, as in a comparison. Raises `CircuitError` for another model and
@@ -106,15 +106,16 @@ def circuit_edges(bridge: Any, circuit: Circuit, task: Task | None = None) -> di
 
 
 def search_problem(
-    bridge: Any, space: NodeSpace, reference: Mapping[str, Reference], task: Task, config: SearchConfig, *, seed: int = 0
+    bridge: Any, space: NodeSpace, reference: Mapping[str, Reference], task: AnyTask, config: SearchConfig, *, seed: int = 0
 ) -> SearchProblem:
     """Sample the prompts of a search: those it learns on and those it must meet the target on are disjoint."""
     if bridge.tokenizer is None:
         raise CircuitError("the model has no tokenizer, so no prompts can be made; load it from a folder with tokenizer.json")
     n = config.search_pairs + config.evaluation_pairs
     batch = task.sample(bridge.tokenizer, n, seed=seed, split="search")
+    _check_context(bridge, batch, task.name)
     prompts = both_sides(batch)
-    first = prompts.pair < config.search_pairs
+    first = prompts.pair < len(batch) * config.search_pairs // n  # a task of one's own may have fewer pairs
     evaluation = prompts.rows((~first).nonzero().flatten())
     return SearchProblem(
         bridge=bridge,
@@ -125,6 +126,12 @@ def search_problem(
         evaluation_prompts=evaluation,
         graph=weight_graph(bridge, batch),
     )
+
+
+def _check_context(bridge: Any, batch: TaskBatch, name: str) -> None:
+    longest, context = int(batch.length.max()), bridge.cfg.n_ctx
+    if longest > context:
+        raise CircuitError(f"task {name!r} has a prompt of {longest} tokens, the model reads {context}; use shorter prompts")
 
 
 def learn_masks(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from sparse_lens.tasks.task import Task, read_templates
+from sparse_lens.tasks.slots import read_templates
+from sparse_lens.tasks.task import Task
 
 # Where the two sides of a fork differ in tokens, an earlier number takes up the difference.
 BRACKET_COUNTING = Task(
     name="bracket_counting",
     description="Two brackets close a nested list or index, one a flat one. Own version of the paper's task.",
     answers=("]]", "]"),
+    spellings=(("]]\n", "]\n"), ("]]", "]")),
     search=read_templates(
         """
 <var> = «<digit5>|<digit5><digit6> + <digit7>»
@@ -26,10 +28,23 @@ for <letter> in <many>:
     <var2> = <many2>«[| + »<many>[<digit2>
 """
     ),
+    validation=read_templates(
+        """
+<var> = <digit>
+<many> = <verb>(<var>)
+if <letter>:
+    <var2> = <many2>«[| - »<many>[<letter>
+---
+import os
+
+def <verb>(<var>):
+    <many> = [<digit>, «[|-»<letter>, <letter2>
+"""
+    ),
     heldout=read_templates(
         """
 <var> = «<digit3>|<digit3><digit4>»
-<many> = «[[<digit>], [<digit2>|[<digit>, <digit2>, <digit5>»
+<many> = «[[<digit>], [<digit2>, <digit5>|[<digit>, <digit2>, <digit6>, <digit5>»
 ---
 def <verb>(<many>):
     <var> = <verb2>(<many>)
@@ -71,6 +86,18 @@ for <letter> in «[|{»"<thing>", "<thing2>"
 ---
 <many> = <verb>(<letter>)
 <var> = <many> in «[|{»<digit>, <digit2>
+"""
+    ),
+    validation=read_templates(
+        """
+import os
+
+if <var>:
+    <many> = «[|{»<letter>, <letter2>
+---
+while <var>:
+    <many> = <digit>
+    <var2> = «[|{»"<thing>", "<thing2>"
 """
     ),
     heldout=read_templates(

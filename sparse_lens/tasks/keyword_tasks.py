@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sparse_lens.tasks.task import Task, read_templates
+from sparse_lens.tasks.slots import read_templates
+from sparse_lens.tasks.task import Task
 
 # Where a fork changes the number of tokens, an argument or a letter elsewhere makes up for it.
 WHILE_RETURN_TRUE = Task(
@@ -29,6 +30,17 @@ def <verb>():
 ---
     def <verb>(self, <var>):
         self.<many> = <var>
+        «while|return» True
+"""
+    ),
+    validation=read_templates(
+        """
+def <verb>(<var>, <many>=None):
+    <many>.<verb2>(<digit>)
+    «while|return» True
+---
+    def <verb>(self, <letter>):
+        <var> = [<digit>]
         «while|return» True
 """
     ),
@@ -83,6 +95,17 @@ def <verb>(<var>, <var2>):
 «if |»<thing>« ==|.<letter> =» <thing2>
 """
     ),
+    validation=read_templates(
+        """
+def <verb>(<many>):
+    <letter2> = <digit>
+    «if |»<var>« ==|.<letter> =» <thing>
+---
+<many> = [<digit>]
+<var2> = <verb>(<letter2>)
+«if |»<var>« ==|.<letter> =» <var2>
+"""
+    ),
     heldout=read_templates(
         """
 <many> = <verb>()
@@ -133,6 +156,18 @@ import os
 for <letter>«, <letter2>|» in
 """
     ),
+    validation=read_templates(
+        """
+<many> = <verb>(<digit>«|, <letter2>»)
+<var> = <digit2>
+for <letter>«, <letter2>|» in
+---
+class <verb>:
+    def <verb2>(self, <many>«|, <letter2>»):
+        <var> = <digit>
+        for <letter>«, <letter2>|» in
+"""
+    ),
     heldout=read_templates(
         """
 def <verb>(<thing>, <many>«|, <letter2>»):
@@ -160,6 +195,7 @@ WITH_AS = Task(
     name="with_as",
     description="`with open(...)` goes on with ` as`, `return open(...)` ends its line. Own version.",
     answers=(" as", "\n"),
+    spellings=((" as", "\n"), (")", ")\n")),  # some tokenizers put the line break to the parenthesis
     search=read_templates(
         """
 import os
@@ -179,6 +215,19 @@ def <verb>(<many>, <letter>):
 def <verb>(<thing>=None):
     <var> = <thing>
     «with|return» open(<var>, "r")
+"""
+    ),
+    validation=read_templates(
+        """
+<many> = <digit>
+
+def <verb>(<var>, <letter>):
+    <many>.<verb2>(<letter>)
+    «with|return» open(<var>)
+---
+def <verb>(<many>):
+    <thing> = <many>[<digit>]
+    «with|return» open("<thing>.csv")
 """
     ),
     heldout=read_templates(
@@ -233,6 +282,19 @@ if <var>:
     «for|while» <letter>
 """
     ),
+    validation=read_templates(
+        """
+def <verb>(<many>, <var>):
+    <many>.<verb2>(<digit>)
+    «for|while» <letter>
+---
+import re
+
+<many> = [<digit>]
+<var> = <many>
+«for|while» <thing>
+"""
+    ),
     heldout=read_templates(
         """
 def <verb>(<var>, <many>=None):
@@ -267,21 +329,35 @@ import os
 
 <many> = <digit>
 
-«<verb> = lambda |def <verb>(»<letter>, <letter2>
+«<verb> = lambda |def <verb3>(»<letter>, <letter2>
 ---
 <var> = [<digit>, <digit2>]
 print(<var>)
 
-«<verb> = lambda |def <verb>(»<letter>
+«<verb> = lambda |def <verb3>(»<letter>, <letter2>
 ---
 class <thing>:
     <var> = <digit>
 
-    «<verb> = lambda |def <verb>(»<letter>, <letter2>
+    «<verb> = lambda |def <verb3>(»<letter>, <letter2>
 ---
 if <var>:
     <many> = <digit>
-    «<var2> = lambda |def <var2>(»<letter>
+    «<verb> = lambda |def <verb3>(»<letter>, <letter2>
+"""
+    ),
+    validation=read_templates(
+        """
+import re
+
+<many> = [<digit>]
+<var> = <verb2>(<many>)
+
+«<verb> = lambda |def <verb3>(»<letter>, <letter2>
+---
+while <many>:
+    <var> = <digit>
+    «<verb> = lambda |def <verb3>(»<letter>, <letter2>
 """
     ),
     heldout=read_templates(
@@ -289,23 +365,23 @@ if <var>:
 <many> = {}
 <thing> = <verb>(<many>)
 
-«<var> = lambda |def <var>(»<letter>
+«<verb2> = lambda |def <verb3>(»<letter>, <letter2>
 ---
 try:
     <var> = <digit>
 except NameError:
-    «<verb> = lambda |def <verb>(»<letter>, <letter2>
+    «<verb> = lambda |def <verb3>(»<letter>, <letter2>
 ---
 import re
 
 <var> = None
 <many> = <var>
 
-«<verb> = lambda |def <verb>(»<letter>, <letter2>, <letter3>
+«<verb> = lambda |def <verb3>(»<letter>, <letter2>, <letter3>
 ---
 def <thing>(<many>):
     <var> = len(<many>)
-    «<verb> = lambda |def <verb>(»<letter>
+    «<verb> = lambda |def <verb3>(»<letter>, <letter2>
 """
     ),
 )

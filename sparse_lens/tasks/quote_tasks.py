@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sparse_lens.tasks.pools import HELDOUT_WORDS, SEARCH_WORDS
-from sparse_lens.tasks.task import Task, read_templates
+from sparse_lens.tasks.slots import read_templates
+from sparse_lens.tasks.task import Task
 
 SINGLE_DOUBLE_QUOTE = Task(
     name="single_double_quote",
@@ -32,6 +35,17 @@ if <var> in <many>:
 <many> = ['<thing2>', "<thing3>"]
 for <letter> in <many>:
     if <letter> == «"|'»<thing>
+"""
+    ),
+    validation=read_templates(
+        """
+def <verb>(<letter>):
+    <many> = [<digit>, <digit2>]
+    <var> = <letter> + «"|'»<thing>
+---
+while <var>:
+    <var2> = <verb>(<digit>)
+    <verb2>(«"|'»<thing> <thing2>
 """
     ),
     heldout=read_templates(
@@ -96,6 +110,21 @@ def <verb>(<many>):
 «<first>|<second>»(<var>, '<thing>
 """
     ),
+    validation=read_templates(
+        """
+import re
+
+while <many>:
+    <var> = <digit>
+    «<first>|<second>»("<thing>
+---
+import re
+
+while <many>:
+    <var> = <digit>
+    «<first>|<second>»('<thing>
+"""
+    ),
     heldout=read_templates(
         """
 import sys
@@ -125,3 +154,17 @@ except KeyError:
     heldout_words={**HELDOUT_WORDS, **_RULE},
     control=True,
 )
+
+
+def _other_nonsense(draw: int, first: str, second: str) -> Task:
+    rule = {"first": tuple(first.split()), "second": tuple(second.split())}
+    return replace(
+        NONSENSE_QUOTE,
+        name=f"nonsense_quote_{draw}",
+        search_words={**SEARCH_WORDS, **rule},
+        heldout_words={**HELDOUT_WORDS, **rule},
+    )
+
+
+OTHER_NONSENSE = (_other_nonsense(1, "print set list", "len str int"), _other_nonsense(2, "len set list", "print str int"))
+"""The same control with the calls shared out in two other ways."""

@@ -1,4 +1,4 @@
-"""What holds for every task, control included, in both splits."""
+"""What holds for every task, control included, in every split."""
 
 import ast
 import math
@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 from sparse_lens.data import END_OF_TEXT
 from sparse_lens.data import words as generator
 from sparse_lens.tasks import Task, available_tasks, get_task
+from sparse_lens.tasks.batch import MAX_TOKENS
 from sparse_lens.tasks.pools import HELDOUT_WORDS, SEARCH_WORDS
-from sparse_lens.tasks.task import MAX_TOKENS
 
-SPLITS = ("search", "heldout")
+SPLITS = ("search", "validation", "heldout")
 NAMES = available_tasks(controls=True)
 
 # Source that completes a prompt after its target; a wrong answer must not parse with any of them.
@@ -27,17 +27,33 @@ ENDS = {
     "if_equals": ("", " pass"),
     "with_as": ("", " f: pass"),
     "lambda_func": (" 1", ": pass"),
+    "else_elif": (" pass", " x: pass"),
+    "if_ternary": (" 1", " pass", "else 1"),
+    "fstring_brace": ('"', "'", '")', "')", ")", ""),
 }
 # Here the wrong answer is legal Python too, only unlikely.
 ENDS_OF_LIKELY = {
     "for_while": (" y: pass", " pass"),
     "enumerate_range": ("(y): pass",),
     "set_or_string": ("(y)", " y"),
+    "set_or_string_fixedvarname": ("(y)", " y"),
+    "with_open": ("(y): pass", ".y: pass"),
+    "var_swap": ("",),
+    "var_if": (": pass",),
+    "class_init": (".y = 1", " 1"),
+    "indent_for": ("pass",),
+    "final_kwarg": ("1)", ": pass", "1): pass", ""),
 }
 
 
 def templates(task: Task, split: str) -> tuple[str, ...]:
-    return task.search if split == "search" else task.heldout
+    return {"search": task.search, "validation": task.validation, "heldout": task.heldout}[split]
+
+
+def template_task(name: str) -> Task:
+    task = get_task(name)
+    assert isinstance(task, Task)
+    return task
 
 
 def parses(prompt: str, answer: str, ends: tuple[str, ...]) -> bool:
@@ -51,17 +67,21 @@ def parses(prompt: str, answer: str, ends: tuple[str, ...]) -> bool:
     return False
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", [*SPLITS, "rephrased"])
 @pytest.mark.parametrize("name", NAMES)
 def test_batch_is_consistent(name: str, split: str, tokenizer: Tokenizer) -> None:
-    task = get_task(name)
+    task = template_task(name)
     batch = task.sample(tokenizer, 48, seed=1, split=split)
     end = tokenizer.token_to_id(END_OF_TEXT)
-    answers = [tokenizer.encode(answer).ids[0] for answer in task.answers]
+    answers = [tokenizer.encode(text).ids[-1] for text in (batch.pairs[0].target, batch.pairs[0].distractor)]
+    assert (batch.pairs[0].target, batch.pairs[0].distractor) in (task.spellings or (task.answers,))
     assert batch.target.tolist() == answers * 24
     assert batch.distractor.tolist() == answers[::-1] * 24
     assert len({text for pair in batch.pairs for text in (pair.clean, pair.corrupt)}) == 96
     assert 10 <= batch.length.min() <= batch.length.max() == batch.clean.shape[1] <= MAX_TOKENS
+    assert batch.clean_fork.any(1).any() and batch.corrupt_fork.any(1).any()
+    last = np.arange(48), batch.length - 1
+    assert (batch.clean[last] == batch.corrupt[last]).all() == task.same_last_token
     for row, pair in enumerate(batch.pairs):
         length = int(batch.length[row])
         for text, ids, answer, wanted in (
@@ -76,13 +96,13 @@ def test_batch_is_consistent(name: str, split: str, tokenizer: Tokenizer) -> Non
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_template_works_alone_and_has_1000_prompts(name: str, split: str, tokenizer: Tokenizer) -> None:
-    task = get_task(name)
-    assert len(templates(task, split)) >= 4
+    task = template_task(name)
+    assert len(templates(task, split)) >= (2 if split == "validation" else 4)
     words = task.search_words if split == "search" else task.heldout_words
     for template in templates(task, split):
         slots = set(re.findall(r"<([a-z]+\d*)>", template))
         assert math.prod(len(words[slot.rstrip("0123456789")]) for slot in slots) >= 1000
-        alone = replace(task, search=(template,), heldout=(template,))
+        alone = replace(task, search=(template,), validation=(template,), heldout=(template,))
         assert len(alone.sample(tokenizer, 8, seed=0, split=split)) == 8
 
 
@@ -97,8 +117,8 @@ def test_samples_are_determined_by_seed_and_split(name: str, tokenizer: Tokenize
 
 @pytest.mark.parametrize("name", NAMES)
 def test_splits_share_neither_templates_nor_words(name: str) -> None:
-    task = get_task(name)
-    assert not set(task.search) & set(task.heldout)
+    task = template_task(name)
+    assert len({*task.search, *task.validation, *task.heldout}) == len(task.search + task.validation + task.heldout)
     # The control's rule words are its rule, as the quotes are of the real task.
     kinds = set(task.search_words) - {"first", "second"}
     search = {word for kind in kinds for word in task.search_words[kind]}
