@@ -23,6 +23,7 @@ from sparse_lens.hooks.loading import load
 from sparse_lens.hooks.sparsity import sparsity_report
 from sparse_lens.models.downloads import DownloadError, fetch
 from sparse_lens.models.released import RELEASED_MODELS, ReleasedModel, released_model
+from sparse_lens.models.torch_files import is_plain_tensor, read_plain
 
 _BRACKETS = {"csp_yolo2": "viz/csp_yolo2/bracket_counting_beeg/prune_v4/k_optim/viz_data.pt"}
 _ONE, _TWO = 330, 1252
@@ -104,8 +105,10 @@ def _brackets(bridge: TransformerBridge, model: ReleasedModel) -> list[Published
 
 def _first_sample(path: Path) -> Tensor:
     try:
-        data = torch.load(path, weights_only=True, map_location="cpu")
+        data = read_plain(path)
         sample = data["importances"]["task_samples"][0][0]
+        if not is_plain_tensor(sample):
+            raise TypeError("no tensor with all its entries in the file")
         return sample[: int(sample.nonzero().max()) + 1].long()  # padded with zeros on the right
     except Exception as error:  # torch raises pickle, runtime and key errors alike
         raise CheckpointError(f"{path} does not hold task samples where they are expected ({type(error).__name__})") from error

@@ -1,14 +1,27 @@
 """Circuits: node spaces, mask learning, search, scores, edges."""
 
+from sparse_lens.circuits.attribution_graph import AttributionGraph as AttributionGraph
+from sparse_lens.circuits.attribution_graph import GraphEdge as GraphEdge
+from sparse_lens.circuits.attribution_graph import GraphNode as GraphNode
+from sparse_lens.circuits.attribution_graph import LogitTarget as LogitTarget
 from sparse_lens.circuits.circuit import Circuit as Circuit
+from sparse_lens.circuits.component_circuits import component_circuit as component_circuit
+from sparse_lens.circuits.component_circuits import component_graph as component_graph
+from sparse_lens.circuits.components import ComponentGraph as ComponentGraph
 from sparse_lens.circuits.edges import APART_KINDS as APART_KINDS
 from sparse_lens.circuits.edges import EDGE_KINDS as EDGE_KINDS
 from sparse_lens.circuits.edges import count_apart as count_apart
 from sparse_lens.circuits.edges import count_edges as count_edges
+from sparse_lens.circuits.graph_json import read_graph_json as read_graph_json
+from sparse_lens.circuits.graph_json import write_graph_json as write_graph_json
 from sparse_lens.circuits.learning import SearchConfig as SearchConfig
 from sparse_lens.circuits.masking import mask_hooks as mask_hooks
 from sparse_lens.circuits.masking import mean_reference as mean_reference
+from sparse_lens.circuits.mib_json import read_mib_json as read_mib_json
+from sparse_lens.circuits.mib_json import write_mib_json as write_mib_json
 from sparse_lens.circuits.paths import on_paths as on_paths
+from sparse_lens.circuits.published import PublishedCircuit as PublishedCircuit
+from sparse_lens.circuits.published_files import read_published as read_published
 from sparse_lens.circuits.scoring import CircuitScores as CircuitScores
 from sparse_lens.circuits.scoring import both_sides as both_sides
 from sparse_lens.circuits.scoring import evaluate_circuit as evaluate_circuit
