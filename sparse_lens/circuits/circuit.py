@@ -1,27 +1,30 @@
-"""A circuit is data: the kept nodes, the ablation values, and what it was found in, by and for."""
+"""A circuit is data: the kept nodes, the ablation values, and what it was found in, by and for; and how it is used."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from jaxtyping import Bool
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sparse_lens.circuits.masking import Reference
-from sparse_lens.circuits.sites import NodeSpace, model_fingerprint, node_space
+from sparse_lens.circuits.masking import Hook, Reference, mask_hooks
+from sparse_lens.circuits.sites import NodeSpace, model_fingerprint
 from sparse_lens.dictionaries import Dictionary
-from sparse_lens.errors import CircuitError
-from sparse_lens.files import new_directory
+from sparse_lens.errors import CircuitError, UnknownNameError
 
-_FORMAT = 1
-WEIGHTS_FILE, RECORD_FILE = FILES = ("circuit.safetensors", "circuit.json")
+if TYPE_CHECKING:
+    import pandas as pd
+
+NodeNames = Mapping[str, Sequence[int]]
+"""Indices of nodes by the name of their site, as `Circuit.kept` gives them."""
+
+NOT_MEASURED = math.nan
+"""The loss of a circuit that was put together and not scored since."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +33,10 @@ class Circuit:
 
     `model` is the fingerprint of the model's weights, `search` says how the circuit was found (effort, seed, trace),
     `target_loss` and `loss` are two-token task losses in nats, the latter on prompts of the search templates that no mask was
-    learned on. Immutable; saved as safetensors and JSON.
+    learned on (not a number where none was measured). Immutable; saved as safetensors and JSON.
+
+    A circuit can be used like a set of nodes (`a | b`, `a & b`, `a - b`, `with_nodes`, `without_nodes`) and put into its model
+    for any tool of TransformerLens: `with circuit.applied(bridge): bridge.run_with_cache(tokens)`.
     """
 
     mask: Bool[Tensor, " node"]
@@ -48,12 +54,23 @@ class Circuit:
 
     @property
     def reached(self) -> bool:
-        """Whether the circuit meets its target loss."""
+        """Whether the circuit meets its target loss; False while its loss is not measured."""
         return self.loss <= self.target_loss
 
     def kept(self) -> dict[str, list[int]]:
         """Indices of the kept nodes by site name; the last index of a site with a dictionary is its error node."""
         return {name: part.nonzero().flatten().tolist() for name, part in self.space.split(self.mask).items()}
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each kept node: `site`, `layer` (-1: final_resid), `kind`, `hook`, `index`, `latent` (False: a channel)."""
+        import pandas as pd
+
+        rows = []
+        for site in self.space.sites:
+            for index in self.mask[self.space.slices[site.name]].nonzero().flatten().tolist():
+                layer = -1 if site.layer is None else site.layer
+                rows.append((site.name, layer, site.kind, site.hook, index, not site.is_identity))
+        return pd.DataFrame(rows, columns=["site", "layer", "kind", "hook", "index", "latent"])  # pyright: ignore[reportArgumentType]
 
     def check_model(self, bridge: Any) -> NodeSpace:
         """The circuit's node space; raises `CircuitError` if `bridge` is another model than it was found in."""
@@ -63,60 +80,79 @@ class Circuit:
             )
         return self.space
 
+    def fwd_hooks(self) -> list[tuple[str, Hook]]:
+        """The circuit as forward hooks for `run_with_hooks` and the like: everything outside it at its reference value."""
+        return mask_hooks(self.space, self.mask, self.reference)
+
+    @contextmanager
+    def applied(self, bridge: Any) -> Iterator[Any]:
+        """Run `bridge` as this circuit inside the block; yields the bridge. Hooks of one's own act on what the circuit leaves.
+
+        `reset_hooks`, which many tools call, does not end it; leaving the block, also by an exception, does. Raises
+        `CircuitError` for another model.
+        """
+        self.check_model(bridge)
+        points = bridge.hook_dict
+        with ExitStack() as stack:
+            for name, hook in self.fwd_hooks():
+                stack.callback(points[name].register_forward_hook(_as_torch_hook(hook)).remove)
+            yield bridge
+
+    def __or__(self, other: Circuit) -> Circuit:
+        """The nodes of either circuit."""
+        return self._combined(other, self.mask | other.mask, "|")
+
+    def __and__(self, other: Circuit) -> Circuit:
+        """The nodes of both circuits."""
+        return self._combined(other, self.mask & other.mask, "&")
+
+    def __sub__(self, other: Circuit) -> Circuit:
+        """The nodes that `other` lacks."""
+        return self._combined(other, self.mask & ~other.mask, "-")
+
+    def with_nodes(self, nodes: NodeNames) -> Circuit:
+        """The circuit with `nodes` added; raises as `without_nodes` does."""
+        return self._derived(self.mask | self._select(nodes), "added")
+
+    def without_nodes(self, nodes: NodeNames) -> Circuit:
+        """The circuit less `nodes`; raises `UnknownNameError` for an unknown site, `CircuitError` for an index outside it."""
+        return self._derived(self.mask & ~self._select(nodes), "dropped")
+
+    def _combined(self, other: Circuit, mask: Tensor, sign: str) -> Circuit:
+        if self.model != other.model or self.space.signature() != other.space.signature():
+            raise CircuitError(
+                f"these circuits belong to different models or dictionaries ({self.model}, {other.model}); combine circuits of one"
+            )
+        task = self.task if self.task == other.task else f"{self.task} {sign} {other.task}"
+        return replace(self._derived(mask, f"{self.task} {sign} {other.task}"), task=task)
+
+    def _derived(self, mask: Tensor, how: str) -> Circuit:
+        return replace(self, mask=mask, loss=NOT_MEASURED, search={"derived": how})
+
+    def _select(self, nodes: NodeNames) -> Tensor:
+        selected = self.mask.new_zeros(self.mask.shape)
+        for name, indices in nodes.items():
+            if name not in self.space.slices:
+                raise UnknownNameError("site", name, self.space.slices)
+            part = selected[self.space.slices[name]]
+            if wrong := [index for index in indices if not 0 <= index < len(part)]:
+                raise CircuitError(f"the site {name} has nodes 0 to {len(part) - 1}, there is no {wrong[0]}")
+            part[list(indices)] = True
+        return selected
+
     def save(self, path: str | Path) -> None:
         """Write `circuit.safetensors` and `circuit.json` into the folder `path`."""
-        tensors = {f"mask.{name}": part.clone() for name, part in self.space.split(self.mask).items()}
-        for name, reference in self.reference.items():
-            tensors[f"reference.{name}"] = reference.latents.contiguous()
-            tensors[f"error.{name}"] = reference.error.contiguous()
-        record = {
-            "format": _FORMAT,
-            "task": self.task,
-            "model": self.model,
-            "target_loss": self.target_loss,
-            "loss": self.loss,
-            "nodes": self.n_nodes,
-            "space": self.space.signature(),
-            "search": self.search,
-        }
-        with new_directory(path) as folder:
-            save_file(tensors, folder / WEIGHTS_FILE)
-            (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        from sparse_lens.circuits.circuit_files import save_circuit
+
+        save_circuit(self, path)
 
     @classmethod
     def load(cls, path: str | Path, bridge: Any, dictionaries: Sequence[Dictionary] = ()) -> Circuit:
         """Read a saved circuit for `bridge`; raises `CircuitError` if file, model or dictionaries do not fit."""
-        folder = Path(path)
-        try:
-            record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
-            tensors = load_file(folder / WEIGHTS_FILE)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise CircuitError(f"no readable circuit in {folder}: {error}") from error
-        if not isinstance(record, dict) or record.get("format") != _FORMAT:
-            raise CircuitError(f"{folder} holds a circuit of another format than {_FORMAT}; find it again")
-        space = node_space(bridge, dictionaries)
-        if record.get("space") != space.signature():
-            raise CircuitError(f"the circuit in {folder} has other sites or dictionaries than those given; pass its own")
-        circuit = _assemble(cls, record, tensors, space, folder)
-        circuit.check_model(bridge)
-        return circuit
+        from sparse_lens.circuits.circuit_files import load_circuit
+
+        return load_circuit(path, bridge, dictionaries)
 
 
-def _assemble(cls: type[Circuit], record: dict[str, Any], tensors: dict[str, Tensor], space: NodeSpace, folder: Path) -> Circuit:
-    try:
-        mask = space.join({site.name: tensors[f"mask.{site.name}"] for site in space.sites})
-        reference = {s.name: Reference(tensors[f"reference.{s.name}"], tensors[f"error.{s.name}"]) for s in space.sites}
-        fields = {name: record[name] for name in ("task", "model", "target_loss", "loss", "search")}
-    except KeyError as error:
-        raise CircuitError(f"the circuit in {folder} lacks {error}; find it again") from error
-    if mask.shape != (space.n_nodes,) or mask.dtype != torch.bool:
-        raise CircuitError(f"the circuit in {folder} has {tuple(mask.shape)} mask entries, its model {space.n_nodes} nodes")
-    for site in space.sites:
-        d_out = site.n_latents if site.dictionary.exact else site.dictionary.W_dec.shape[-1]
-        for part, width in ((reference[site.name].latents, site.n_latents), (reference[site.name].error, d_out)):
-            if part.shape != (width,) or not part.is_floating_point() or not bool(part.isfinite().all()):
-                raise CircuitError(f"the circuit in {folder} has no usable ablation values at {site.name}; find it again")
-    kinds = {"task": str, "model": str, "target_loss": float | int, "loss": float | int, "search": dict}
-    if wrong := [name for name, kind in kinds.items() if not isinstance(fields[name], kind) or isinstance(fields[name], bool)]:
-        raise CircuitError(f"the circuit in {folder} has a {wrong[0]} of {fields[wrong[0]]!r}; its circuit.json is damaged")
-    return cls(mask=mask, space=space, reference=reference, **fields)
+def _as_torch_hook(hook: Hook) -> Callable[[Any, Any, Tensor], Tensor | None]:
+    return lambda module, args, output: hook(output, hook=module)  # noqa: ARG005 - torch's signature

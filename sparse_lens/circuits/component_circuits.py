@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from sparse_lens.circuits.circuit import Circuit
+from sparse_lens.circuits.circuit import NOT_MEASURED, Circuit
 from sparse_lens.circuits.components import COMPONENT, INPUT, LOGITS, ComponentGraph
 from sparse_lens.circuits.masking import Reference, mean_reference
 from sparse_lens.circuits.search import DEFAULT_TARGET, default_windows
@@ -69,8 +69,8 @@ def component_circuit(
     """The circuit that keeps all channels of a graph's components, ready for `evaluate_circuit`.
 
     `reference` gives the ablation values by site, or they are the means over `windows` (token ids; by default those that come with
-    the model). Its loss is infinite until somebody measures it. Raises `CircuitError` for a graph of other sizes than the bridge's,
-    and for one without components: a file of scores alone has none yet.
+    the model). Its loss is not a number until somebody measures it. Raises `CircuitError` for a graph of other sizes than the
+    bridge's, and for one without components: a file of scores alone has none yet.
     """
     layout, space = decoder_layout(bridge), node_space(bridge)
     sizes, found = (graph.n_layers, graph.n_heads, graph.d_model), (layout.n_layers, layout.n_head, layout.d_model)
@@ -89,7 +89,7 @@ def component_circuit(
     if reference is None:
         reference = mean_reference(bridge, space, default_windows(bridge) if windows is None else windows, progress=progress)
     search = {"source": "heads and MLPs", "components": sorted(graph.nodes), "edges_of_the_graph": len(graph.edges)}
-    return Circuit(mask, space, reference, task, model_fingerprint(bridge), target_loss, float("inf"), search)
+    return Circuit(mask, space, reference, task, model_fingerprint(bridge), target_loss, NOT_MEASURED, search)
 
 
 def _channels(name: str, layout: DecoderLayout) -> dict[str, Bool[Tensor, " d"]]:

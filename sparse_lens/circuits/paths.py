@@ -13,7 +13,6 @@ from torch import Tensor
 
 from sparse_lens.circuits.sites import FINAL_SITE, NodeSpace
 from sparse_lens.circuits.weights import LayerWeights, WeightGraph, dense_layer, heads_of, reached_by, reaching
-from sparse_lens.dictionaries import IdentityDictionary
 from sparse_lens.errors import CircuitError
 
 Parts = dict[str, Tensor]
@@ -22,7 +21,7 @@ Parts = dict[str, Tensor]
 def on_paths(space: NodeSpace, mask: Bool[Tensor, " node"], graph: WeightGraph) -> Bool[Tensor, " node"]:
     """The nodes of `mask` that lie on a path from any token to an answer's logit."""
     kept = space.split(mask)
-    seen_through = {site.name for site in space.sites if not isinstance(site.dictionary, IdentityDictionary)}
+    seen_through = {site.name for site in space.sites if not site.is_identity}
     if other := sorted(name for name in seen_through if not name.startswith("mlp_neuron.")):
         raise CircuitError(f"paths are followed through dictionaries on MLP neurons only, not at {', '.join(other)}")
     layers = [

@@ -46,6 +46,11 @@ class Site:
         return self.dictionary.n_latents
 
     @property
+    def is_identity(self) -> bool:
+        """Whether the nodes are the hook's own channels."""
+        return isinstance(self.dictionary, IdentityDictionary)
+
+    @property
     def n_nodes(self) -> int:
         """The latents, and one node for the error of a dictionary that does not reconstruct exactly."""
         return self.n_latents + (0 if self.dictionary.exact else 1)
@@ -74,7 +79,7 @@ class NodeSpace:
     @property
     def has_dictionaries(self) -> bool:
         """Whether any site is seen through something else than its own channels."""
-        return any(not isinstance(site.dictionary, IdentityDictionary) for site in self.sites)
+        return any(not site.is_identity for site in self.sites)
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """The parts of a flat `[node]` vector by site name."""

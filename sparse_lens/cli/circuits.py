@@ -61,7 +61,7 @@ def add_circuit(commands: Any) -> None:
 
 def _circuit(options: argparse.Namespace) -> None:
     from sparse_lens.circuits import circuit_edges, evaluate_circuit, find_circuit
-    from sparse_lens.circuits.circuit import FILES
+    from sparse_lens.circuits.circuit_files import FILES
     from sparse_lens.files import check_writable
     from sparse_lens.hooks import load
     from sparse_lens.results import to_plain

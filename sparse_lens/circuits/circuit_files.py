@@ -1,0 +1,84 @@
+"""Circuits on disk: `circuit.safetensors` (masks and ablation values by site) and `circuit.json` (all the rest)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sparse_lens.circuits.circuit import NOT_MEASURED, Circuit
+from sparse_lens.circuits.masking import Reference
+from sparse_lens.circuits.sites import NodeSpace, node_space
+from sparse_lens.dictionaries import Dictionary
+from sparse_lens.errors import CircuitError
+from sparse_lens.files import new_directory
+
+_FORMAT = 1
+WEIGHTS_FILE, RECORD_FILE = FILES = ("circuit.safetensors", "circuit.json")
+
+
+def save_circuit(circuit: Circuit, path: str | Path) -> None:
+    """Write `circuit` into the folder `path`."""
+    tensors = {f"mask.{name}": part.clone() for name, part in circuit.space.split(circuit.mask).items()}
+    for name, reference in circuit.reference.items():
+        tensors[f"reference.{name}"] = reference.latents.contiguous()
+        tensors[f"error.{name}"] = reference.error.contiguous()
+    record = {
+        "format": _FORMAT,
+        "task": circuit.task,
+        "model": circuit.model,
+        "target_loss": circuit.target_loss,
+        "loss": circuit.loss if math.isfinite(circuit.loss) else None,
+        "nodes": circuit.n_nodes,
+        "space": circuit.space.signature(),
+        "search": circuit.search,
+    }
+    with new_directory(path) as folder:
+        save_file(tensors, folder / WEIGHTS_FILE)
+        (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def load_circuit(path: str | Path, bridge: Any, dictionaries: Sequence[Dictionary] = ()) -> Circuit:
+    """Read a circuit of `bridge`; raises `CircuitError` if file, model or dictionaries do not fit."""
+    folder = Path(path)
+    try:
+        record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS_FILE)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CircuitError(f"no readable circuit in {folder}: {error}") from error
+    if not isinstance(record, dict) or record.get("format") != _FORMAT:
+        raise CircuitError(f"{folder} holds a circuit of another format than {_FORMAT}; find it again")
+    space = node_space(bridge, dictionaries)
+    if record.get("space") != space.signature():
+        raise CircuitError(f"the circuit in {folder} has other sites or dictionaries than those given; pass its own")
+    circuit = _assemble(record, tensors, space, folder)
+    circuit.check_model(bridge)
+    return circuit
+
+
+def _assemble(record: dict[str, Any], tensors: dict[str, Tensor], space: NodeSpace, folder: Path) -> Circuit:
+    try:
+        mask = space.join({site.name: tensors[f"mask.{site.name}"] for site in space.sites})
+        reference = {s.name: Reference(tensors[f"reference.{s.name}"], tensors[f"error.{s.name}"]) for s in space.sites}
+        fields = {name: record[name] for name in ("task", "model", "target_loss", "loss", "search")}
+    except KeyError as error:
+        raise CircuitError(f"the circuit in {folder} lacks {error}; find it again") from error
+    if mask.shape != (space.n_nodes,) or mask.dtype != torch.bool:
+        raise CircuitError(f"the circuit in {folder} has {tuple(mask.shape)} mask entries, its model {space.n_nodes} nodes")
+    for site in space.sites:
+        d_out = site.n_latents if site.dictionary.exact else site.dictionary.W_dec.shape[-1]
+        for part, width in ((reference[site.name].latents, site.n_latents), (reference[site.name].error, d_out)):
+            if part.shape != (width,) or not part.is_floating_point() or not bool(part.isfinite().all()):
+                raise CircuitError(f"the circuit in {folder} has no usable ablation values at {site.name}; find it again")
+    fields["loss"] = NOT_MEASURED if fields["loss"] is None else fields["loss"]
+    kinds = {"task": str, "model": str, "target_loss": float | int, "loss": float | int, "search": dict}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(fields[name], kind) or isinstance(fields[name], bool)]:
+        raise CircuitError(f"the circuit in {folder} has a {wrong[0]} of {fields[wrong[0]]!r}; its circuit.json is damaged")
+    return Circuit(mask=mask, space=space, reference=reference, **fields)
