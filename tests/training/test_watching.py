@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import resource
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from sparse_lens.data import TokenData
 from sparse_lens.errors import ConfigError, DataError
 from sparse_lens.models import CircuitGPTConfig, CircuitGPTCore
 from sparse_lens.report import write_curves
-from sparse_lens.training import TrainingConfig, TrainingResult, get_recipe, train
+from sparse_lens.training import TrainingConfig, TrainingResult, get_recipe
 from sparse_lens.training.evaluation import count_nonzeros, dead_neurons
 from sparse_lens.training.log import TrainingLog, make_tracker, read_log
 from sparse_lens.training.memory import available_bytes, check_memory, estimate_bytes
@@ -94,23 +94,26 @@ def test_too_little_memory_is_known_before_the_first_step() -> None:
     assert (available_bytes() or 10**9) > 10**8
 
 
+_GROWTH = """
+import resource, sys, torch
+from pathlib import Path
+from sparse_lens.data import TokenData
+from sparse_lens.training import TrainingConfig, train
+torch.set_num_threads(1)
+config, data = TrainingConfig.model_validate_json(sys.argv[1]), TokenData(Path(sys.argv[2]))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+train(config, data, Path(sys.argv[3]), progress=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
 @pytest.mark.slow
 def test_the_estimate_is_near_what_is_taken(data: TokenData, tmp_path: Path) -> None:
-    """Growth of a process that takes two steps of a model of 0.1 GB: not more than estimated, and not less than a third."""
+    """Growth of a fresh process that takes two steps of a model of 0.1 GB: not more than estimated, and not less than a third."""
     recipe = get_recipe("python-dense")
     config = recipe.model_copy(update={"steps": 2, "batch_size": 64, "evaluation_windows": 8})
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            torch.set_num_threads(1)
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            train(config, data, tmp_path / "run", progress=False)
-            (tmp_path / "grown").write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
-            status = 0
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    grown = 1024 * int((tmp_path / "grown").read_text())
+    arguments = [config.model_dump_json(), str(data.directory), str(tmp_path / "run")]
+    run = subprocess.run([sys.executable, "-c", _GROWTH, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    grown = 1024 * int(run.stdout.split()[-1])
     estimate = estimate_bytes(config, model_config(config))
     assert estimate / 3 < grown < estimate
