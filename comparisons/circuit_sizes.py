@@ -15,7 +15,8 @@ import torch
 
 from sparse_lens.circuits import SearchConfig, both_sides, count_apart, count_edges
 from sparse_lens.circuits.circuit import Circuit
-from sparse_lens.circuits.scoring import CircuitScores, Prompts, evaluate_circuit, masked_differences, per_pair, task_loss
+from sparse_lens.circuits.prompts import Prompts, per_pair
+from sparse_lens.circuits.scoring import CircuitScores, evaluate_circuit, masked_differences, task_loss
 from sparse_lens.circuits.search import DEFAULT_TARGET, SearchProblem, learn_masks, search_problem, select_circuit
 from sparse_lens.circuits.sites import full_mask
 from sparse_lens.comparisons.columns import Column
@@ -48,11 +49,11 @@ class Setting:
 
 def prepare_setting(column: Column, task: str, config: SearchConfig, *, seed: int) -> Setting:
     """Sample the task's prompts and measure the full model on them."""
-    problem = search_problem(column.bridge, column.space, column.reference, get_task(task), config, seed=seed)
+    problem = search_problem(column.bridge, column.space, column.ablation, get_task(task), config, seed=seed)
     heldout = both_sides(get_task(task).sample(column.bridge.tokenizer, HELDOUT_PAIRS, seed=seed, split="heldout"))
     everything = full_mask(column.space)
-    differences = masked_differences(column.bridge, column.space, everything, column.reference, heldout)
-    losses = task_loss(masked_differences(column.bridge, column.space, everything, column.reference, problem.evaluation_prompts))
+    differences = masked_differences(column.bridge, column.space, everything, column.ablation, heldout)
+    losses = task_loss(masked_differences(column.bridge, column.space, everything, column.ablation, problem.evaluation_prompts))
     accuracy = bootstrap_mean(per_pair((differences > 0).float(), heldout), null=0.5)
     return Setting(column, problem, heldout, accuracy, bootstrap_mean(per_pair(losses, problem.evaluation_prompts)))
 
@@ -78,7 +79,7 @@ def search_column(setting: Setting, target: float, config: SearchConfig, *, seed
     column, problem = setting.column, setting.problem
     if seed:
         task = get_task(problem.task)
-        problem = search_problem(column.bridge, column.space, column.reference, task, config, seed=seed)
+        problem = search_problem(column.bridge, column.space, column.ablation, task, config, seed=seed)
     learned = learn_masks(problem, target, config, seed=seed, on_step=on_step)
     circuit = select_circuit(problem, learned, target, config)
     scores = evaluate_circuit(column.bridge, circuit, setting.heldout)
@@ -91,7 +92,7 @@ def search_column(setting: Setting, target: float, config: SearchConfig, *, seed
 
 def nonsense_circuit(column: Column, target: float, config: SearchConfig, *, seed: int, on_step: Step) -> Circuit:
     """Run the same search, with the same effort and target, on the nonsense task."""
-    problem = search_problem(column.bridge, column.space, column.reference, get_task(NONSENSE_TASK), config, seed=seed)
+    problem = search_problem(column.bridge, column.space, column.ablation, get_task(NONSENSE_TASK), config, seed=seed)
     return select_circuit(problem, learn_masks(problem, target, config, seed=seed, on_step=on_step), target, config)
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse_lens.circuits import NodeSpace, mean_reference, node_space
-from sparse_lens.circuits.masking import Reference
+from sparse_lens.circuits import Ablation, NodeSpace, mean_reference, node_space
 from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.dictionaries import Dictionary
 
@@ -26,13 +25,13 @@ _ROLE = {
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """A bridge of its own, its node space, and the mean activations that stand in for ablated nodes."""
+    """A bridge of its own, its node space, and what stands in for ablated nodes."""
 
     name: str
     role: str
     bridge: Any
     space: NodeSpace
-    reference: dict[str, Reference]
+    ablation: Ablation
 
 
 def open_columns(pair: ModelPair, *, progress: bool = False) -> list[Column]:
@@ -49,4 +48,4 @@ def open_columns(pair: ModelPair, *, progress: bool = False) -> list[Column]:
 def _open(pair: ModelPair, name: str, dictionaries: Sequence[Dictionary], windows: np.ndarray, progress: bool) -> Column:
     bridge = pair.open_model(_ROLE[name])
     space = node_space(bridge, dictionaries)
-    return Column(name, _ROLE[name], bridge, space, mean_reference(bridge, space, windows, progress=progress))
+    return Column(name, _ROLE[name], bridge, space, Ablation(mean_reference(bridge, space, windows, progress=progress)))

@@ -1,5 +1,7 @@
 """Circuits: node spaces, mask learning, search, scores, edges."""
 
+from sparse_lens.circuits.ablation import Ablation as Ablation
+from sparse_lens.circuits.ablation import AblationKind as AblationKind
 from sparse_lens.circuits.attribution_graph import AttributionGraph as AttributionGraph
 from sparse_lens.circuits.attribution_graph import GraphEdge as GraphEdge
 from sparse_lens.circuits.attribution_graph import GraphNode as GraphNode
@@ -20,10 +22,10 @@ from sparse_lens.circuits.masking import mean_reference as mean_reference
 from sparse_lens.circuits.mib_json import read_mib_json as read_mib_json
 from sparse_lens.circuits.mib_json import write_mib_json as write_mib_json
 from sparse_lens.circuits.paths import on_paths as on_paths
+from sparse_lens.circuits.prompts import both_sides as both_sides
 from sparse_lens.circuits.published import PublishedCircuit as PublishedCircuit
 from sparse_lens.circuits.published_files import read_published as read_published
 from sparse_lens.circuits.scoring import CircuitScores as CircuitScores
-from sparse_lens.circuits.scoring import both_sides as both_sides
 from sparse_lens.circuits.scoring import evaluate_circuit as evaluate_circuit
 from sparse_lens.circuits.search import circuit_edges as circuit_edges
 from sparse_lens.circuits.search import find_circuit as find_circuit

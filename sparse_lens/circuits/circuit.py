@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Bool
 from torch import Tensor
 
+from sparse_lens.circuits.ablation import Ablation, AblationKind
 from sparse_lens.circuits.masking import Hook, Reference, mask_hooks
 from sparse_lens.circuits.sites import NodeSpace, model_fingerprint
 from sparse_lens.dictionaries import Dictionary
@@ -33,7 +34,8 @@ class Circuit:
 
     `model` is the fingerprint of the model's weights, `search` says how the circuit was found (effort, seed, trace),
     `target_loss` and `loss` are two-token task losses in nats, the latter on prompts of the search templates that no mask was
-    learned on (not a number where none was measured). Immutable; saved as safetensors and JSON.
+    learned on (not a number where none was measured); `ablation` says what the reference values are used for. Immutable;
+    saved as safetensors and JSON.
 
     A circuit can be used like a set of nodes (`a | b`, `a & b`, `a - b`, `with_nodes`, `without_nodes`) and put into its model
     for any tool of TransformerLens: `with circuit.applied(bridge): bridge.run_with_cache(tokens)`.
@@ -47,6 +49,13 @@ class Circuit:
     target_loss: float
     loss: float
     search: dict[str, Any] = field(default_factory=dict)
+    ablation: AblationKind = "mean"
+    frozen_norms: bool = False
+
+    @property
+    def how_ablated(self) -> Ablation:
+        """The ablation that the circuit was found under."""
+        return Ablation(self.reference, self.ablation, self.frozen_norms)
 
     @property
     def n_nodes(self) -> int:
@@ -81,8 +90,17 @@ class Circuit:
         return self.space
 
     def fwd_hooks(self) -> list[tuple[str, Hook]]:
-        """The circuit as forward hooks for `run_with_hooks` and the like: everything outside it at its reference value."""
-        return mask_hooks(self.space, self.mask, self.reference)
+        """The circuit as forward hooks for `run_with_hooks` and the like: everything outside it at its reference value.
+
+        Raises `CircuitError` where the ablation depends on the prompts: `how_ablated.hooks` makes its hooks for each batch.
+        """
+        if not self.how_ablated.fixed:
+            norms = " with frozen norms" if self.frozen_norms else ""
+            raise CircuitError(
+                f"{self.ablation} ablation{norms} has other values for every prompt; use circuit.how_ablated.hooks(bridge, "
+                "circuit.space, circuit.mask, prompts), or a circuit found under mean ablation"
+            )
+        return mask_hooks(self.space, self.mask, self.how_ablated.fixed_values())
 
     @contextmanager
     def applied(self, bridge: Any) -> Iterator[Any]:

@@ -6,13 +6,14 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sparse_lens.circuits.ablation import AblationKind
 from sparse_lens.circuits.circuit import NOT_MEASURED, Circuit
 from sparse_lens.circuits.masking import Reference
 from sparse_lens.circuits.sites import NodeSpace, node_space
@@ -39,6 +40,8 @@ def save_circuit(circuit: Circuit, path: str | Path) -> None:
         "nodes": circuit.n_nodes,
         "space": circuit.space.signature(),
         "search": circuit.search,
+        "ablation": circuit.ablation,
+        "frozen_norms": circuit.frozen_norms,
     }
     with new_directory(path) as folder:
         save_file(tensors, folder / WEIGHTS_FILE)
@@ -81,4 +84,7 @@ def _assemble(record: dict[str, Any], tensors: dict[str, Tensor], space: NodeSpa
     kinds = {"task": str, "model": str, "target_loss": float | int, "loss": float | int, "search": dict}
     if wrong := [name for name, kind in kinds.items() if not isinstance(fields[name], kind) or isinstance(fields[name], bool)]:
         raise CircuitError(f"the circuit in {folder} has a {wrong[0]} of {fields[wrong[0]]!r}; its circuit.json is damaged")
-    return Circuit(mask=mask, space=space, reference=reference, **fields)
+    how = {"ablation": record.get("ablation", "mean"), "frozen_norms": record.get("frozen_norms", False)}
+    if how["ablation"] not in get_args(AblationKind) or not isinstance(how["frozen_norms"], bool):
+        raise CircuitError(f"the circuit in {folder} was found under an ablation that is not known here: {how}")
+    return Circuit(mask=mask, space=space, reference=reference, **fields, **how)

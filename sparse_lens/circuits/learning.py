@@ -8,7 +8,7 @@ its target, since no fixed price suits models of different width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +18,9 @@ from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from sparse_lens.circuits.masking import Reference, mask_hooks
-from sparse_lens.circuits.scoring import Prompts, logit_differences, task_loss
+from sparse_lens.circuits.ablation import Ablation
+from sparse_lens.circuits.prompts import Prompts
+from sparse_lens.circuits.scoring import logit_differences, task_loss
 from sparse_lens.circuits.sites import NodeSpace
 
 
@@ -82,7 +83,7 @@ class _Heaviside(torch.autograd.Function):
 def learn_mask(
     bridge: Any,
     space: NodeSpace,
-    reference: Mapping[str, Reference],
+    ablation: Ablation,
     prompts: Prompts,
     target: float,
     config: SearchConfig,
@@ -104,7 +105,7 @@ def learn_mask(
             optimizer.param_groups[0]["lr"] = config.learning_rate * cooling
             mask = _Heaviside.apply(gate, config.temperature)
             assert isinstance(mask, Tensor)
-            loss = task_loss(logit_differences(bridge, batch, mask_hooks(space, mask, reference))).mean()
+            loss = task_loss(logit_differences(bridge, batch, ablation.hooks(bridge, space, mask, batch))).mean()
             optimizer.zero_grad()
             (loss + steering.penalty * mask.sum()).backward()
             optimizer.step()

@@ -24,10 +24,13 @@ Hook = Callable[..., Tensor | None]
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What stands in for ablated nodes at one site: `latents [latent]`, and `error [d_out]` for the error node."""
+    """What stands in for ablated nodes at one site: `latents [latent]`, and `error [d_out]` for the error node.
 
-    latents: Float[Tensor, " latent"]
-    error: Float[Tensor, " d_out"]
+    Values that depend on the prompts have `[row pos]` before that.
+    """
+
+    latents: Float[Tensor, "*where latent"]
+    error: Float[Tensor, "*where d_out"]
 
 
 @torch.no_grad()

@@ -2,56 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparse_lens.circuits.ablation import Ablation
 from sparse_lens.circuits.circuit import Circuit
-from sparse_lens.circuits.masking import Reference, mask_hooks
+from sparse_lens.circuits.prompts import Prompts, both_sides, per_pair
 from sparse_lens.circuits.sites import NodeSpace, full_mask
 from sparse_lens.results import Result, bootstrap_mean
 from sparse_lens.tasks import TaskBatch
-
-
-@dataclass(frozen=True, eq=False)
-class Prompts:
-    """Both sides of every pair as rows, sorted by length: what a scorer needs, as tensors.
-
-    The answer is predicted at `position`; `right` and `wrong` are the two answers' ids there, `pair` the row's pair.
-    """
-
-    tokens: Int[Tensor, "row pos"]
-    position: Int[Tensor, " row"]
-    right: Int[Tensor, " row"]
-    wrong: Int[Tensor, " row"]
-    pair: Int[Tensor, " row"]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def rows(self, index: Tensor | slice) -> Prompts:
-        """A selection of rows, cut to its longest prompt."""
-        position = self.position[index]
-        longest = int(position.max()) + 1
-        return Prompts(self.tokens[index, :longest], position, self.right[index], self.wrong[index], self.pair[index])
-
-
-def both_sides(batch: TaskBatch) -> Prompts:
-    """Clean and corrupt prompts of a batch: on the corrupt side the two answers change places."""
-    n = len(batch)
-    tokens = np.concatenate([batch.clean, batch.corrupt])
-    position = np.concatenate([batch.length, batch.length]) - 1
-    right = np.concatenate([batch.target, batch.distractor])
-    wrong = np.concatenate([batch.distractor, batch.target])
-    order = np.argsort(position, kind="stable")
-    as_tensor = [torch.from_numpy(array[order]) for array in (tokens, position, right, wrong, np.tile(np.arange(n), 2))]
-    return Prompts(*as_tensor)
 
 
 def logit_differences(bridge: Any, prompts: Prompts, hooks: list[tuple[str, Any]]) -> Float[Tensor, " row"]:
@@ -73,15 +38,14 @@ def masked_differences(
     bridge: Any,
     space: NodeSpace,
     mask: Bool[Tensor, " node"],
-    reference: Mapping[str, Reference],
+    ablation: Ablation,
     prompts: Prompts,
     *,
     batch_size: int = 128,
 ) -> Float[Tensor, " row"]:
-    """Logit differences of the model with everything outside `mask` at its mean."""
-    hooks = mask_hooks(space, mask, reference)
-    starts = range(0, len(prompts), batch_size)
-    return torch.cat([logit_differences(bridge, prompts.rows(slice(s, s + batch_size)), hooks) for s in starts])
+    """Logit differences of the model with everything outside `mask` ablated."""
+    chunks = [prompts.rows(slice(start, start + batch_size)) for start in range(0, len(prompts), batch_size)]
+    return torch.cat([logit_differences(bridge, chunk, ablation.hooks(bridge, space, mask, chunk)) for chunk in chunks])
 
 
 @dataclass(frozen=True)
@@ -109,7 +73,7 @@ def evaluate_circuit(bridge: Any, circuit: Circuit, prompts: TaskBatch | Prompts
     space = circuit.check_model(bridge)
 
     def differences(mask: Tensor) -> Tensor:
-        return masked_differences(bridge, space, mask, circuit.reference, prompts)
+        return masked_differences(bridge, space, mask, circuit.how_ablated, prompts)
 
     runs = {
         "circuit": differences(circuit.mask),
@@ -129,13 +93,6 @@ def evaluate_circuit(bridge: Any, circuit: Circuit, prompts: TaskBatch | Prompts
         sufficiency=_share(losses["ablated"] - losses["circuit"], losses["ablated"] - losses["full"]),
         necessity=_share(losses["complement"] - losses["full"], losses["ablated"] - losses["full"]),
     )
-
-
-def per_pair(values: Float[Tensor, " row"], prompts: Prompts) -> np.ndarray:
-    """Mean over the two sides of each pair: pairs, not prompts, are independent."""
-    sums = torch.zeros(int(prompts.pair.max()) + 1, dtype=torch.float64).index_add_(0, prompts.pair, values.double())
-    counts = torch.bincount(prompts.pair, minlength=len(sums))
-    return (sums / counts).numpy()[counts.numpy() > 0]
 
 
 def _share(part: np.ndarray, whole: np.ndarray, *, n_resamples: int = 1000) -> Result:

@@ -8,7 +8,7 @@ been dropped; the smallest that meets the target wins, or, if none does, the one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,14 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sparse_lens.circuits.ablation import Ablation, AblationKind
 from sparse_lens.circuits.circuit import Circuit
 from sparse_lens.circuits.edges import count_edges
 from sparse_lens.circuits.learning import LearnedMask, SearchConfig, frozen, learn_mask
-from sparse_lens.circuits.masking import Reference, mean_reference
+from sparse_lens.circuits.masking import mean_reference
 from sparse_lens.circuits.paths import on_paths
-from sparse_lens.circuits.scoring import Prompts, both_sides, masked_differences, task_loss
+from sparse_lens.circuits.prompts import Prompts, both_sides
+from sparse_lens.circuits.scoring import masked_differences, task_loss
 from sparse_lens.circuits.sites import NodeSpace, model_fingerprint, node_space
 from sparse_lens.circuits.weights import WeightGraph, weight_graph
 from sparse_lens.dictionaries import Dictionary
@@ -41,7 +43,7 @@ class SearchProblem:
 
     bridge: Any
     space: NodeSpace
-    reference: Mapping[str, Reference]
+    ablation: Ablation
     task: str
     search_prompts: Prompts
     evaluation_prompts: Prompts
@@ -49,7 +51,7 @@ class SearchProblem:
 
     def loss(self, mask: Bool[Tensor, " node"]) -> float:
         """Mean task loss of the masked model on the evaluation prompts."""
-        differences = masked_differences(self.bridge, self.space, mask, self.reference, self.evaluation_prompts)
+        differences = masked_differences(self.bridge, self.space, mask, self.ablation, self.evaluation_prompts)
         return float(task_loss(differences).mean())
 
 
@@ -72,6 +74,8 @@ def find_circuit(
     *,
     dictionaries: Sequence[Dictionary] = (),
     target_loss: float = DEFAULT_TARGET,
+    ablation: AblationKind = "mean",
+    frozen_norms: bool = False,
     config: SearchConfig | None = None,
     windows: np.ndarray | None = None,
     seed: int = 0,
@@ -80,15 +84,17 @@ def find_circuit(
     """The smallest circuit found for `task` in `bridge` at `target_loss` (two-token cross-entropy, nats).
 
     `windows` (token ids, `[window pos]`) are the pretraining distribution whose mean activations replace what is ablated; by
-    default those that come with the shipped models. `dictionaries` replace the channels of their hooks. If nothing meets the
-    target, the circuit of least loss comes back, with `reached` False. The whole search is recorded in `circuit.search`.
+    default those that come with the shipped models. `ablation` and `frozen_norms` choose another replacement (see
+    `sparse_lens.circuits.ablation`): circuits found under different ones are not of comparable size. `dictionaries` replace the
+    channels of their hooks. If nothing meets the target, the circuit of least loss comes back, with `reached` False. The whole
+    search is recorded in `circuit.search`.
     """
     config = config or SearchConfig()
     task = get_task(task) if isinstance(task, str) else task
     space = node_space(bridge, dictionaries)
     windows = default_windows(bridge) if windows is None else windows
     reference = mean_reference(bridge, space, windows, progress=progress)
-    problem = search_problem(bridge, space, reference, task, config, seed=seed)
+    problem = search_problem(bridge, space, Ablation(reference, ablation, frozen_norms, seed), task, config, seed=seed)
     with tqdm(total=config.masks * config.steps, desc=f"circuit for {task.name}", disable=not progress) as bar:
         learned = learn_masks(problem, target_loss, config, seed=seed, on_step=bar.update)
     return select_circuit(problem, learned, target_loss, config)
@@ -106,7 +112,7 @@ def circuit_edges(bridge: Any, circuit: Circuit, task: AnyTask | None = None) ->
 
 
 def search_problem(
-    bridge: Any, space: NodeSpace, reference: Mapping[str, Reference], task: AnyTask, config: SearchConfig, *, seed: int = 0
+    bridge: Any, space: NodeSpace, ablation: Ablation, task: AnyTask, config: SearchConfig, *, seed: int = 0
 ) -> SearchProblem:
     """Sample the prompts of a search: those it learns on and those it must meet the target on are disjoint."""
     if bridge.tokenizer is None:
@@ -120,7 +126,7 @@ def search_problem(
     return SearchProblem(
         bridge=bridge,
         space=space,
-        reference=reference,
+        ablation=ablation,
         task=task.name,
         search_prompts=prompts.rows(first.nonzero().flatten()),
         evaluation_prompts=evaluation,
@@ -147,7 +153,7 @@ def learn_masks(
         learn_mask(
             problem.bridge,
             problem.space,
-            problem.reference,
+            problem.ablation,
             problem.search_prompts,
             target,
             config,
@@ -168,7 +174,9 @@ def select_circuit(problem: SearchProblem, learned: Sequence[LearnedMask], targe
     return Circuit(
         mask=best.mask,
         space=problem.space,
-        reference=problem.reference,
+        reference=problem.ablation.means,
+        ablation=problem.ablation.kind,
+        frozen_norms=problem.ablation.frozen_norms,
         task=problem.task,
         model=model_fingerprint(problem.bridge),
         target_loss=target,

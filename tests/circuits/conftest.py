@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sparse_lens.circuits.masking import mean_reference
-from sparse_lens.circuits.scoring import Prompts, both_sides
+from sparse_lens.circuits.prompts import Prompts, both_sides
 from sparse_lens.circuits.sites import node_space
 from sparse_lens.hooks import wrap
 from sparse_lens.models import CircuitGPTConfig, CircuitGPTForCausalLM

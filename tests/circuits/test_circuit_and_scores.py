@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from sparse_lens.circuits import Circuit, evaluate_circuit, model_fingerprint
-from sparse_lens.circuits.scoring import both_sides, task_loss
+from sparse_lens.circuits.prompts import both_sides
+from sparse_lens.circuits.scoring import task_loss
 from sparse_lens.circuits.sites import full_mask
 from sparse_lens.errors import CircuitError
 

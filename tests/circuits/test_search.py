@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sparse_lens.circuits.ablation import Ablation
 from sparse_lens.circuits.learning import SearchConfig, frozen, learn_mask
 from sparse_lens.circuits.search import Candidate, SearchProblem, best_candidate, learn_masks, select_circuit
 from sparse_lens.circuits.sites import full_mask
@@ -19,7 +20,7 @@ def problem_of(planted: Planted) -> SearchProblem:
     return SearchProblem(
         bridge=planted.bridge,
         space=planted.space,
-        reference=planted.reference,
+        ablation=Ablation(planted.reference),
         task="planted",
         search_prompts=planted.prompts,
         evaluation_prompts=planted.prompts,
@@ -59,7 +60,7 @@ def test_equal_seeds_give_equal_masks(planted: Planted) -> None:
     config = CONFIG.model_copy(update={"steps": 10})
 
     def learned(seed: int) -> torch.Tensor:
-        arguments = (problem.bridge, problem.space, problem.reference, problem.search_prompts, 0.1, config)
+        arguments = (problem.bridge, problem.space, problem.ablation, problem.search_prompts, 0.1, config)
         return learn_mask(*arguments, penalty=1e-3, seed=seed).ranking
 
     assert torch.equal(learned(1), learned(1))
