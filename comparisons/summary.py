@@ -38,7 +38,7 @@ def _edges(column: Mapping[str, Any]) -> float | None:
 
 def _site_edges(column: Mapping[str, Any]) -> float | None:
     kinds = column["edges_by_kind"]
-    return sum(kinds[kind].value for kind in ("qkv", "output", "mlp_in", "mlp_out")) if kinds else None
+    return sum(kinds[kind].value for kind in ("q", "k", "v", "output", "mlp_in", "mlp_out")) if kinds else None
 
 
 def _ratio(tasks: Mapping[str, Mapping[str, Any]], column: str, size: Any, seeds: int) -> Result:

@@ -67,7 +67,7 @@ def test_check_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["largest_difference"] <= 1e-5
     assert all("read nothing" in problem for problem in found["problems"])  # more than half of layer 1's MLP outputs have no weight
     assert found["densities"]["blocks.0.mlp.in"] < 0.06
-    assert found["edges"]["qkv"] > 0 and found["nonzeros"] < found["parameters"]
+    assert found["edges"]["v"] > 0 and found["nonzeros"] < found["parameters"]
     assert "blocks.0.attn.hook_sink" in found["hook_points"]
 
 

@@ -132,14 +132,14 @@ def test_json_into_an_unwritable_place(tmp_path: Path) -> None:
 def test_a_tidy_table() -> None:
     """One row a number; the levels are columns, what lies below them is the metric; flags are no numbers."""
     content = {
-        "quotes": {"sparse": {"nodes": exact(12), "edges_by_kind": {"qkv": exact(3)}, "nonsense_reached": True}},
+        "quotes": {"sparse": {"nodes": exact(12), "edges_by_kind": {"v": exact(3)}, "nonsense_reached": True}},
         "brackets": {"sparse": {"nodes": not_measurable("not learned")}},
     }
     frame = to_frame(content, ("task", "column"))
     assert list(frame.columns) == ["task", "column", "metric", *FIELDS]
     assert frame[["task", "column", "metric"]].to_numpy().tolist() == [
         ["quotes", "sparse", "nodes"],
-        ["quotes", "sparse", "edges_by_kind.qkv"],
+        ["quotes", "sparse", "edges_by_kind.v"],
         ["brackets", "sparse", "nodes"],
     ]
     assert frame["value"].tolist()[:2] == [12, 3]

@@ -10,8 +10,9 @@ from sparse_lens.circuits.circuit import Circuit as Circuit
 from sparse_lens.circuits.component_circuits import component_circuit as component_circuit
 from sparse_lens.circuits.component_circuits import component_graph as component_graph
 from sparse_lens.circuits.components import ComponentGraph as ComponentGraph
+from sparse_lens.circuits.edge_search import find_edges as find_edges
+from sparse_lens.circuits.edge_space import EDGE_KINDS as EDGE_KINDS
 from sparse_lens.circuits.edges import APART_KINDS as APART_KINDS
-from sparse_lens.circuits.edges import EDGE_KINDS as EDGE_KINDS
 from sparse_lens.circuits.edges import count_apart as count_apart
 from sparse_lens.circuits.edges import count_edges as count_edges
 from sparse_lens.circuits.graph_json import read_graph_json as read_graph_json

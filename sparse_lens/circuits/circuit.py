@@ -13,6 +13,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sparse_lens.circuits.ablation import Ablation, AblationKind
+from sparse_lens.circuits.edge_weights import CircuitEdges
 from sparse_lens.circuits.masking import Hook, Reference, mask_hooks
 from sparse_lens.circuits.sites import NodeSpace, model_fingerprint
 from sparse_lens.dictionaries import Dictionary
@@ -38,7 +39,8 @@ class Circuit:
     saved as safetensors and JSON.
 
     A circuit can be used like a set of nodes (`a | b`, `a & b`, `a - b`, `with_nodes`, `without_nodes`) and put into its model
-    for any tool of TransformerLens: `with circuit.applied(bridge): bridge.run_with_cache(tokens)`.
+    for any tool of TransformerLens: `with circuit.applied(bridge): bridge.run_with_cache(tokens)`. After a search of edges it also
+    has `edges`; what is derived from it has none.
     """
 
     mask: Bool[Tensor, " node"]
@@ -51,6 +53,7 @@ class Circuit:
     search: dict[str, Any] = field(default_factory=dict)
     ablation: AblationKind = "mean"
     frozen_norms: bool = False
+    edges: CircuitEdges | None = None
 
     @property
     def how_ablated(self) -> Ablation:
@@ -69,6 +72,18 @@ class Circuit:
     def kept(self) -> dict[str, list[int]]:
         """Indices of the kept nodes by site name; the last index of a site with a dictionary is its error node."""
         return {name: part.nonzero().flatten().tolist() for name, part in self.space.split(self.mask).items()}
+
+    def edges_frame(self) -> pd.DataFrame:
+        """One row for each kept edge: `kind`, `layer` (-1: none), `output`, `input`; `CircuitError` if none were searched."""
+        import pandas as pd
+
+        if self.edges is None:
+            raise CircuitError("this circuit has nodes only; sparse_lens.circuits.find_edges finds the edges between them")
+        rows = []
+        for name, index in self.edges.kept.index.items():
+            kind, _, layer = name.partition(".")
+            rows += [(kind, int(layer or -1), output, source) for output, source in index.tolist()]
+        return pd.DataFrame(rows, columns=["kind", "layer", "output", "input"])  # pyright: ignore[reportArgumentType]
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each kept node: `site`, `layer` (-1: final_resid), `kind`, `hook`, `index`, `latent` (False: a channel)."""
@@ -92,8 +107,14 @@ class Circuit:
     def fwd_hooks(self) -> list[tuple[str, Hook]]:
         """The circuit as forward hooks for `run_with_hooks` and the like: everything outside it at its reference value.
 
-        Raises `CircuitError` where the ablation depends on the prompts: `how_ablated.hooks` makes its hooks for each batch.
+        Raises `CircuitError` where the ablation depends on the prompts: `how_ablated.hooks` makes its hooks for each batch; and for
+        a circuit of edges, which are weights: `applied` cuts them, too.
         """
+        if self.edges is not None:
+            raise CircuitError("hooks cannot cut the edges of this circuit; use `with circuit.applied(bridge)`")
+        return self._node_hooks()
+
+    def _node_hooks(self) -> list[tuple[str, Hook]]:
         if not self.how_ablated.fixed:
             norms = " with frozen norms" if self.frozen_norms else ""
             raise CircuitError(
@@ -112,8 +133,10 @@ class Circuit:
         self.check_model(bridge)
         points = bridge.hook_dict
         with ExitStack() as stack:
-            for name, hook in self.fwd_hooks():
+            for name, hook in self._node_hooks():
                 stack.callback(points[name].register_forward_hook(_as_torch_hook(hook)).remove)
+            if self.edges is not None:
+                stack.enter_context(self.edges.cut_in(bridge))
             yield bridge
 
     def __or__(self, other: Circuit) -> Circuit:
@@ -145,7 +168,7 @@ class Circuit:
         return replace(self._derived(mask, f"{self.task} {sign} {other.task}"), task=task)
 
     def _derived(self, mask: Tensor, how: str) -> Circuit:
-        return replace(self, mask=mask, loss=NOT_MEASURED, search={"derived": how})
+        return replace(self, mask=mask, loss=NOT_MEASURED, search={"derived": how}, edges=None)
 
     def _select(self, nodes: NodeNames) -> Tensor:
         selected = self.mask.new_zeros(self.mask.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from sparse_lens.circuits.ablation import AblationKind
 from sparse_lens.circuits.circuit import NOT_MEASURED, Circuit
+from sparse_lens.circuits.edge_space import EdgeSpace
+from sparse_lens.circuits.edge_weights import CircuitEdges, edge_matrices, edge_module
 from sparse_lens.circuits.masking import Reference
 from sparse_lens.circuits.sites import NodeSpace, node_space
 from sparse_lens.dictionaries import Dictionary
@@ -31,6 +33,8 @@ def save_circuit(circuit: Circuit, path: str | Path) -> None:
     for name, reference in circuit.reference.items():
         tensors[f"reference.{name}"] = reference.latents.contiguous()
         tensors[f"error.{name}"] = reference.error.contiguous()
+    for part, tensor in _edge_tensors(circuit.edges).items():
+        tensors[part] = tensor.clone(memory_format=torch.contiguous_format)  # matrices that read the same input share its mean
     record = {
         "format": _FORMAT,
         "task": circuit.task,
@@ -61,12 +65,12 @@ def load_circuit(path: str | Path, bridge: Any, dictionaries: Sequence[Dictionar
     space = node_space(bridge, dictionaries)
     if record.get("space") != space.signature():
         raise CircuitError(f"the circuit in {folder} has other sites or dictionaries than those given; pass its own")
-    circuit = _assemble(record, tensors, space, folder)
+    circuit = _assemble(record, tensors, space, folder, bridge)
     circuit.check_model(bridge)
     return circuit
 
 
-def _assemble(record: dict[str, Any], tensors: dict[str, Tensor], space: NodeSpace, folder: Path) -> Circuit:
+def _assemble(record: dict[str, Any], tensors: dict[str, Tensor], space: NodeSpace, folder: Path, bridge: Any) -> Circuit:
     try:
         mask = space.join({site.name: tensors[f"mask.{site.name}"] for site in space.sites})
         reference = {s.name: Reference(tensors[f"reference.{s.name}"], tensors[f"error.{s.name}"]) for s in space.sites}
@@ -87,4 +91,45 @@ def _assemble(record: dict[str, Any], tensors: dict[str, Tensor], space: NodeSpa
     how = {"ablation": record.get("ablation", "mean"), "frozen_norms": record.get("frozen_norms", False)}
     if how["ablation"] not in get_args(AblationKind) or not isinstance(how["frozen_norms"], bool):
         raise CircuitError(f"the circuit in {folder} was found under an ablation that is not known here: {how}")
-    return Circuit(mask=mask, space=space, reference=reference, **fields, **how)
+    edges = _edges(tensors, bridge, folder)
+    return Circuit(mask=mask, space=space, reference=reference, **fields, **how, edges=edges)
+
+
+def _edge_tensors(edges: CircuitEdges | None) -> dict[str, Tensor]:
+    """Kept and cut edges and means of a circuit by their names in the file; none, where it has nodes only."""
+    if edges is None:
+        return {}
+    parts = {"kept": edges.kept.index, "cut": edges.cut.index, "means": edges.means}
+    return {f"edges.{part}.{name}": tensor for part, of in parts.items() for name, tensor in of.items()}
+
+
+def _edges(tensors: Mapping[str, Tensor], bridge: Any, folder: Path) -> CircuitEdges | None:
+    parts: dict[str, dict[str, Tensor]] = {"kept": {}, "cut": {}, "means": {}}
+    for key in (key for key in tensors if key.startswith("edges.")):
+        _, part, name = (*key.split(".", 2), "", "")[:3]
+        if part not in parts or name not in edge_matrices(bridge):
+            raise CircuitError(f"the circuit in {folder} has edges of an unknown kind, {key!r}; find it again")
+        parts[part][name] = tensors[key]
+    if not any(parts.values()):
+        return None
+    if not parts["kept"].keys() == parts["cut"].keys() == parts["means"].keys() == set(edge_matrices(bridge)):
+        raise CircuitError(f"the circuit in {folder} has edges for some matrices only; find it again")
+    for name in edge_matrices(bridge):
+        shape = edge_module(bridge, name).weight.shape
+        inside = all(_inside(parts[part][name], shape) for part in ("kept", "cut"))
+        mean = parts["means"][name]
+        if not inside or mean.shape != shape[1:] or not mean.is_floating_point() or not bool(mean.isfinite().all()):
+            raise CircuitError(f"the circuit in {folder} has edges at {name} that the model's {tuple(shape)} matrix cannot have")
+    order = edge_matrices(bridge)
+    kept, cut = (EdgeSpace({name: parts[part][name] for name in order}) for part in ("kept", "cut"))
+    return CircuitEdges(kept, cut, parts["means"])
+
+
+def _inside(index: Tensor, shape: torch.Size) -> bool:
+    """Whether `index [edge 2]` holds entries of a matrix, none of them twice."""
+    if index.dtype != torch.int64 or index.ndim != 2 or index.shape[1] != 2:
+        return False
+    if len(index) == 0:
+        return True
+    within = bool((index >= 0).all()) and bool((index < torch.tensor(shape)).all())
+    return within and len(index.unique(dim=0)) == len(index)

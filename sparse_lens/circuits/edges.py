@@ -12,15 +12,13 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sparse_lens.circuits.circuit import Circuit
+from sparse_lens.circuits.edge_space import EDGE_KINDS, possible_edges, read_channels
 from sparse_lens.circuits.sites import FINAL_SITE, LAYER_SITES, NodeSpace
 from sparse_lens.circuits.weights import WeightGraph, heads_of, reached_by
-from sparse_lens.errors import CircuitError
 
-EDGE_KINDS = ("embedding", "qkv", "output", "mlp_in", "mlp_out", "unembedding")
-"""The kinds that add up to a circuit's edges."""
-
-APART_KINDS = ("positions", "biases", "means", "bigram")
-"""What a circuit also needs but is no weight between two of its nodes."""
+APART_KINDS = ("qk_pairs", "residual", "sinks", "positions", "biases", "means", "bigram")
+"""What a circuit also needs but is no weight between two of its nodes: pairs of kept query and key channels, residual channels that
+carry a kept write (or a token) to a kept read, heads that can attend to a sink, and nonzero constants."""
 
 _BIASED_SITES = {
     "attn_q": "attn.q",
@@ -34,24 +32,14 @@ _BIASED_SITES = {
 
 def count_edges(space: NodeSpace, mask: Bool[Tensor, " node"], graph: WeightGraph) -> dict[str, int]:
     """Number of edges of each kind in `EDGE_KINDS`. Raises `CircuitError` for sites with dictionaries: latents have no weights."""
-    if space.has_dictionaries:
-        raise CircuitError("edges are weights between neurons; a node space with dictionaries has none of its own")
-    kept = space.split(mask)
     counts: dict[str, int] = dict.fromkeys(EDGE_KINDS, 0)
-    for layer, weights in enumerate(graph.layers):
-        attn_in, mlp_in, neuron = kept[f"attn_in.{layer}"], kept[f"mlp_in.{layer}"], kept[f"mlp_neuron.{layer}"]
-        for letter in "qkv":
-            counts["qkv"] += _between(getattr(weights, letter), kept[f"attn_{letter}.{layer}"], attn_in)
-        counts["output"] += _between(weights.o, kept[f"attn_out.{layer}"], graph.spread(kept[f"attn_v.{layer}"]))
-        counts["mlp_in"] += _between(weights.fc_in, neuron, mlp_in)
-        counts["mlp_out"] += _between(weights.fc_out, kept[f"mlp_out.{layer}"], neuron)
-    counts["embedding"] = int(graph.embedding[list(graph.inputs)][:, _read_channels(kept, graph)].sum())
-    counts["unembedding"] = int(graph.unembedding[list(graph.answers)][:, kept[FINAL_SITE]].sum())
+    for name, pattern in possible_edges(space, mask, graph, nonzero_only=True).items():
+        counts[name.partition(".")[0]] += int(pattern.sum())
     return counts
 
 
 def count_apart(circuit: Circuit, graph: WeightGraph) -> dict[str, int]:
-    """Number of nonzero constants of each kind in `APART_KINDS` that the circuit uses."""
+    """Number of each kind in `APART_KINDS` that the circuit uses."""
     kept = circuit.space.split(circuit.mask)
     biases = 0
     for name, part in kept.items():
@@ -65,14 +53,39 @@ def count_apart(circuit: Circuit, graph: WeightGraph) -> dict[str, int]:
         ablated = (latents != 0) & ~part[: len(latents)]
         read = _read_by_kept(name, kept, graph)
         means += int((ablated & read).sum()) if len(read) == len(ablated) else int(ablated.sum())
-    channels = _read_channels(kept, graph)
+    channels = read_channels(kept, graph)
     positions = graph.positions if graph.concatenated else graph.positions[:, channels]
     bigram = 0 if graph.bigram is None else int(graph.bigram[list(graph.last_tokens)][:, list(graph.answers)].sum())
-    return {"positions": int(positions.sum()), "biases": biases, "means": means, "bigram": bigram}
+    shared = {"qk_pairs": _qk_pairs(kept, graph), "residual": _residual_edges(kept, graph), "sinks": _sinks(kept, graph)}
+    return shared | {"positions": int(positions.sum()), "biases": biases, "means": means, "bigram": bigram}
 
 
-def _between(pattern: Tensor, outputs: Tensor, inputs: Tensor) -> int:
-    return int(pattern[outputs][:, inputs].sum())
+def _qk_pairs(kept: dict[str, Tensor], graph: WeightGraph) -> int:
+    """Kept query channels whose key channel, with which they are multiplied, is kept, too."""
+    layers = range(len(graph.layers))
+    return sum(int((kept[f"attn_q.{layer}"] & graph.spread(kept[f"attn_k.{layer}"])).sum()) for layer in layers)
+
+
+def _residual_edges(kept: dict[str, Tensor], graph: WeightGraph) -> int:
+    """Pairs of a kept write and a later kept read of the same residual channel: connections of weight one."""
+    written = torch.zeros(graph.d_model, dtype=torch.int64)
+    total = 0
+    for layer in range(len(graph.layers)):
+        for read, write in (("attn_in", "attn_out"), ("mlp_in", "mlp_out")):
+            total += int(written[kept[f"{read}.{layer}"][: graph.d_model]].sum())
+            written = written + kept[f"{write}.{layer}"]
+    return total + int(written[kept[FINAL_SITE]].sum())
+
+
+def _sinks(kept: dict[str, Tensor], graph: WeightGraph) -> int:
+    """Heads with a sink of which anything is kept."""
+    if not graph.sink:
+        return 0
+    total = 0
+    for layer in range(len(graph.layers)):
+        part = kept[f"attn_q.{layer}"] | graph.spread(kept[f"attn_k.{layer}"] | kept[f"attn_v.{layer}"])
+        total += int(part.view(graph.n_head, -1).any(1).sum())
+    return total
 
 
 def _read_by_kept(name: str, kept: dict[str, Tensor], graph: WeightGraph) -> Bool[Tensor, " d"]:
@@ -92,13 +105,4 @@ def _read_by_kept(name: str, kept: dict[str, Tensor], graph: WeightGraph) -> Boo
         return reached_by(weights.fc_in, of["mlp_neuron"])
     if kind == "mlp_neuron":
         return reached_by(weights.fc_out, of["mlp_out"])
-    return _read_channels(kept, graph)
-
-
-def _read_channels(kept: dict[str, Tensor], graph: WeightGraph) -> Bool[Tensor, " d_model"]:
-    """Residual channels that any kept node reads."""
-    read = torch.zeros(graph.d_model, dtype=torch.bool)
-    for name, part in kept.items():
-        if name.partition(".")[0] in ("attn_in", "mlp_in", FINAL_SITE):
-            read |= part[: graph.d_model]
-    return read
+    return read_channels(kept, graph)

@@ -58,10 +58,10 @@ class LearnedMask:
     `smallest` is the smallest mask at which the running loss met the target, None if it never did.
     """
 
-    ranking: Float[Tensor, " node"]
-    mask: Bool[Tensor, " node"]
-    smallest: Bool[Tensor, " node"] | None
-    snapshots: tuple[Bool[Tensor, " node"], ...]
+    ranking: Float[Tensor, " gate"]
+    mask: Bool[Tensor, " gate"]
+    smallest: Bool[Tensor, " gate"] | None
+    snapshots: tuple[Bool[Tensor, " gate"], ...]
     penalty: float
     seed: int
 
@@ -94,18 +94,43 @@ def learn_mask(
 ) -> LearnedMask:
     """Fit one gate per node so that the masked model's task loss is near `target` with as few nodes as possible."""
     generator = torch.Generator().manual_seed(seed)
-    gate = (0.1 + 0.01 * torch.randn(space.n_nodes, generator=generator)).requires_grad_()
+    start = 0.1 + 0.01 * torch.randn(space.n_nodes, generator=generator)
+
+    def run(mask: Tensor, batch: Prompts) -> Tensor:
+        return logit_differences(bridge, batch, ablation.hooks(bridge, space, mask, batch))
+
+    with frozen(bridge):
+        return learn_gates(run, start, prompts, target, config, penalty=penalty, seed=seed, generator=generator, on_step=on_step)
+
+
+def learn_gates(
+    run: Callable[[Tensor, Prompts], Tensor],
+    start: Float[Tensor, " gate"],
+    prompts: Prompts,
+    target: float,
+    config: SearchConfig,
+    *,
+    penalty: float,
+    seed: int,
+    generator: torch.Generator,
+    on_step: Callable[[], Any] = lambda: None,
+) -> LearnedMask:
+    """Fit gates, from `start`, so that the task loss of `run(mask, batch)` is near `target` with as few open as possible.
+
+    `run` gives logit differences `[row]`, differentiable in the mask; `generator` draws the batches.
+    """
+    gate = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([gate], lr=config.learning_rate, betas=(0.9, 0.95))
     steering = _Steering(penalty, target)
     record = _Record(config, target)
     average = gate.detach().clone()
-    with frozen(bridge), torch.enable_grad():
+    with torch.enable_grad():
         for step, batch in zip(range(config.steps), _minibatches(prompts, config.pairs_per_step, generator), strict=False):
             cooling = _cooling(step / config.steps)
             optimizer.param_groups[0]["lr"] = config.learning_rate * cooling
             mask = _Heaviside.apply(gate, config.temperature)
             assert isinstance(mask, Tensor)
-            loss = task_loss(logit_differences(bridge, batch, ablation.hooks(bridge, space, mask, batch))).mean()
+            loss = task_loss(run(mask, batch)).mean()
             optimizer.zero_grad()
             (loss + steering.penalty * mask.sum()).backward()
             optimizer.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +55,7 @@ class CircuitScores:
 
     Losses are two-token task losses in nats. With `L` the mean loss, `M` the model, `C` the circuit, `0` everything ablated:
     `sufficiency = (L(0) - L(C)) / (L(0) - L(M))`, `necessity = (L(M without C) - L(M)) / (L(0) - L(M))`; the whole
-    model scores 1 on both, the empty circuit 0.
+    model scores 1 on both, the empty circuit 0. For a circuit with edges, `M without C` is the model with those edges cut.
     """
 
     circuit_loss: Result
@@ -75,12 +76,12 @@ def evaluate_circuit(bridge: Any, circuit: Circuit, prompts: TaskBatch | Prompts
     def differences(mask: Tensor) -> Tensor:
         return masked_differences(bridge, space, mask, circuit.how_ablated, prompts)
 
-    runs = {
-        "circuit": differences(circuit.mask),
-        "full": differences(full_mask(space)),
-        "ablated": differences(full_mask(space, keep=False)),
-        "complement": differences(~circuit.mask),
-    }
+    edges, everything = circuit.edges, full_mask(space)
+    with nullcontext() if edges is None else edges.cut_in(bridge):
+        runs = {"circuit": differences(circuit.mask)}
+    with nullcontext() if edges is None else edges.removed_from(bridge):
+        runs["complement"] = differences(~circuit.mask if edges is None else everything)
+    runs |= {"full": differences(everything), "ablated": differences(full_mask(space, keep=False))}
     losses = {name: per_pair(task_loss(run), prompts) for name, run in runs.items()}
     right = {name: per_pair((run > 0).float(), prompts) for name, run in runs.items()}
     return CircuitScores(

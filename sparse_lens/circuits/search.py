@@ -1,24 +1,22 @@
 """Search for the smallest circuit at a target task loss.
 
-Task loss is not monotone in circuit size, so a search never trusts a bisection alone: every learned mask, masks met along the
-way, the whole model, prefixes of the learned ranking inside and around the mask, and the best of these less single nodes are
-candidates, equally many for every mask that leads to a circuit at the target. Each is scored after its nodes off all paths have
-been dropped; the smallest that meets the target wins, or, if none does, the one with the least loss.
+Masks are learned (`learning`), candidates around each are scored after their nodes off all paths have been dropped (`candidates`);
+the smallest that meets the target wins, or, if none does, the one with the least loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from sparse_lens.circuits.ablation import Ablation, AblationKind
+from sparse_lens.circuits.candidates import Candidate, best_candidate, gather_candidates
 from sparse_lens.circuits.circuit import Circuit
 from sparse_lens.circuits.edges import count_edges
 from sparse_lens.circuits.learning import LearnedMask, SearchConfig, frozen, learn_mask
@@ -54,18 +52,10 @@ class SearchProblem:
         differences = masked_differences(self.bridge, self.space, mask, self.ablation, self.evaluation_prompts)
         return float(task_loss(differences).mean())
 
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """A mask with its dead nodes dropped, and its loss."""
-
-    mask: Bool[Tensor, " node"]
-    loss: float
-    source: str
-
-    @property
-    def n_nodes(self) -> int:
-        return int(self.mask.sum())
+    def score(self, mask: Bool[Tensor, " node"], source: str) -> Candidate:
+        """The mask without its nodes off all paths, and its loss."""
+        mask = on_paths(self.space, mask, self.graph)
+        return Candidate(mask, self.loss(mask), source)
 
 
 def find_circuit(
@@ -169,7 +159,7 @@ def learn_masks(
 def select_circuit(problem: SearchProblem, learned: Sequence[LearnedMask], target: float, config: SearchConfig) -> Circuit:
     """The smallest candidate of all learned masks that meets `target`, as a circuit with the search's trace."""
     with frozen(problem.bridge):
-        candidates = [candidate for mask in learned for candidate in _candidates(problem, mask, target, config)]
+        candidates = [c for mask in learned for c in gather_candidates(problem.score, mask, target, config.evaluations)]
     best = best_candidate(candidates, target)
     return Circuit(
         mask=best.mask,
@@ -186,63 +176,9 @@ def select_circuit(problem: SearchProblem, learned: Sequence[LearnedMask], targe
             "seeds": sorted({mask.seed for mask in learned}),
             "evaluations": len(candidates),
             "source": best.source,
-            "trace": [{"nodes": c.n_nodes, "loss": round(c.loss, 5), "source": c.source} for c in candidates],
+            "trace": [{"nodes": c.size, "loss": round(c.loss, 5), "source": c.source} for c in candidates],
         },
     )
-
-
-def best_candidate(candidates: Sequence[Candidate], target: float) -> Candidate:
-    """The smallest candidate that meets `target`; without one, the candidate of least loss."""
-    reached = [candidate for candidate in candidates if candidate.loss <= target]
-    if reached:
-        return min(reached, key=lambda candidate: (candidate.n_nodes, candidate.loss))
-    return min(candidates, key=lambda candidate: candidate.loss)
-
-
-def _candidates(problem: SearchProblem, learned: LearnedMask, target: float, config: SearchConfig) -> list[Candidate]:
-    """`config.evaluations` candidates around one learned mask, fewer if none meets the target."""
-
-    def score(mask: Tensor, source: str) -> Candidate:
-        mask = on_paths(problem.space, mask, problem.graph)
-        return Candidate(mask, problem.loss(mask), source)
-
-    masks = {"mask": learned.mask, "smallest": learned.smallest, "whole model": torch.ones_like(learned.mask)}
-    masks |= {f"snapshot {index}": mask for index, mask in enumerate(learned.snapshots)}
-    found = [score(mask, source) for source, mask in masks.items() if mask is not None][: config.evaluations]
-    order = learned.ranking.argsort(descending=True)
-    sizes = _sizes(int(learned.mask.sum()), len(order), found[0].loss <= target)
-    size = next(sizes, None)
-    while size is not None and len(found) < config.evaluations:
-        prefix = torch.zeros_like(learned.mask)
-        prefix[order[:size]] = True
-        found.append(score(prefix, f"prefix {size}"))
-        try:
-            size = sizes.send(found[-1].loss <= target)
-        except StopIteration:
-            size = None
-    best = best_candidate(found, target)
-    for node in order.flip(0).tolist():  # with what is left of the effort, single nodes are tried, the lowest ranked first
-        if len(found) >= config.evaluations or best.loss > target:
-            break
-        if best.mask[node]:
-            fewer = best.mask.clone()
-            fewer[node] = False
-            found.append(score(fewer, f"without {node}"))
-            best = best_candidate([best, found[-1]], target)
-    return found
-
-
-def _sizes(size: int, most: int, met: bool) -> Generator[int, bool, None]:
-    """Prefix sizes to try, told each time whether the last one met the target: grow until one does, then bisect below it."""
-    low, high = (0, size) if met else (size, size)
-    grow = 1.05
-    while not met and high < most:
-        low, high = high, min(most, max(high + 1, int(size * grow)))
-        met = yield high
-        grow = 1 + 2 * (grow - 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if (yield middle) else (middle, high)
 
 
 def default_windows(bridge: Any) -> np.ndarray:

@@ -165,7 +165,7 @@ def test_edges_are_counted_weight_by_weight(pruned: Any, prompts: TaskBatch) -> 
     assert counts["output"] == output
     named = {f"{name}.{index}" for name, part in kept.items() for index in part.nonzero()[:, 0].tolist()}
     inside = [(a.split(".")[0], b.split(".")[0]) for a, b in edges_of(pruned) if a in named and b in named]
-    assert counts["qkv"] == sum(a == "attn_in" for a, _ in inside)
+    assert counts["q"] + counts["k"] + counts["v"] == sum(a == "attn_in" for a, _ in inside)
     assert counts["mlp_in"] == sum(a == "mlp_in" for a, _ in inside)
     assert counts["mlp_out"] == sum(a == "mlp_neuron" for a, _ in inside)
 

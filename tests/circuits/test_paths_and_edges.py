@@ -112,10 +112,10 @@ def test_edges_equal_loops_over_the_weights() -> None:
     def between(name: str, outputs: list[int], inputs: list[int]) -> int:
         return sum(state[name][o, i] != 0 for o in outputs for i in inputs)
 
-    expected = dict.fromkeys(("qkv", "output", "mlp_in", "mlp_out"), 0)
+    expected = dict.fromkeys(("q", "k", "v", "output", "mlp_in", "mlp_out"), 0)
     for i in range(2):
         for letter in "qkv":
-            expected["qkv"] += between(f"blocks.{i}.attn.{letter}.weight", kept[f"attn_{letter}.{i}"], kept[f"attn_in.{i}"])
+            expected[letter] += between(f"blocks.{i}.attn.{letter}.weight", kept[f"attn_{letter}.{i}"], kept[f"attn_in.{i}"])
         expected["output"] += between(f"blocks.{i}.attn.o.weight", kept[f"attn_out.{i}"], kept[f"attn_v.{i}"])
         expected["mlp_in"] += between(f"blocks.{i}.mlp.in.weight", kept[f"mlp_neuron.{i}"], kept[f"mlp_in.{i}"])
         expected["mlp_out"] += between(f"blocks.{i}.mlp.out.weight", kept[f"mlp_out.{i}"], kept[f"mlp_neuron.{i}"])
@@ -133,7 +133,7 @@ def test_planted_circuit_has_its_known_edges(planted: Planted) -> None:
     graph = weight_graph(planted.bridge, planted.batch)
     assert torch.equal(on_paths(planted.space, mask, graph), mask)
     counts = count_edges(planted.space, mask, graph)
-    assert counts == {"embedding": 4, "qkv": 0, "output": 0, "mlp_in": 1, "mlp_out": 1, "unembedding": 2}
+    assert counts == {"embedding": 4, "q": 0, "k": 0, "v": 0, "output": 0, "mlp_in": 1, "mlp_out": 1, "unembedding": 2}
 
 
 def test_edges_of_a_dictionary_are_refused() -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from sparse_lens.circuits.ablation import Ablation
+from sparse_lens.circuits.candidates import Candidate, best_candidate
 from sparse_lens.circuits.learning import SearchConfig, frozen, learn_mask
-from sparse_lens.circuits.search import Candidate, SearchProblem, best_candidate, learn_masks, select_circuit
+from sparse_lens.circuits.search import SearchProblem, learn_masks, select_circuit
 from sparse_lens.circuits.sites import full_mask
 from sparse_lens.circuits.weights import weight_graph
 
@@ -72,8 +73,8 @@ def test_smallest_candidate_that_meets_the_target_wins() -> None:
         return Candidate(torch.arange(10) < size, loss, "")
 
     found = [candidate(9, 0.01), candidate(4, 0.2), candidate(6, 0.1), candidate(5, 0.16)]
-    assert best_candidate(found, 0.15).n_nodes == 6
-    assert best_candidate(found, 0.001).n_nodes == 9
+    assert best_candidate(found, 0.15).size == 6
+    assert best_candidate(found, 0.001).size == 9
 
 
 def test_frozen_puts_everything_back_after_an_error(planted: Planted) -> None:

@@ -12,13 +12,13 @@ from sparse_lens.comparisons.summary import summarize
 from sparse_lens.comparisons.verdict import verdict
 from sparse_lens.results import Result, exact, not_measurable
 
-KINDS = ("embedding", "qkv", "output", "mlp_in", "mlp_out", "unembedding")
+KINDS = ("embedding", "q", "k", "v", "output", "mlp_in", "mlp_out", "unembedding")
 
 
 def column(
     nodes: int, edges: int | None, *, reached: bool = True, nonsense: float | None = 5.0, error_nodes: int = 0
 ) -> dict[str, Any]:
-    by_kind = {} if edges is None else dict.fromkeys(KINDS, exact(0)) | {"qkv": exact(edges)}
+    by_kind = {} if edges is None else dict.fromkeys(KINDS, exact(0)) | {"v": exact(edges)}
     return {
         "nodes": exact(nodes),
         "edges": not_measurable("latents") if edges is None else exact(edges),

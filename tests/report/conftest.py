@@ -15,7 +15,7 @@ TASKS = {
     "enumerate_range": ([" enumerate", " range"], 498, 2598),
 }
 FACTORS = {"sparse_neurons": 1.0, "dense_neurons": 46.0, "dense_matched_neurons": 1.0, "dense_sae": 0.8}
-KINDS = {"embedding": 0.12, "qkv": 0.31, "attn_out": 0.14, "mlp_in": 0.22, "mlp_out": 0.16, "unembedding": 0.05}
+KINDS = {"embedding": 0.12, "v": 0.31, "attn_out": 0.14, "mlp_in": 0.22, "mlp_out": 0.16, "unembedding": 0.05}
 
 
 def number(value: float, spread: float | None = None, null: float | None = None, n: int = 256) -> dict[str, Any]:

@@ -69,8 +69,8 @@ def test_the_csv_has_a_row_for_every_number(metrics: dict[str, Any], tmp_path: P
     found = {(row["section"], row["name"], row["column"], row["metric"]): row for row in rows}
     edges = metrics["tasks"]["if_equals"]["columns"]["dense_neurons"]["edges"]["value"]
     assert float(found["tasks", "if_equals", "dense_neurons", "edges"]["value"]) == edges
-    assert found["tasks", "if_equals", "dense_sae", "edges_by_kind.qkv"]["value"] == ""
-    assert found["tasks", "if_equals", "dense_sae", "edges_by_kind.qkv"]["reason"]
+    assert found["tasks", "if_equals", "dense_sae", "edges_by_kind.v"]["value"] == ""
+    assert found["tasks", "if_equals", "dense_sae", "edges_by_kind.v"]["reason"]
     assert ("models", "sparse", "", "nonzeros") in found and ("summary", "", "", "edge_ratio_geomean") in found
     assert len(rows) == len(found) == 9 + 4 + 5 * (1 + 4 * 17)
 

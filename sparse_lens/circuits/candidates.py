@@ -1,0 +1,83 @@
+"""Candidates around a learned mask, whether of nodes or of edges: which masks are scored, and which one is taken.
+
+Task loss is not monotone in size, so a bisection alone is never trusted: every learned mask, masks met along the way,
+everything, prefixes of the learned ranking inside and around the mask, and the best of these less single gates are candidates,
+equally many for every mask that leads to a circuit at the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sparse_lens.circuits.learning import LearnedMask
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A mask with what is dead dropped, and its loss."""
+
+    mask: Bool[Tensor, " gate"]
+    loss: float
+    source: str
+
+    @property
+    def size(self) -> int:
+        return int(self.mask.sum())
+
+
+Score = Callable[[Tensor, str], Candidate]
+"""Drops what is dead from a mask and measures its loss; the text says where the mask comes from."""
+
+
+def best_candidate(candidates: Sequence[Candidate], target: float) -> Candidate:
+    """The smallest candidate that meets `target`; without one, the candidate of least loss."""
+    reached = [candidate for candidate in candidates if candidate.loss <= target]
+    if reached:
+        return min(reached, key=lambda candidate: (candidate.size, candidate.loss))
+    return min(candidates, key=lambda candidate: candidate.loss)
+
+
+def gather_candidates(score: Score, learned: LearnedMask, target: float, evaluations: int) -> list[Candidate]:
+    """`evaluations` candidates around one learned mask, fewer if none meets the target."""
+    masks = {"mask": learned.mask, "smallest": learned.smallest, "everything": torch.ones_like(learned.mask)}
+    masks |= {f"snapshot {index}": mask for index, mask in enumerate(learned.snapshots)}
+    found = [score(mask, source) for source, mask in masks.items() if mask is not None][:evaluations]
+    order = learned.ranking.argsort(descending=True)
+    sizes = _sizes(int(learned.mask.sum()), len(order), found[0].loss <= target)
+    size = next(sizes, None)
+    while size is not None and len(found) < evaluations:
+        prefix = torch.zeros_like(learned.mask)
+        prefix[order[:size]] = True
+        found.append(score(prefix, f"prefix {size}"))
+        try:
+            size = sizes.send(found[-1].loss <= target)
+        except StopIteration:
+            size = None
+    best = best_candidate(found, target)
+    for gate in order.flip(0).tolist():  # with what is left of the effort, single gates are tried, the lowest ranked first
+        if len(found) >= evaluations or best.loss > target:
+            break
+        if best.mask[gate]:
+            fewer = best.mask.clone()
+            fewer[gate] = False
+            found.append(score(fewer, f"without {gate}"))
+            best = best_candidate([best, found[-1]], target)
+    return found
+
+
+def _sizes(size: int, most: int, met: bool) -> Generator[int, bool, None]:
+    """Prefix sizes to try, told each time whether the last one met the target: grow until one does, then bisect below it."""
+    low, high = (0, size) if met else (size, size)
+    grow = 1.05
+    while not met and high < most:
+        low, high = high, min(most, max(high + 1, int(size * grow)))
+        met = yield high
+        grow = 1 + 2 * (grow - 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if (yield middle) else (middle, high)
