@@ -1,9 +1,7 @@
-"""TransformerLens' own activation patching on a task: which head, and which position, carries the answer."""
+"""Activation patching on a task: which head, and which position, carries the answer."""
 
 from __future__ import annotations
 
-import io
-from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +9,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import patching
 
 from sparse_lens.circuits.learning import frozen
 from sparse_lens.errors import ConfigError, DataError
+from sparse_lens.hooks import patching
 from sparse_lens.tasks import AnyTask, Task, TaskBatch, get_task
 
 
@@ -71,7 +69,7 @@ class PatchingTable:
 
 
 def patch_task(bridge: Any, task: str | AnyTask, *, n_pairs: int = 16, seed: int = 0) -> PatchingTable:
-    """Patch every head, and attention and MLP output at every position, with `transformer_lens.patching`.
+    """Patch every head, and attention and MLP output at every position, with `sparse_lens.hooks.patching`.
 
     Uses `n_pairs` pairs (or as many as there are) of one held-out template that differ at the same positions, so that a
     position means the same in all of them. Raises `ConfigError` for fewer than one pair.
@@ -93,10 +91,9 @@ def patch_task(bridge: Any, task: str | AnyTask, *, n_pairs: int = 16, seed: int
         def restored(logits: Tensor) -> Tensor:
             return (_difference(logits, batch).mean() - low) / (high - low)
 
-        with redirect_stderr(io.StringIO()):  # a progress bar for each of the three tables, which cannot be switched off
-            heads = patching.get_act_patch_attn_head_out_all_pos(bridge, corrupt, cache, restored)
-            attn = patching.get_act_patch_attn_out(bridge, corrupt, cache, restored)
-            mlp = patching.get_act_patch_mlp_out(bridge, corrupt, cache, restored)
+        heads = patching.get_act_patch_attn_head_out_all_pos(bridge, corrupt, cache, restored, progress=False)
+        attn = patching.get_act_patch_attn_out(bridge, corrupt, cache, restored, progress=False)
+        mlp = patching.get_act_patch_mlp_out(bridge, corrupt, cache, restored, progress=False)
     return PatchingTable(
         task=task.name,
         heads=heads.cpu(),
