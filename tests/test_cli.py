@@ -67,7 +67,7 @@ def test_check_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["largest_difference"] <= 1e-5
     assert all("read nothing" in problem for problem in found["problems"])  # more than half of layer 1's MLP outputs have no weight
     assert found["densities"]["blocks.0.mlp.in"] < 0.06
-    assert found["edges"]["v"] > 0 and found["nonzeros"] < found["parameters"]
+    assert found["edges"]["qkv"] > 0 and found["nonzeros"] < found["parameters"]
     assert "blocks.0.attn.hook_sink" in found["hook_points"]
 
 
@@ -85,6 +85,23 @@ def test_circuit_is_found_and_saved(capsys: pytest.CaptureFixture[str], tmp_path
     found = json.loads(capsys.readouterr().out)
     assert found["nodes"] == sum(len(kept) for kept in found["kept"].values())
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["circuit.json", "circuit.safetensors"]
+
+
+def test_circuit_of_edges_by_options(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Model and task as options, another ablation, a control; the edges that are kept are fewer than those between the nodes."""
+    arguments = ["circuit", "--model", "python-dense-matched", "--task", "while_return_true", "--ablation", "zero", "--edges"]
+    assert main([*arguments, "--steps", "20", "--out", str(tmp_path / "c"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ablation"] == "zero" and found["edges_searched"] and sum(found["edges"].values()) > 0
+    assert sum(found["edges"].values()) <= found["search"]["candidate_edges"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--task", "if_equals"], ["python-sparse"], ["python-sparse", "if_equals", "--task", "with_as"]]
+)
+def test_circuit_needs_one_model_and_one_task(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["circuit", *arguments]) == 1
+    assert "name one" in capsys.readouterr().err
 
 
 def test_train_dry_run(capsys: pytest.CaptureFixture[str]) -> None:

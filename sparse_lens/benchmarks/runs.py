@@ -108,4 +108,12 @@ _SHORT: dict[str, Callable[[], list[Row]]] = {
     "abstopk": _abstopk,
     "projection": _projection,
 }
-_LONG: dict[str, Callable[[], list[Row]]] = {"train": _training, "hooks": _hooks, "compare": _compare}
+
+
+def _circuits() -> list[Row]:
+    from sparse_lens.benchmarks.circuits import circuit_rows
+
+    return circuit_rows()
+
+
+_LONG: dict[str, Callable[[], list[Row]]] = {"train": _training, "hooks": _hooks, "circuits": _circuits, "compare": _compare}
