@@ -64,7 +64,7 @@ def assemble_pair(
     with new_directory(folder) as staging:
         for role in ROLES:
             place = staging / models[role].name
-            _copy_packed(models[role], place)
+            copy_packed(models[role], place)
             write_card(
                 place,
                 windows["heldout"],
@@ -134,7 +134,7 @@ def public_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {**manifest, "sources": without_paths(manifest["sources"]), "config": config}
 
 
-def _copy_packed(source: Path, target: Path) -> None:
+def copy_packed(source: Path, target: Path) -> None:
     """A trained model as it is shipped: weights packed, rounded to fp16; tokenizer and record as they are."""
     target.mkdir()
     save_packed(load_checkpoint(source), target)
