@@ -52,7 +52,7 @@ class EdgeSpace:
 
     def counts(self) -> dict[str, int]:
         """Number of edges of each of `EDGE_KINDS`."""
-        found = dict.fromkeys(EDGE_KINDS, 0)
+        found: dict[str, int] = dict.fromkeys(EDGE_KINDS, 0)
         for name, index in self.index.items():
             found[name.partition(".")[0]] += len(index)
         return found

@@ -100,9 +100,11 @@ def _rows(path: Path, file: Any) -> Iterator[Mapping[str, str]]:
 
 
 def _read_row(name: str, number: int, row: Any) -> tuple[str, PromptPair]:
-    values = [row.get(column) for column in COLUMNS] if isinstance(row, Mapping) else [None]
-    if not all(isinstance(value, str) and value for value in values):
-        raise DataError(f"task {name!r}, pair {number}: {dict.fromkeys(COLUMNS)} are needed as text, got {row!r:.200}")
+    found = [row.get(column) for column in COLUMNS] if isinstance(row, Mapping) else []
+    values = [value for value in found if isinstance(value, str) and value]
+    if len(values) != len(COLUMNS):
+        needed = ", ".join(COLUMNS)
+        raise DataError(f"task {name!r}, pair {number}: {needed} are needed as text, got {row!r:.200}")
     clean, corrupt, target, distractor = values
     if clean == corrupt or target == distractor:
         raise DataError(f"task {name!r}, pair {number}: the two prompts, and the two answers, must differ, got {row!r:.200}")
