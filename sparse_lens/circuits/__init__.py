@@ -10,6 +10,8 @@ from sparse_lens.circuits.circuit import Circuit as Circuit
 from sparse_lens.circuits.component_circuits import component_circuit as component_circuit
 from sparse_lens.circuits.component_circuits import component_graph as component_graph
 from sparse_lens.circuits.components import ComponentGraph as ComponentGraph
+from sparse_lens.circuits.edge_density import EdgeDensity as EdgeDensity
+from sparse_lens.circuits.edge_density import log_ratio_parts as log_ratio_parts
 from sparse_lens.circuits.edge_search import find_edges as find_edges
 from sparse_lens.circuits.edge_space import EDGE_KINDS as EDGE_KINDS
 from sparse_lens.circuits.edges import APART_KINDS as APART_KINDS
