@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from sparse_lens.circuits.learning import LearnedMask
+from sparse_lens.circuits.learning import LearnedMask, SearchConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +42,11 @@ def best_candidate(candidates: Sequence[Candidate], target: float) -> Candidate:
     return min(candidates, key=lambda candidate: candidate.loss)
 
 
-def gather_candidates(score: Score, learned: LearnedMask, target: float, evaluations: int) -> list[Candidate]:
-    """`evaluations` candidates around one learned mask, fewer if none meets the target."""
+def gather_candidates(score: Score, learned: LearnedMask, target: float, config: SearchConfig) -> list[Candidate]:
+    """`config.evaluations` candidates around one learned mask, fewer if none meets the target."""
+    if config.method == "published":
+        return _bisected(score, learned, target, config.evaluations)
+    evaluations = config.evaluations
     masks = {"mask": learned.mask, "smallest": learned.smallest, "everything": torch.ones_like(learned.mask)}
     masks |= {f"snapshot {index}": mask for index, mask in enumerate(learned.snapshots)}
     found = [score(mask, source) for source, mask in masks.items() if mask is not None][:evaluations]
@@ -67,6 +70,20 @@ def gather_candidates(score: Score, learned: LearnedMask, target: float, evaluat
             fewer[gate] = False
             found.append(score(fewer, f"without {gate}"))
             best = best_candidate([best, found[-1]], target)
+    return found
+
+
+def _bisected(score: Score, learned: LearnedMask, target: float, evaluations: int) -> list[Candidate]:
+    """Everything, and prefixes of the ranking by bisection between nothing and everything: as published."""
+    found = [score(torch.ones_like(learned.mask), "everything")]
+    order = learned.ranking.argsort(descending=True)
+    low, high = 0, len(order)
+    while high - low > 1 and len(found) < evaluations:
+        middle = (low + high) // 2
+        prefix = torch.zeros_like(learned.mask)
+        prefix[order[:middle]] = True
+        found.append(score(prefix, f"prefix {middle}"))
+        low, high = (low, middle) if found[-1].loss <= target else (middle, high)
     return found
 
 

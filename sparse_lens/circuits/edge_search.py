@@ -134,7 +134,7 @@ def select_edges(
 ) -> Circuit:
     """The smallest candidate of all learned masks that meets `target`, as a circuit with the search's trace."""
     with frozen(problem.nodes.bridge):
-        candidates = [c for mask in learned for c in gather_candidates(problem.score, mask, target, config.evaluations)]
+        candidates = [c for mask in learned for c in gather_candidates(problem.score, mask, target, config)]
     best = best_candidate(candidates, target)
     mask, keep = edges_on_paths(problem.nodes.space, problem.mask, problem.nodes.graph, problem.edges, best.mask)
     trace = [{"edges": c.size, "loss": round(c.loss, 5), "source": c.source} for c in candidates]

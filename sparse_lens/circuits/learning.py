@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,10 +25,17 @@ from sparse_lens.circuits.sites import NodeSpace
 
 
 class SearchConfig(BaseModel):
-    """Effort of a circuit search; the same for every column of a comparison."""
+    """Effort of a circuit search; the same for every column of a comparison.
+
+    `method` is this package's own ("steered") or that of arXiv:2511.13653, Appendix A.5, as its replication reads it ("published",
+    with the values of `SearchConfig.published()`): a fixed price, a linear decay, and a bisection along the ranking.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    method: Literal["steered", "published"] = Field(
+        default="steered", description="steered price and many candidates, or as published"
+    )
     steps: int = Field(default=240, gt=0, description="optimizer steps of each mask")
     pairs_per_step: int = Field(default=16, gt=0, description="prompt pairs per step (two sequences each)")
     restarts: int = Field(default=1, gt=0, description="masks learned from different initial gates")
@@ -39,11 +46,21 @@ class SearchConfig(BaseModel):
         description="initial prices of a node, in nats; one mask each",
     )
     learning_rate: float = Field(default=0.03, gt=0, description="of Adam, on the gates")
+    weight_decay: float = Field(default=0.0, ge=0, description="of AdamW, on the gates")
+    gradient_clip: float | None = Field(default=None, gt=0, description="largest norm of the gates' gradient")
+    warm_up: float = Field(default=0.0, ge=0, lt=1, description="share of the steps in which the published rate rises from 0")
     temperature: float = Field(default=1.0, gt=0, description="width of the straight-through gradient")
     snapshots: int = Field(default=4, ge=0, description="masks along the way that are candidates too")
     evaluations: int = Field(default=24, gt=0, description="candidate circuits scored per mask")
     search_pairs: int = Field(default=512, gt=0, description="prompt pairs that the masks are learned on")
     evaluation_pairs: int = Field(default=128, gt=0, description="further prompt pairs on which the target loss must be met")
+
+    @classmethod
+    def published(cls, **changes: Any) -> SearchConfig:
+        """The published values, where they are known; in their place, those of the replication (its Table 2 has the warm-up)."""
+        values: dict[str, Any] = {"method": "published", "steps": 2000, "pairs_per_step": 64, "penalties": (1e-4,)}
+        values |= {"learning_rate": 3e-3, "weight_decay": 1e-3, "gradient_clip": 1.0, "warm_up": 0.05, "snapshots": 0}
+        return cls(**(values | changes))
 
     @property
     def masks(self) -> int:
@@ -120,32 +137,38 @@ def learn_gates(
     `run` gives logit differences `[row]`, differentiable in the mask; `generator` draws the batches.
     """
     gate = start.clone().requires_grad_()
-    optimizer = torch.optim.Adam([gate], lr=config.learning_rate, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW([gate], lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay)
     steering = _Steering(penalty, target)
     record = _Record(config, target)
     average = gate.detach().clone()
     with torch.enable_grad():
         for step, batch in zip(range(config.steps), _minibatches(prompts, config.pairs_per_step, generator), strict=False):
-            cooling = _cooling(step / config.steps)
+            cooling = _rate(step, config)
             optimizer.param_groups[0]["lr"] = config.learning_rate * cooling
             mask = _Heaviside.apply(gate, config.temperature)
             assert isinstance(mask, Tensor)
             loss = task_loss(run(mask, batch)).mean()
             optimizer.zero_grad()
             (loss + steering.penalty * mask.sum()).backward()
+            if config.gradient_clip is not None:
+                torch.nn.utils.clip_grad_norm_([gate], config.gradient_clip)
             optimizer.step()
-            steering.update(float(loss.detach()), cooling)
+            steering.update(float(loss.detach()), cooling if config.method == "steered" else 0.0)
             record.add(step, mask.detach() > 0, steering.loss)
             with torch.no_grad():
                 gate.clamp_(-1, 1)
                 average.lerp_(gate, 0.05)
             on_step()
-    return LearnedMask(average, gate.detach() >= 0, record.smallest, tuple(record.snapshots), penalty, seed)
+    ranking = average if config.method == "steered" else gate.detach()
+    return LearnedMask(ranking, gate.detach() >= 0, record.smallest, tuple(record.snapshots), penalty, seed)
 
 
-def _cooling(progress: float) -> float:
-    """Factor on learning rate and steering: 1 until two thirds of the steps, then linearly down to a tenth."""
-    return min(1.0, 0.1 + 0.9 * 3 * (1 - progress))
+def _rate(step: int, config: SearchConfig) -> float:
+    """Factor on learning rate and steering: 1 until two thirds of the steps, then linearly down to a tenth; or as published."""
+    if config.method == "steered":
+        return min(1.0, 0.1 + 0.9 * 3 * (1 - step / config.steps))
+    rising = int(config.warm_up * config.steps)
+    return (step + 1) / rising if step < rising else (config.steps - step) / (config.steps - rising)
 
 
 class _Steering:

@@ -159,7 +159,7 @@ def learn_masks(
 def select_circuit(problem: SearchProblem, learned: Sequence[LearnedMask], target: float, config: SearchConfig) -> Circuit:
     """The smallest candidate of all learned masks that meets `target`, as a circuit with the search's trace."""
     with frozen(problem.bridge):
-        candidates = [c for mask in learned for c in gather_candidates(problem.score, mask, target, config.evaluations)]
+        candidates = [c for mask in learned for c in gather_candidates(problem.score, mask, target, config)]
     best = best_candidate(candidates, target)
     return Circuit(
         mask=best.mask,

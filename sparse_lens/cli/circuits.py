@@ -61,6 +61,7 @@ def add_circuit(commands: Any) -> None:
     parser.add_argument("--ablation", default="mean", choices=_ABLATIONS, help="what stands in for nodes that are not kept")
     parser.add_argument("--frozen-norms", action="store_true", help="norms divide as they do in the whole model")
     parser.add_argument("--edges", action="store_true", help="then search the edges between the nodes as well")
+    parser.add_argument("--published", action="store_true", help="search as arXiv:2511.13653 does (2,000 steps, a fixed price)")
     parser.add_argument("--steps", type=int, default=None, help="optimizer steps of the mask; default: the comparison's")
     parser.add_argument("--seed", type=int, default=0, help="of the search")
     parser.add_argument("--out", type=Path, default=None, help="save the circuit in this folder")
@@ -137,11 +138,10 @@ def search_config(options: argparse.Namespace) -> Any:
     from sparse_lens.circuits import SearchConfig
     from sparse_lens.errors import ConfigError
 
-    if options.steps is None:
-        return SearchConfig()
-    if options.steps < 1:
+    if options.steps is not None and options.steps < 1:
         raise ConfigError(f"--steps must be at least 1, got {options.steps}")
-    return SearchConfig(steps=options.steps)
+    make = SearchConfig.published if getattr(options, "published", False) else SearchConfig
+    return make() if options.steps is None else make(steps=options.steps)
 
 
 def _circuit_rows(circuit: Any, edges: dict[str, int]) -> list[list[str]]:

@@ -83,3 +83,15 @@ def test_frozen_puts_everything_back_after_an_error(planted: Planted) -> None:
         assert not any(parameter.requires_grad for parameter in planted.bridge.parameters())
         raise RuntimeError
     assert [parameter.requires_grad for parameter in planted.bridge.parameters()] == before
+
+
+def test_the_published_algorithm(planted: Planted) -> None:
+    """Its values; a fixed price; a bisection along the ranking that ends at the planted nodes."""
+    config = SearchConfig.published(steps=300, pairs_per_step=8, penalties=(3e-3,), learning_rate=1e-2)
+    assert (config.method, config.weight_decay, config.gradient_clip, config.warm_up) == ("published", 1e-3, 1.0, 0.05)
+    assert SearchConfig.published().steps == 2000 and SearchConfig.published().penalties == (1e-4,)
+    problem = problem_of(planted)
+    circuit = select_circuit(problem, learn_masks(problem, 0.02, config), 0.02, config)
+    assert circuit.reached and {name: kept for name, kept in circuit.kept().items() if kept} == planted.nodes
+    assert {row["source"].split()[0] for row in circuit.search["trace"]} == {"everything", "prefix"}
+    assert len(circuit.search["trace"]) <= 8
