@@ -18,7 +18,7 @@ from sparse_lens.comparisons.pair import model_facts
 from sparse_lens.data import load_tokenizer
 from sparse_lens.files import new_file
 from sparse_lens.hooks import load
-from sparse_lens.models_shipped import CARD_FILE
+from sparse_lens.models_shipped import CARD_FILE, shipped_models
 from sparse_lens.results import Result, bootstrap_mean
 from sparse_lens.tasks import available_tasks, get_task
 
@@ -73,6 +73,11 @@ def bits_per_byte(nats_per_token: float, windows: np.ndarray, tokenizer: Tokeniz
     return nats_per_token / math.log(2) * windows[:, 1:].size / n_bytes
 
 
+def _shown(name: str) -> str:
+    """What `load` takes: the name of a shipped model, or the folder of any other."""
+    return f'"{name}"' if name in shipped_models() else "FOLDER"
+
+
 def _page(name: str, card: Mapping[str, Any]) -> str:
     """The card as a model card of the Hugging Face kind."""
     tasks = card["task_accuracies"]
@@ -85,7 +90,7 @@ tags: [weight-sparse, interpretability, sparse_lens]
 
 # {name}
 
-{card["about"].capitalize()}. Load it with `sparse_lens.load("{name}")`, or give its folder.
+{card["about"].capitalize()}. Load it with `sparse_lens.load({_shown(name)})`.
 
 | what | value |
 |---|---|

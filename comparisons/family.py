@@ -29,7 +29,7 @@ from sparse_lens.data import load_tokenizer
 from sparse_lens.errors import DataError
 from sparse_lens.files import new_directory, new_file
 from sparse_lens.hooks import load
-from sparse_lens.models_shipped import pair_windows
+from sparse_lens.models_shipped import CORPUS_FILE, pair_windows
 
 Family = Sequence[Mapping[str, Any]]
 
@@ -87,7 +87,8 @@ def keep_weights(folder: Path, target: Path) -> None:
         place = staging / folder.name
         copy_packed(folder, place)
         command = f"sparse-lens train --recipe {recipe_command(folder)} --corpus python --threads 1"
-        write_card(place, pair_windows()["heldout"], about=card["about"], command=command, data=card["data"])
+        read = card["data"].replace(f"are in {CORPUS_FILE}", f"are in the {CORPUS_FILE} of the shipped pair")
+        write_card(place, pair_windows()["heldout"], about=card["about"], command=command, data=read)
         for path in place.iterdir():
             path.rename(staging / path.name)
         place.rmdir()
