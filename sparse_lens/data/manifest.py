@@ -86,9 +86,10 @@ def rebuild_documents(manifest: Manifest, sources: Sequence[Source] | None = Non
     report = _compare(manifest, today)
     if not report.matches:
         examples = ", ".join((*report.missing, *report.changed)[:3])
+        others = "; ".join(_other_packages(manifest, sources)) or "none of the packages it lists differs in its version"
         raise DataError(
-            f"{len(report.missing)} files missing and {len(report.changed)} changed (such as {examples}); "
-            f"it is of Python {manifest['python']}: install the versions it lists, or build a new corpus"
+            f"{len(report.missing)} files missing and {len(report.changed)} changed (such as {examples}); it is of Python "
+            f"{manifest['python']}, this is {platform.python_version()}; {others}; install what it lists, or build a new corpus"
         )
     splits: dict[Split, list[Document]] = {"train": [], "valid": []}
     for entry in manifest["files"]:
@@ -108,6 +109,19 @@ def _documents_today(manifest: Manifest, sources: Sequence[Source] | None) -> di
             if (document.source, document.path) in wanted:
                 found[document.source, document.path] = document
     return found
+
+
+def _other_packages(manifest: Manifest, sources: Sequence[Source] | None, most: int = 5) -> list[str]:
+    """Say which packages of a manifest are absent today or of another version, as pip would be asked for them."""
+    given = {source.name: source for source in sources or ()}
+    others: list[str] = []
+    for description in manifest["sources"]:
+        listed = description.get("packages") or {}
+        source = given.get(description["name"]) or source_from_description(_without_packages(description))
+        installed = installed_packages(source) if listed else {}
+        different = (f"{name}=={version}" for name, version in listed.items() if installed.get(name) != version)
+        others += [f"{wanted} (here: {installed.get(wanted.partition('==')[0], 'none')})" for wanted in different]
+    return [*others[:most], f"and {len(others) - most} more packages"] if len(others) > most else others
 
 
 def _without_packages(description: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,19 @@ def test_changed_and_missing_files_are_named(token_data: TokenData, source_folde
         rebuild_documents(token_data.manifest, elsewhere)
 
 
+def test_packages_of_another_version_are_named(token_data: TokenData, source_folder: Path, tmp_path: Path) -> None:
+    """The error says what to ask pip for: a new pip is enough to change site-packages."""
+    copy = tmp_path / "package"
+    shutil.copytree(source_folder, copy)
+    (copy / "module_4.py").unlink()
+    (copy / "pip-2.0.dist-info").mkdir()
+    (copy / "pip-2.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: pip\nVersion: 2.0\n")
+    (source,) = token_data.manifest["sources"]
+    manifest = token_data.manifest | {"sources": [source | {"packages": {"einops": "0.8", "pip": "1.0"}}]}
+    with pytest.raises(DataError, match=r"einops==0\.8 \(here: none\); pip==1\.0 \(here: 2\.0\); install"):
+        rebuild_documents(manifest, [SourceFolder(str(copy))])
+
+
 def test_a_dataset_must_be_passed_again() -> None:
     description = DatasetSource("name/on-a-hub").describe()
     with pytest.raises(DataError, match="pass sources="):

@@ -40,6 +40,7 @@ def test_the_recipe_gives_the_recorded_loss(tmp_path: Path) -> None:
             found = loss_at([json.loads(line) for line in complete], STEP)
         if found is None and "files missing and" in errors.read_text() and not os.environ.get("CI"):
             pytest.skip("other packages are installed than those the corpus was made of")
+        assert found is not None, errors.read_text()[-2000:]
         run.send_signal(signal.SIGINT)
         run.wait(timeout=120)
     finally:
