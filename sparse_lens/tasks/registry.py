@@ -8,14 +8,8 @@ from sparse_lens.tasks.batch import AnyTask
 from sparse_lens.tasks.block_tasks import CLASS_INIT, ELSE_ELIF, INDENT_FOR, WITH_OPEN
 from sparse_lens.tasks.bracket_tasks import BRACKET_BRACE, BRACKET_COUNTING
 from sparse_lens.tasks.controls import MARK, control_of
-from sparse_lens.tasks.keyword_tasks import (
-    ENUMERATE_RANGE,
-    FOR_WHILE,
-    IF_EQUALS,
-    LAMBDA_FUNC,
-    WHILE_RETURN_TRUE,
-    WITH_AS,
-)
+from sparse_lens.tasks.header_tasks import ENUMERATE_RANGE, FOR_WHILE, WITH_AS
+from sparse_lens.tasks.keyword_tasks import IF_EQUALS, LAMBDA_FUNC, WHILE_RETURN_TRUE
 from sparse_lens.tasks.name_tasks import SET_OR_STRING, SET_OR_STRING_FIXEDVARNAME, VAR_IF, VAR_SWAP
 from sparse_lens.tasks.quote_tasks import NONSENSE_QUOTE, OTHER_NONSENSE, SINGLE_DOUBLE_QUOTE
 
