@@ -16,7 +16,7 @@ from typing import cast
 
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import Cache
 
@@ -262,12 +262,15 @@ class CircuitGPTCore(nn.Module):
     def forward(
         self,
         input_ids: Int[Tensor, "batch pos"] | None,
-        attention_mask: Int[Tensor, "batch key"] | None = None,
+        attention_mask: Int[Tensor, "batch key"] | Shaped[Tensor, "batch 1 pos key"] | None = None,
         position_ids: Int[Tensor, "#batch pos"] | None = None,
         past: Cache | None = None,
         embeds: Float[Tensor, "batch pos d_model"] | None = None,
     ) -> Float[Tensor, "batch pos vocab"]:
         """Logits; with an `attention_mask` (1 real, 0 padding) padded positions are hidden and not counted as positions.
+
+        A Boolean mask of every query and key (True where it looks, never ahead) is for sequences that branch, as in transformers.
+        It says nothing of positions; give `position_ids`.
 
         With `past` the ids are those that follow what it holds, and it comes to hold them too; the mask then covers both.
         `embeds` stand for the token embeddings of `input_ids`, which are None then. Raises `SparseLensError` for ids that the
@@ -369,16 +372,29 @@ def _causal_mask(n_queries: int, n_keys: int, device: torch.device) -> Tensor:
 def _positions_and_mask(embeds: Tensor, attention_mask: Tensor | None, n_past: int) -> tuple[Tensor, Tensor | None]:
     """Position of every token, counted over real tokens only, and where padding hides keys (`[batch 1 1 key]`)."""
     batch, length = embeds.shape[:2]
+    straight = torch.arange(n_past, n_past + length, device=embeds.device).expand(batch, length)
+    if attention_mask is not None and attention_mask.ndim == 4:
+        return straight, _hidden(attention_mask, (batch, 1, length, n_past + length))
     if attention_mask is not None and attention_mask.shape != (batch, n_past + length):
         raise SparseLensError(
             f"the attention mask has the shape {tuple(attention_mask.shape)}, the tokens need {(batch, n_past + length)}: one "
             "entry for every token, those in the key-value cache included"
         )
     if attention_mask is None or bool(cast(Tensor, attention_mask != 0).all()):
-        return torch.arange(n_past, n_past + length, device=embeds.device).expand(batch, length), None
+        return straight, None
     real = attention_mask != 0
     positions = (real.long().cumsum(-1) - 1).clamp(min=0)
     return positions[:, n_past:], ~real[:, None, None, :]
+
+
+def _hidden(attention_mask: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Where a mask of queries and keys hides a key."""
+    if attention_mask.dtype != torch.bool or attention_mask.shape != shape:
+        raise SparseLensError(
+            f"the attention mask has the shape {tuple(attention_mask.shape)} and type {attention_mask.dtype}; "
+            f"a mask of queries and keys is Boolean and of shape {shape}"
+        )
+    return ~attention_mask
 
 
 def _check_ids(input_ids: Tensor, vocab_size: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
@@ -63,7 +63,7 @@ class CircuitGPTForCausalLM(PreTrainedModel, GenerationMixin):
     def forward(
         self,
         input_ids: Int[Tensor, "batch pos"] | None = None,
-        attention_mask: Int[Tensor, "batch key"] | None = None,
+        attention_mask: Int[Tensor, "batch key"] | Shaped[Tensor, "batch 1 pos key"] | None = None,
         position_ids: Int[Tensor, "#batch pos"] | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Float[Tensor, "batch pos d_model"] | None = None,
