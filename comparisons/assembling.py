@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from sparse_lens.circuits.trust.verdicts import ACCURACY_GATE
 from sparse_lens.comparisons.cards import task_accuracies, write_card
-from sparse_lens.comparisons.circuit_sizes import ACCURACY_GATE
 from sparse_lens.comparisons.pair import ROLES, model_facts
 from sparse_lens.data import Document, TokenData, encode_documents, rebuild_documents
 from sparse_lens.dictionaries import SAETrainingConfig, train_sae

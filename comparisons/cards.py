@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 
 from sparse_lens.circuits import both_sides
 from sparse_lens.circuits.scoring import logit_differences
-from sparse_lens.comparisons.circuit_sizes import ACCURACY_GATE, HELDOUT_PAIRS
+from sparse_lens.circuits.trust.verdicts import ACCURACY_GATE
+from sparse_lens.comparisons.circuit_sizes import HELDOUT_PAIRS
 from sparse_lens.comparisons.pair import model_facts
 from sparse_lens.data import load_tokenizer
 from sparse_lens.files import new_file

@@ -16,14 +16,14 @@ import torch
 from sparse_lens.circuits import SearchConfig, both_sides, count_apart, count_edges
 from sparse_lens.circuits.circuit import Circuit
 from sparse_lens.circuits.prompts import Prompts, per_pair
-from sparse_lens.circuits.scoring import CircuitScores, evaluate_circuit, masked_differences, task_loss
+from sparse_lens.circuits.scoring import CircuitScores, masked_differences, score_circuit, task_loss
 from sparse_lens.circuits.search import DEFAULT_TARGET, SearchProblem, learn_masks, search_problem, select_circuit
 from sparse_lens.circuits.sites import full_mask
+from sparse_lens.circuits.trust.verdicts import ACCURACY_GATE
 from sparse_lens.comparisons.columns import Column
 from sparse_lens.results import Result, bootstrap_mean, exact, not_measurable
 from sparse_lens.tasks import get_task
 
-ACCURACY_GATE = 0.9
 HELDOUT_PAIRS = 256
 TARGET_SLACK = 1.15
 NONSENSE_TASK = "nonsense_quote"
@@ -82,7 +82,7 @@ def search_column(setting: Setting, target: float, config: SearchConfig, *, seed
         problem = search_problem(column.bridge, column.space, column.ablation, task, config, seed=seed)
     learned = learn_masks(problem, target, config, seed=seed, on_step=on_step)
     circuit = select_circuit(problem, learned, target, config)
-    scores = evaluate_circuit(column.bridge, circuit, setting.heldout)
+    scores = score_circuit(column.bridge, circuit, setting.heldout)
     if circuit.space.has_dictionaries:
         return Found(circuit, scores, None, None)
     # Inputs and answers are those of seed 0, so that the edges of all seeds are counted between equal ends.

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from sparse_lens.circuits import SearchConfig
+from sparse_lens.circuits.trust.verdicts import ACCURACY_GATE
 from sparse_lens.comparisons.circuit_sizes import (
-    ACCURACY_GATE,
     HELDOUT_PAIRS,
     Setting,
     column_results,

@@ -21,9 +21,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from sparse_lens.circuits.trust.verdicts import ACCURACY_GATE
 from sparse_lens.comparisons.assembling import copy_packed, recipe_command
 from sparse_lens.comparisons.cards import bits_per_byte, task_accuracies, write_card
-from sparse_lens.comparisons.circuit_sizes import ACCURACY_GATE
+from sparse_lens.comparisons.page_tables import write_tables
 from sparse_lens.comparisons.pair import model_facts
 from sparse_lens.data import load_tokenizer
 from sparse_lens.errors import DataError
@@ -164,18 +165,6 @@ def family_tables(results: Family) -> dict[str, str]:
     }
 
 
-def write_tables(page: Path, results: Family) -> None:
-    """Put the tables between the markers `<!-- table: NAME -->` and `<!-- end -->` of a page; raises `DataError` without them."""
-    text = page.read_text(encoding="utf-8")
-    for name, table in family_tables(results).items():
-        before, found, rest = text.partition(f"<!-- table: {name} -->\n")
-        if not found or "<!-- end -->" not in rest:
-            raise DataError(f"{page} has no marker <!-- table: {name} --> followed by <!-- end -->")
-        text = before + found + table + "\n<!-- end -->" + rest.partition("<!-- end -->")[2]
-    with new_file(page) as path:
-        path.write_text(text, encoding="utf-8")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, keep, and tabulate."""
     parser = argparse.ArgumentParser(description="Results, kept weights, and tables of a family of trained models.")
@@ -186,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     results = collect_family(options.models, options.out, keep=options.keep)
     if options.page is not None:
-        write_tables(options.page, results)
+        write_tables(options.page, family_tables(results))
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sparse_lens.circuits.trust.verdicts import NONSENSE_FACTOR
 from sparse_lens.results import Result
 
 LOSS_TOLERANCE = 0.05
-_WEAK_NONSENSE = 3.0
 
 
 def verdict(metrics: Mapping[str, Any]) -> list[str]:
@@ -79,12 +79,12 @@ def _nonsense(tasks: Mapping[str, Any]) -> list[str]:
     for task, entry in tasks.items():
         for name, column in entry["columns"].items():
             ratio = column["nonsense_ratio"].value
-            if ratio is not None and ratio < _WEAK_NONSENSE:
+            if ratio is not None and ratio < NONSENSE_FACTOR:
                 weak.setdefault(name, []).append(f"{task} ({ratio:.1f}x)")
             elif ratio is None and column["nodes"].value is not None:
                 unreached.setdefault(name, []).append(task)
     said = [
-        f"In {name}, labels that mean nothing are fitted with less than {_WEAK_NONSENSE:.0f} times the nodes of {', '.join(of)}: "
+        f"In {name}, labels that mean nothing are fitted with less than {NONSENSE_FACTOR:.0f} times the nodes of {', '.join(of)}: "
         "there a small circuit is weak evidence that the model computes the task this way."
         for name, of in weak.items()
     ]

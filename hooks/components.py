@@ -88,6 +88,7 @@ class Attention(Component, AttentionBridge):
     supports_attn_result = True
     hook_aliases: ClassVar[dict[str, str]] = {}  # pyright: ignore[reportIncompatibleVariableOverride]
     head_hooks: ClassVar[tuple[str, ...]] = ("hook_q", "hook_k", "hook_v", "hook_z")
+    pattern_hooks: ClassVar[tuple[str, ...]] = ("hook_attn_scores", "hook_sink", "hook_pattern")
 
     def __init__(self, name: str, config: Any, submodules: dict[str, GeneralizedComponent]) -> None:
         super().__init__(name, config, submodules=submodules)
@@ -116,7 +117,8 @@ class Attention(Component, AttentionBridge):
     ) -> Float[Tensor, "batch pos d_model"]:
         core = cast(nn.Module, self.original_component)
         per_head, forks = bool(getattr(self.config, "use_attn_result", False)), self._forks()
-        return self.hook_out(core(self.hook_in(x), positional, mask, remember, self.tap, per_head, forks))
+        watched = not all(_is_idle(getattr(self, hook, None)) for hook in self.pattern_hooks)
+        return self.hook_out(core(self.hook_in(x), positional, mask, remember, self.tap, per_head, forks, watched))
 
     def _forks(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """A normalized copy of the residual stream for every head's query, key and value, `[batch pos head d_model]` each.
@@ -167,6 +169,14 @@ class Attention(Component, AttentionBridge):
     def _split(self, flat: Tensor) -> Tensor:
         core = cast(Any, self.original_component)
         return flat.unflatten(-1, (core.n_head, core.d_head))
+
+
+def _is_idle(point: nn.Module | None) -> bool:
+    """Whether a hook point is none, or one that hands on what it gets and shows it to nobody."""
+    if point is None:
+        return True
+    hooks = (point._forward_hooks, point._forward_pre_hooks, point._backward_hooks, point._backward_pre_hooks)
+    return type(point) is HookPoint and "forward" not in vars(point) and not any(hooks)
 
 
 def _bias(linear: nn.Module) -> Tensor:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sparse_lens.errors import CheckpointError, SparseLensError, UnknownNameError
 from sparse_lens.hooks.adapter import ARCHITECTURE
-from sparse_lens.models import CircuitGPTForCausalLM, load_checkpoint, read_tokenizer
+from sparse_lens.models import CircuitGPTForCausalLM, load_checkpoint, load_sparse, read_tokenizer
 from sparse_lens.models.downloads import HUB_ID, fetch_hub, fetch_released
 from sparse_lens.models.released import RELEASED_MODELS, released_model
 from sparse_lens.models_shipped import WINDOWS_FILE, read_windows
@@ -21,7 +21,13 @@ from sparse_lens.models_shipped import WINDOWS_FILE, read_windows
 TOLERANCE = 1e-5
 
 
-def load(name_or_path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> TransformerBridge:
+def load(
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    execution: str = "dense",
+) -> TransformerBridge:
     """Load a model by name, folder or hub id, as a `TransformerBridge`.
 
     | `name_or_path` | what is loaded |
@@ -36,13 +42,22 @@ def load(name_or_path: str | Path, *, device: str | torch.device = "cpu", dtype:
     `bridge.cfg.default_prepend_bos`; windows that `sparse-lens train` has left there become `bridge.reference_windows`. No code
     from anywhere is run, and nothing is fetched for the first two kinds.
 
+    With `execution="sparse"` the model holds and multiplies the nonzeros of its sparse matrices alone: for inference in float32 on
+    the CPU, with every hook point (`sparse_lens.models.sparse_execution`); of a packed folder no two matrices are ever dense at a
+    time.
+
     Raises `UnknownNameError` for a name that is none of these, `DownloadError` for what cannot be fetched, `CheckpointError` or
     `ConfigError` for a folder that does not hold a complete, finite, consistent model, or whose bridge does not reproduce the
-    model's logits.
+    model's logits, `SparseLensError` for sparse execution on another device or in another dtype.
     """
+    target, dtype = torch.device(device), dtype or torch.float32
+    if execution not in ("dense", "sparse"):
+        raise UnknownNameError("execution", str(execution), ["dense", "sparse"])
+    if execution == "sparse" and (target.type != "cpu" or dtype != torch.float32):
+        raise SparseLensError(f"sparse execution is in float32 on the CPU, asked for was {dtype} on {target}; load it so, or dense")
     folder = find_model(name_or_path)
-    model = load_checkpoint(folder, dtype=dtype or torch.float32)
-    if (target := torch.device(device)).type != "cpu":
+    model = load_sparse(folder) if execution == "sparse" else load_checkpoint(folder, dtype=dtype)
+    if target.type != "cpu":
         model = model.to(cast(Any, target))
     bridge = wrap(model, tokenizer=read_tokenizer(folder, model.config.vocab_size), name=model_name(name_or_path, folder))
     if (folder / WINDOWS_FILE).is_file():

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparse_lens.circuits import Circuit as Circuit
+    from sparse_lens.circuits import CircuitCard as CircuitCard
     from sparse_lens.circuits import CircuitScores as CircuitScores
     from sparse_lens.circuits import evaluate_circuit as evaluate_circuit
     from sparse_lens.circuits import find_circuit as find_circuit
+    from sparse_lens.circuits import score_circuit as score_circuit
     from sparse_lens.comparisons import Comparison as Comparison
     from sparse_lens.comparisons import ModelPair as ModelPair
     from sparse_lens.comparisons import compare as compare
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Circuit",
+    "CircuitCard",
     "CircuitScores",
     "Comparison",
     "ModelPair",
@@ -46,12 +49,13 @@ __all__ = [
     "get_task",
     "load",
     "register_task",
+    "score_circuit",
     "sparsity_report",
     "train",
 ]
 
 _HOMES = {
-    "circuits": ("Circuit", "CircuitScores", "evaluate_circuit", "find_circuit"),
+    "circuits": ("Circuit", "CircuitCard", "CircuitScores", "evaluate_circuit", "find_circuit", "score_circuit"),
     "comparisons": ("Comparison", "ModelPair", "compare"),
     "errors": ("SparseLensError",),
     "hooks": ("available_models", "load", "sparsity_report"),

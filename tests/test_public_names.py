@@ -11,6 +11,7 @@ import sparse_lens
 
 HOMES = {
     "Circuit": "circuits",
+    "CircuitCard": "circuits",
     "CircuitScores": "circuits",
     "Comparison": "comparisons",
     "ModelPair": "comparisons",
@@ -25,6 +26,7 @@ HOMES = {
     "get_task": "tasks",
     "load": "hooks",
     "register_task": "tasks",
+    "score_circuit": "circuits",
     "sparsity_report": "hooks",
     "train": "training",
 }

@@ -70,12 +70,12 @@ class LoadCost:
 
 def cost_of_loading(folder: Path) -> LoadCost:
     """What `load` costs a fresh process."""
-    return _cost(f"from sparse_lens.hooks import load\nmodel = lambda: load({str(folder)!r})")
+    return cost_of(f"from sparse_lens.hooks import load\nmodel = lambda: load({str(folder)!r})")
 
 
 def cost_of_reading(path: Path) -> LoadCost:
     """What it costs a fresh process to map the weights with torch and touch every one of them."""
-    return _cost(
+    return cost_of(
         "import torch, sparse_lens.hooks\ndef model():\n"
         f"    state = torch.load({str(path)!r}, mmap=True, weights_only=True)\n"
         "    return state, [tensor.sum() for tensor in state.values()]"
@@ -97,7 +97,8 @@ print(json.dumps([seconds, after[0] - before[1], after[1] - before[1]]))
 """
 
 
-def _cost(setup: str) -> LoadCost:
+def cost_of(setup: str) -> LoadCost:
+    """What it costs a fresh process to call `model`, a function that the lines of `setup` define."""
     if sys.platform != "linux":
         raise SparseLensError("the memory of loading is read from /proc, which this system does not have; run it on Linux")
     run = subprocess.run([sys.executable, "-c", setup + _MEASURE], capture_output=True, text=True, check=False)

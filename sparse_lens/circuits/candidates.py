@@ -1,8 +1,8 @@
 """Candidates around a learned mask, whether of nodes or of edges: which masks are scored, and which one is taken.
 
-Task loss is not monotone in size, so a bisection alone is never trusted: every learned mask, masks met along the way,
-everything, prefixes of the learned ranking inside and around the mask, and the best of these less single gates are candidates,
-equally many for every mask that leads to a circuit at the target.
+Loss is not monotone in size, so a bisection alone is never trusted: every learned mask, masks met along the way, everything
+that is allowed, prefixes of the learned ranking inside and around the mask, and the best of these less single gates are
+candidates, equally many for every mask that leads to a circuit at the target.
 """
 
 from __future__ import annotations
@@ -11,19 +11,23 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from sparse_lens.circuits.learning import LearnedMask, SearchConfig
+from sparse_lens.circuits.interrupting import SearchInterrupted
+from sparse_lens.circuits.learning import LearnedMask
+from sparse_lens.circuits.objectives import Measured
+from sparse_lens.circuits.search_config import SearchConfig
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A mask with what is dead dropped, and its loss."""
+    """A mask with what is dead dropped, and its loss; `measured` holds further losses where they were asked for."""
 
     mask: Bool[Tensor, " gate"]
     loss: float
     source: str
+    measured: Measured | None = None
 
     @property
     def size(self) -> int:
@@ -42,15 +46,33 @@ def best_candidate(candidates: Sequence[Candidate], target: float) -> Candidate:
     return min(candidates, key=lambda candidate: candidate.loss)
 
 
+def score_masks(score: Score, learned: Sequence[LearnedMask], target: float, config: SearchConfig) -> list[Candidate]:
+    """The candidates around all learned masks; `SearchInterrupted` with those scored so far if a Ctrl-C comes in between."""
+    found: list[Candidate] = []
+
+    def noted(mask: Tensor, source: str) -> Candidate:
+        found.append(score(mask, source))
+        return found[-1]
+
+    try:
+        for mask in learned:
+            gather_candidates(noted, mask, target, config)
+    except KeyboardInterrupt:
+        if not found:
+            raise
+        raise SearchInterrupted(found) from None
+    return found
+
+
 def gather_candidates(score: Score, learned: LearnedMask, target: float, config: SearchConfig) -> list[Candidate]:
     """`config.evaluations` candidates around one learned mask, fewer if none meets the target."""
     if config.method == "published":
         return _bisected(score, learned, target, config.evaluations)
     evaluations = config.evaluations
-    masks = {"mask": learned.mask, "smallest": learned.smallest, "everything": torch.ones_like(learned.mask)}
+    masks = {"mask": learned.mask, "smallest": learned.smallest, "everything": learned.allowed}
     masks |= {f"snapshot {index}": mask for index, mask in enumerate(learned.snapshots)}
     found = [score(mask, source) for source, mask in masks.items() if mask is not None][:evaluations]
-    order = learned.ranking.argsort(descending=True)
+    order = _order(learned)
     sizes = _sizes(int(learned.mask.sum()), len(order), found[0].loss <= target)
     size = next(sizes, None)
     while size is not None and len(found) < evaluations:
@@ -73,10 +95,16 @@ def gather_candidates(score: Score, learned: LearnedMask, target: float, config:
     return found
 
 
-def _bisected(score: Score, learned: LearnedMask, target: float, evaluations: int) -> list[Candidate]:
-    """Everything, and prefixes of the ranking by bisection between nothing and everything: as published."""
-    found = [score(torch.ones_like(learned.mask), "everything")]
+def _order(learned: LearnedMask) -> Int[Tensor, " allowed"]:
+    """The gates that may be open, the highest ranked first."""
     order = learned.ranking.argsort(descending=True)
+    return order[learned.allowed[order]]
+
+
+def _bisected(score: Score, learned: LearnedMask, target: float, evaluations: int) -> list[Candidate]:
+    """Everything that is allowed, and prefixes of the ranking by bisection between nothing and everything: as published."""
+    found = [score(learned.allowed, "everything")]
+    order = _order(learned)
     low, high = 0, len(order)
     while high - low > 1 and len(found) < evaluations:
         middle = (low + high) // 2

@@ -22,6 +22,10 @@ from sparse_lens.errors import CircuitError, UnknownNameError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from sparse_lens.circuits.compiled import CompiledCircuit, CompiledForm
+    from sparse_lens.circuits.prompts import Prompts
+    from sparse_lens.tasks import TaskBatch
+
 NodeNames = Mapping[str, Sequence[int]]
 """Indices of nodes by the name of their site, as `Circuit.kept` gives them."""
 
@@ -138,6 +142,12 @@ class Circuit:
             if self.edges is not None:
                 stack.enter_context(self.edges.cut_in(bridge))
             yield bridge
+
+    def compile(self, bridge: Any, *, form: CompiledForm = "exact", prompts: Prompts | TaskBatch | None = None) -> CompiledCircuit:
+        """The circuit as a program of its own, without the rest of the model: see `compile_circuit`."""
+        from sparse_lens.circuits.compiled import compile_circuit
+
+        return compile_circuit(bridge, self, form=form, prompts=prompts)
 
     def __or__(self, other: Circuit) -> Circuit:
         """The nodes of either circuit."""

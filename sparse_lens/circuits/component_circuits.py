@@ -66,7 +66,7 @@ def component_circuit(
     target_loss: float = DEFAULT_TARGET,
     progress: bool = False,
 ) -> Circuit:
-    """The circuit that keeps all channels of a graph's components, ready for `evaluate_circuit`.
+    """The circuit that keeps all channels of a graph's components, ready for `score_circuit`.
 
     `reference` gives the ablation values by site, or they are the means over `windows` (token ids; by default those that come with
     the model). Its loss is not a number until somebody measures it. Raises `CircuitError` for a graph of other sizes than the

@@ -11,68 +11,27 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from sparse_lens.circuits.ablation import Ablation
+from sparse_lens.circuits.interrupting import SearchInterrupted
+from sparse_lens.circuits.objectives import TASK_LOSS, Objective
 from sparse_lens.circuits.prompts import Prompts
-from sparse_lens.circuits.scoring import logit_differences, task_loss
+from sparse_lens.circuits.scoring import answer_logits
+from sparse_lens.circuits.search_config import SearchConfig
 from sparse_lens.circuits.sites import NodeSpace
-
-
-class SearchConfig(BaseModel):
-    """Effort of a circuit search; the same for every column of a comparison.
-
-    `method` is this package's own ("steered") or that of arXiv:2511.13653, Appendix A.5, as its replication reads it ("published",
-    with the values of `SearchConfig.published()`): a fixed price, a linear decay, and a bisection along the ranking.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    method: Literal["steered", "published"] = Field(
-        default="steered", description="steered price and many candidates, or as published"
-    )
-    steps: int = Field(default=240, gt=0, description="optimizer steps of each mask")
-    pairs_per_step: int = Field(default=16, gt=0, description="prompt pairs per step (two sequences each)")
-    restarts: int = Field(default=1, gt=0, description="masks learned from different initial gates")
-    penalties: tuple[float, ...] = Field(
-        # Far below its final value of about 1e-2: at a high first price all nodes go before any has shown its use.
-        default=(3e-5,),
-        min_length=1,
-        description="initial prices of a node, in nats; one mask each",
-    )
-    learning_rate: float = Field(default=0.03, gt=0, description="of Adam, on the gates")
-    weight_decay: float = Field(default=0.0, ge=0, description="of AdamW, on the gates")
-    gradient_clip: float | None = Field(default=None, gt=0, description="largest norm of the gates' gradient")
-    warm_up: float = Field(default=0.0, ge=0, lt=1, description="share of the steps in which the published rate rises from 0")
-    temperature: float = Field(default=1.0, gt=0, description="width of the straight-through gradient")
-    snapshots: int = Field(default=4, ge=0, description="masks along the way that are candidates too")
-    evaluations: int = Field(default=24, gt=0, description="candidate circuits scored per mask")
-    search_pairs: int = Field(default=512, gt=0, description="prompt pairs that the masks are learned on")
-    evaluation_pairs: int = Field(default=128, gt=0, description="further prompt pairs on which the target loss must be met")
-
-    @classmethod
-    def published(cls, **changes: Any) -> SearchConfig:
-        """The published values, where they are known; in their place, those of the replication (its Table 2 has the warm-up)."""
-        values: dict[str, Any] = {"method": "published", "steps": 2000, "pairs_per_step": 64, "penalties": (1e-4,)}
-        values |= {"learning_rate": 3e-3, "weight_decay": 1e-3, "gradient_clip": 1.0, "warm_up": 0.05, "snapshots": 0}
-        return cls(**(values | changes))
-
-    @property
-    def masks(self) -> int:
-        """Masks learned in one search."""
-        return self.restarts * len(self.penalties)
 
 
 @dataclass(frozen=True, eq=False)
 class LearnedMask:
     """A ranking of all nodes (larger is kept longer), the mask it ends with, and masks met along the way.
 
-    `smallest` is the smallest mask at which the running loss met the target, None if it never did.
+    `smallest` is the smallest mask at which the running loss met the target, None if it never did; `allowed` are the gates that
+    may be open at all.
     """
 
     ranking: Float[Tensor, " gate"]
@@ -81,6 +40,7 @@ class LearnedMask:
     snapshots: tuple[Bool[Tensor, " gate"], ...]
     penalty: float
     seed: int
+    allowed: Bool[Tensor, " gate"]
 
 
 class _Heaviside(torch.autograd.Function):
@@ -107,17 +67,24 @@ def learn_mask(
     *,
     penalty: float,
     seed: int,
+    objective: Objective = TASK_LOSS,
+    forbid: Bool[Tensor, " node"] | None = None,
     on_step: Callable[[], Any] = lambda: None,
 ) -> LearnedMask:
-    """Fit one gate per node so that the masked model's task loss is near `target` with as few nodes as possible."""
+    """Fit one gate per node so that the masked model's loss is near `target` with as few nodes as possible.
+
+    The gates of the nodes in `forbid` stay closed.
+    """
     generator = torch.Generator().manual_seed(seed)
     start = 0.1 + 0.01 * torch.randn(space.n_nodes, generator=generator)
 
     def run(mask: Tensor, batch: Prompts) -> Tensor:
-        return logit_differences(bridge, batch, ablation.hooks(bridge, space, mask, batch))
+        logits = answer_logits(bridge, batch, ablation.hooks(bridge, space, mask, batch), alike=ablation.fixed)
+        return objective.losses(logits, batch)
 
+    options: dict[str, Any] = {"penalty": penalty, "seed": seed, "generator": generator, "forbid": forbid, "on_step": on_step}
     with frozen(bridge):
-        return learn_gates(run, start, prompts, target, config, penalty=penalty, seed=seed, generator=generator, on_step=on_step)
+        return learn_gates(run, start, prompts, target, config, **options)
 
 
 def learn_gates(
@@ -130,37 +97,63 @@ def learn_gates(
     penalty: float,
     seed: int,
     generator: torch.Generator,
+    forbid: Bool[Tensor, " gate"] | None = None,
     on_step: Callable[[], Any] = lambda: None,
 ) -> LearnedMask:
-    """Fit gates, from `start`, so that the task loss of `run(mask, batch)` is near `target` with as few open as possible.
+    """Fit gates, from `start`, so that the mean of `run(mask, batch)` is near `target` with as few open as possible.
 
-    `run` gives logit differences `[row]`, differentiable in the mask; `generator` draws the batches.
+    `run` gives losses `[row]`, differentiable in the mask; `generator` draws the batches; gates in `forbid` stay closed. Raises
+    `SearchInterrupted` with the mask as it is if a Ctrl-C comes in between.
     """
-    gate = start.clone().requires_grad_()
-    optimizer = torch.optim.AdamW([gate], lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay)
-    steering = _Steering(penalty, target)
-    record = _Record(config, target)
-    average = gate.detach().clone()
-    with torch.enable_grad():
-        for step, batch in zip(range(config.steps), _minibatches(prompts, config.pairs_per_step, generator), strict=False):
-            cooling = _rate(step, config)
-            optimizer.param_groups[0]["lr"] = config.learning_rate * cooling
-            mask = _Heaviside.apply(gate, config.temperature)
-            assert isinstance(mask, Tensor)
-            loss = task_loss(run(mask, batch)).mean()
-            optimizer.zero_grad()
-            (loss + steering.penalty * mask.sum()).backward()
-            if config.gradient_clip is not None:
-                torch.nn.utils.clip_grad_norm_([gate], config.gradient_clip)
-            optimizer.step()
-            steering.update(float(loss.detach()), cooling if config.method == "steered" else 0.0)
-            record.add(step, mask.detach() > 0, steering.loss)
-            with torch.no_grad():
-                gate.clamp_(-1, 1)
-                average.lerp_(gate, 0.05)
-            on_step()
-    ranking = average if config.method == "steered" else gate.detach()
-    return LearnedMask(ranking, gate.detach() >= 0, record.smallest, tuple(record.snapshots), penalty, seed)
+    gates = _Gates(start, torch.ones(len(start), dtype=torch.bool) if forbid is None else ~forbid, target, config, penalty)
+    try:
+        with torch.enable_grad():
+            for step, batch in zip(range(config.steps), _minibatches(prompts, config.pairs_per_step, generator), strict=False):
+                gates.step(step, lambda mask, batch=batch: run(mask, batch).mean())
+                on_step()
+    except KeyboardInterrupt:
+        raise SearchInterrupted([gates.learned(seed)]) from None
+    return gates.learned(seed)
+
+
+class _Gates:
+    """One gate per node or edge, their optimizer and price, and what is recorded of them."""
+
+    def __init__(self, start: Tensor, allowed: Tensor, target: float, config: SearchConfig, penalty: float) -> None:
+        self.gate, self.allowed, self.config = start.clone().requires_grad_(), allowed, config
+        self.optimizer = torch.optim.AdamW(
+            [self.gate], lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
+        )
+        self.first_penalty, self.steering = penalty, _Steering(penalty, target)
+        self.record = _Record(config, target)
+        self.average = start.clone()
+
+    def step(self, step: int, loss_of: Callable[[Tensor], Tensor]) -> None:
+        """One optimizer step on `loss_of(mask)` and the price of what is open."""
+        config, gate = self.config, self.gate
+        cooling = _rate(step, config)
+        self.optimizer.param_groups[0]["lr"] = config.learning_rate * cooling
+        mask = _Heaviside.apply(gate, config.temperature)
+        assert isinstance(mask, Tensor)
+        mask = mask * self.allowed  # closed gates cost nothing and get no gradient
+        loss = loss_of(mask)
+        self.optimizer.zero_grad()
+        (loss + self.steering.penalty * mask.sum()).backward()
+        if config.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_([gate], config.gradient_clip)
+        self.optimizer.step()
+        self.steering.update(float(loss.detach()), cooling if config.method == "steered" else 0.0)
+        self.record.add(step, mask.detach() > 0, self.steering.loss)
+        with torch.no_grad():
+            gate.clamp_(-1, 1)
+            self.average.lerp_(gate, 0.05)
+
+    def learned(self, seed: int) -> LearnedMask:
+        """The ranking and the masks as they are now."""
+        gate, record = self.gate.detach(), self.record
+        ranking = self.average if self.config.method == "steered" else gate
+        mask, snapshots = (gate >= 0) & self.allowed, tuple(record.snapshots)
+        return LearnedMask(ranking, mask, record.smallest, snapshots, self.first_penalty, seed, self.allowed)
 
 
 def _rate(step: int, config: SearchConfig) -> float:

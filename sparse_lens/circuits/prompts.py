@@ -14,10 +14,11 @@ from sparse_lens.tasks import TaskBatch
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """Both sides of every pair as rows, sorted by length: what a scorer needs, as tensors.
+    """Both sides of every pair as rows, sorted by length, a pair's one after the other: what a scorer needs, as tensors.
 
     The answer is predicted at `position`; `right` and `wrong` are the two answers' ids there, `pair` the row's pair, and
-    `other` the tokens of the pair's other side.
+    `other` the tokens of the pair's other side. `model_log_probs` is the whole model's output at `position`, where a search aims
+    at it.
     """
 
     tokens: Int[Tensor, "row pos"]
@@ -26,6 +27,7 @@ class Prompts:
     right: Int[Tensor, " row"]
     wrong: Int[Tensor, " row"]
     pair: Int[Tensor, " row"]
+    model_log_probs: Float[Tensor, "row vocab"] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -35,7 +37,8 @@ class Prompts:
         position = self.position[index]
         longest = int(position.max()) + 1
         tokens, other = self.tokens[index, :longest], self.other[index, :longest]
-        return Prompts(tokens, other, position, self.right[index], self.wrong[index], self.pair[index])
+        output = None if self.model_log_probs is None else self.model_log_probs[index]
+        return Prompts(tokens, other, position, self.right[index], self.wrong[index], self.pair[index], output)
 
 
 def both_sides(batch: TaskBatch) -> Prompts:
@@ -45,8 +48,9 @@ def both_sides(batch: TaskBatch) -> Prompts:
     position = np.concatenate([batch.length, batch.length]) - 1
     right = np.concatenate([batch.target, batch.distractor])
     wrong = np.concatenate([batch.distractor, batch.target])
-    order = np.argsort(position, kind="stable")
-    arrays = (tokens, other, position, right, wrong, np.tile(np.arange(n), 2))
+    pair = np.tile(np.arange(n), 2)
+    order = np.lexsort((pair, position))  # chunks of an even size then hold whole pairs
+    arrays = (tokens, other, position, right, wrong, pair)
     return Prompts(*[torch.from_numpy(array[order]) for array in arrays])
 
 

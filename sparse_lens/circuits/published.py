@@ -115,7 +115,7 @@ class PublishedCircuit:
         target_loss: float = DEFAULT_TARGET,
         progress: bool = False,
     ) -> Circuit:
-        """This circuit in `bridge`, which has to be the model it was found in, ready for `evaluate_circuit`.
+        """This circuit in `bridge`, which has to be the model it was found in, ready for `score_circuit`.
 
         The file holds no ablation values: `reference` gives them by site, or they are the means over `windows` (token ids; by
         default those that come with the model). The circuit's loss is the published one, halved: of other prompts than this

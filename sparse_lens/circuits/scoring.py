@@ -15,18 +15,36 @@ from torch.nn import functional as F
 from sparse_lens.circuits.ablation import Ablation
 from sparse_lens.circuits.circuit import Circuit
 from sparse_lens.circuits.prompts import Prompts, both_sides, per_pair
+from sparse_lens.circuits.shared_prefixes import share_prefixes, takes_branches
 from sparse_lens.circuits.sites import NodeSpace, full_mask
 from sparse_lens.results import Result, bootstrap_mean
 from sparse_lens.tasks import TaskBatch
 
 
-def logit_differences(bridge: Any, prompts: Prompts, hooks: list[tuple[str, Any]]) -> Float[Tensor, " row"]:
-    """Right answer's logit minus the wrong one's at the answer position of every prompt, under `hooks`."""
+def answer_logits(
+    bridge: Any, prompts: Prompts, hooks: list[tuple[str, Any]], *, alike: bool = False
+) -> Float[Tensor, "row vocab"]:
+    """Logits at the answer position of every prompt, under `hooks`.
+
+    Hooks that treat every token of every prompt `alike` allow what both sides of a pair begin with to be run once.
+    """
+    shared = share_prefixes(prompts) if alike and takes_branches(bridge) else None
     with bridge.hooks(fwd_hooks=hooks):
-        logits = bridge(prompts.tokens)
+        if shared is None:
+            return bridge(prompts.tokens)[torch.arange(len(prompts)), prompts.position]
+        logits = bridge(shared.tokens, attention_mask=shared.looks, position_ids=shared.positions)
+    return logits[shared.sequence, shared.answer]
+
+
+def answer_differences(logits: Float[Tensor, "row vocab"], prompts: Prompts) -> Float[Tensor, " row"]:
+    """Right answer's logit minus the wrong one's."""
     row = torch.arange(len(prompts))
-    at_answer = logits[row, prompts.position]
-    return at_answer[row, prompts.right] - at_answer[row, prompts.wrong]
+    return logits[row, prompts.right] - logits[row, prompts.wrong]
+
+
+def logit_differences(bridge: Any, prompts: Prompts, hooks: list[tuple[str, Any]], *, alike: bool = False) -> Float[Tensor, " row"]:
+    """Right answer's logit minus the wrong one's at the answer position of every prompt, under `hooks` (see `answer_logits`)."""
+    return answer_differences(answer_logits(bridge, prompts, hooks, alike=alike), prompts)
 
 
 def task_loss(differences: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
@@ -46,7 +64,8 @@ def masked_differences(
 ) -> Float[Tensor, " row"]:
     """Logit differences of the model with everything outside `mask` ablated."""
     chunks = [prompts.rows(slice(start, start + batch_size)) for start in range(0, len(prompts), batch_size)]
-    return torch.cat([logit_differences(bridge, chunk, ablation.hooks(bridge, space, mask, chunk)) for chunk in chunks])
+    hooks = [ablation.hooks(bridge, space, mask, chunk) for chunk in chunks]
+    return torch.cat([logit_differences(bridge, *run, alike=ablation.fixed) for run in zip(chunks, hooks, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -68,7 +87,7 @@ class CircuitScores:
     necessity: Result
 
 
-def evaluate_circuit(bridge: Any, circuit: Circuit, prompts: TaskBatch | Prompts) -> CircuitScores:
+def score_circuit(bridge: Any, circuit: Circuit, prompts: TaskBatch | Prompts) -> CircuitScores:
     """Score `circuit` in its model on `prompts` (for instance `get_task(name).sample(..., split="heldout")`)."""
     prompts = prompts if isinstance(prompts, Prompts) else both_sides(prompts)
     space = circuit.check_model(bridge)
@@ -91,12 +110,12 @@ def evaluate_circuit(bridge: Any, circuit: Circuit, prompts: TaskBatch | Prompts
         complement_loss=bootstrap_mean(losses["complement"]),
         accuracy=bootstrap_mean(right["circuit"], null=0.5),
         full_accuracy=bootstrap_mean(right["full"], null=0.5),
-        sufficiency=_share(losses["ablated"] - losses["circuit"], losses["ablated"] - losses["full"]),
-        necessity=_share(losses["complement"] - losses["full"], losses["ablated"] - losses["full"]),
+        sufficiency=recovered_share(losses["ablated"] - losses["circuit"], losses["ablated"] - losses["full"]),
+        necessity=recovered_share(losses["complement"] - losses["full"], losses["ablated"] - losses["full"]),
     )
 
 
-def _share(part: np.ndarray, whole: np.ndarray, *, n_resamples: int = 1000) -> Result:
+def recovered_share(part: np.ndarray, whole: np.ndarray, *, n_resamples: int = 1000) -> Result:
     """Ratio of means with a paired bootstrap interval; not measurable where the model gains nothing over full ablation."""
     if whole.mean() <= 1e-3:
         return Result(None, n=len(whole), measurable=False, reason="the model is no better than with everything ablated")

@@ -57,19 +57,42 @@ def add_circuit(commands: Any) -> None:
     parser.add_argument("--model", dest="model_option", metavar="MODEL", default=None, help="the same, as an option")
     parser.add_argument("--task", dest="task_option", metavar="TASK", default=None, help="the same, as an option")
     parser.add_argument("--pairs-file", type=Path, default=None, help="prompt pairs of one's own (.csv or .jsonl) as the task")
-    parser.add_argument("--target", type=float, default=0.15, help="two-token task loss to meet, in nats")
+    parser.add_argument("--target", type=float, default=0.15, help="loss to meet, in nats")
+    parser.add_argument(
+        "--target-kind",
+        default="task",
+        choices=("task", "kl"),
+        help="two-token task loss, or KL divergence from the whole model's own output",
+    )
+    parser.add_argument("--calibrate", action="store_true", help="fit scale and shift of the logits, of circuit and model, first")
     parser.add_argument("--ablation", default="mean", choices=_ABLATIONS, help="what stands in for nodes that are not kept")
     parser.add_argument("--frozen-norms", action="store_true", help="norms divide as they do in the whole model")
     parser.add_argument("--edges", action="store_true", help="then search the edges between the nodes as well")
     parser.add_argument("--published", action="store_true", help="search as arXiv:2511.13653 does (2,000 steps, a fixed price)")
     parser.add_argument("--steps", type=int, default=None, help="optimizer steps of the mask; default: the comparison's")
+    parser.add_argument(
+        "--effort",
+        type=_effort,
+        default=None,
+        metavar="N|converged",
+        help="restarts x penalties x (steps + candidates), spent on restarts; or doubled until the size changes by less than 5 %%",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the search")
     parser.add_argument("--out", type=Path, default=None, help="save the circuit in this folder")
     parser.add_argument("--json", action="store_true", help="print one JSON object for programs")
 
 
+def _effort(text: str) -> int | str:
+    if text == "converged":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a number or 'converged', not {text!r}") from None
+
+
 def _circuit(options: argparse.Namespace) -> None:
-    from sparse_lens.circuits import evaluate_circuit, find_circuit, find_edges
+    from sparse_lens.circuits import score_circuit
     from sparse_lens.circuits.circuit_files import FILES
     from sparse_lens.files import check_writable
     from sparse_lens.hooks import load
@@ -78,15 +101,38 @@ def _circuit(options: argparse.Namespace) -> None:
     if options.out is not None:
         check_writable(options.out, FILES)
     bridge = load(_model(options))
-    how = {"target_loss": options.target, "config": config, "seed": options.seed}
-    circuit = find_circuit(bridge, task, ablation=options.ablation, frozen_norms=options.frozen_norms, **how)
-    if options.edges:
-        circuit = find_edges(bridge, circuit, task, **how)
-    scores = evaluate_circuit(bridge, circuit, task.sample(bridge.tokenizer, 256, seed=options.seed, split="heldout"))
+    circuit = _search(options, bridge, task, config)
     if options.out is not None:
         circuit.save(options.out)
         note(options, f"saved in {options.out}")
+    interrupted = bool(circuit.search["interrupted"])
+    heldout = None if interrupted else task.sample(bridge.tokenizer, 256, seed=options.seed, split="heldout")
+    scores = None if heldout is None else score_circuit(bridge, circuit, heldout)
     _show_circuit(options, circuit, _edge_counts(bridge, circuit, task), scores)
+    if interrupted:
+        raise KeyboardInterrupt  # for the exit status
+
+
+def _search(options: argparse.Namespace, bridge: Any, task: Any, config: Any) -> Any:
+    """The circuit, of nodes or of edges, at one effort or a converged one."""
+    from dataclasses import replace
+
+    from sparse_lens.circuits import find_circuit, find_edges
+    from sparse_lens.circuits.effort import converge
+
+    how = {"ablation": options.ablation, "frozen_norms": options.frozen_norms, "target_loss": options.target}
+    how |= {"target_kind": options.target_kind, "calibrate": options.calibrate, "seed": options.seed}
+
+    def find(config: Any) -> Any:
+        circuit = find_circuit(bridge, task, config=config, **how)
+        if not options.edges or circuit.search["interrupted"]:
+            return circuit
+        try:
+            return find_edges(bridge, circuit, task, config=config, seed=options.seed)
+        except KeyboardInterrupt:  # before any edge was learned: the nodes are what there is
+            return replace(circuit, search=circuit.search | {"interrupted": True})
+
+    return converge(find, config).circuits[0] if options.effort == "converged" else find(config)
 
 
 def _model(options: argparse.Namespace) -> str:
@@ -117,21 +163,53 @@ def _edge_counts(bridge: Any, circuit: Any, task: Any) -> dict[str, int]:
     return circuit_edges(bridge, circuit, task) if circuit.edges is None else circuit.edges.kept.counts()
 
 
+_SHOWN = ("effort", "target_kind", "task_loss", "model_loss", "beats_model", "calibration", "interrupted", "convergence")
+"""What a program reads of the record of a search, beside the record itself."""
+
+
 def _show_circuit(options: argparse.Namespace, circuit: Any, edges: dict[str, int], scores: Any) -> None:
     from sparse_lens.results import to_plain
 
     if options.json:
         facts = {"task": circuit.task, "nodes": circuit.n_nodes, "loss": circuit.loss, "reached": circuit.reached}
         facts |= {"ablation": circuit.ablation, "frozen_norms": circuit.frozen_norms, "edges_searched": circuit.edges is not None}
-        print_json(facts | {"edges": edges, "scores": to_plain(scores.__dict__), "kept": circuit.kept(), "search": circuit.search})
+        facts |= {name: circuit.search.get(name) for name in _SHOWN}
+        plain = None if scores is None else to_plain(scores.__dict__)
+        print_json(facts | {"edges": edges, "scores": plain, "kept": circuit.kept(), "search": circuit.search})
         return
-    met = "meets" if circuit.reached else "misses"
-    print_line(
-        f"{circuit.n_nodes} nodes and {sum(edges.values())} edges; loss {circuit.loss:.3f} {met} the target {circuit.target_loss}"
-    )
+    for line in _verdict(circuit, sum(edges.values())):
+        print_line(line)
     print_table("Nodes and edges", ["what", "count"], _circuit_rows(circuit, edges))
-    rows = [[name.replace("_", " "), str(value)] for name, value in scores.__dict__.items()]
-    print_table("Scores on held-out pairs", ["score", "value [95 % interval]"], rows)
+    if scores is not None:
+        rows = [[name.replace("_", " "), str(value)] for name, value in scores.__dict__.items()]
+        print_table("Scores on held-out pairs", ["score", "value [95 % interval]"], rows)
+
+
+def _verdict(circuit: Any, n_edges: int) -> list[str]:
+    """The size, whether the target is met, how the circuit compares with its model, and what was spent."""
+    search, size = circuit.search, f"{circuit.n_nodes} nodes and {n_edges} edges"
+    kind = "loss" if search["target_kind"] == "task" else "KL divergence from the model"
+    if circuit.reached:
+        lines = [f"{size}; {kind} {circuit.loss:.3f} meets the target {circuit.target_loss}"]
+    else:
+        least = f"the best has {size} and a {kind} of {circuit.loss:.3f}"
+        lines = [f"no circuit at the target {circuit.target_loss} was found; {least}"]
+    own = f"task loss {search['task_loss']:.3f}, the whole model's on the same prompts {search['model_loss']:.3f}"
+    lines.append(own + (": the circuit beats its own model" if search["beats_model"] else ""))
+    if (fitted := search["calibration"]) is not None:
+        without = f"{fitted['uncalibrated_loss']:.3f} without it"
+        lines.append(f"logits calibrated, {fitted['scale']:.3g} * d + {fitted['shift']:.3g}; task loss {without}")
+    lines.append(f"effort {search['effort']} model runs{_convergence(search)}")
+    if search["interrupted"]:
+        lines.append("interrupted: this is the best found by then")
+    return lines
+
+
+def _convergence(search: dict[str, Any]) -> str:
+    if (record := search.get("convergence")) is None:
+        return ""
+    sizes = ", ".join(str(entry["nodes"] if entry["edges"] is None else entry["edges"]) for entry in record["history"])
+    return f", {'settled' if record['settled'] else 'not settled'} (sizes {sizes})"
 
 
 def search_config(options: argparse.Namespace) -> Any:
@@ -141,7 +219,9 @@ def search_config(options: argparse.Namespace) -> Any:
     if options.steps is not None and options.steps < 1:
         raise ConfigError(f"--steps must be at least 1, got {options.steps}")
     make = SearchConfig.published if getattr(options, "published", False) else SearchConfig
-    return make() if options.steps is None else make(steps=options.steps)
+    config = make() if options.steps is None else make(steps=options.steps)
+    effort = getattr(options, "effort", None)
+    return config.at_effort(effort) if isinstance(effort, int) else config
 
 
 def _circuit_rows(circuit: Any, edges: dict[str, int]) -> list[list[str]]:

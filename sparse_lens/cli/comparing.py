@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sparse_lens.cli.circuit_pages import DEFAULT_PAGE, is_circuit, report_circuits
 from sparse_lens.cli.circuits import search_config
 from sparse_lens.cli.printing import add_command, command_line, print_line, print_rich
 
@@ -64,22 +65,60 @@ def add_report(commands: Any) -> None:
         commands,
         "report",
         _report,
-        "write the page of an existing metrics.json",
-        "Print the tables of a metrics.json again and write its page.",
+        "write the page of a comparison or of circuits",
+        "Write one page that opens offline. Of a comparison: its tables, which are printed, too. Of one or several circuits, side "
+        "by side: each drawn, with a card for every node.",
     )
-    parser.add_argument("metrics", type=Path, help="a metrics.json, or the folder that holds one")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="folder of the report")
+    parser.add_argument(
+        "paths", type=Path, nargs="+", metavar="PATH", help="a metrics.json or the folder that holds one; or folders of circuits"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=None, help=f"folder of a comparison's report (`report`), or page of circuits (`{DEFAULT_PAGE}`)"
+    )
+    parser.add_argument("--model", action="append", default=None, metavar="MODEL", help="of circuits: their model, if not shipped")
+    parser.add_argument(
+        "--dictionary",
+        action="append",
+        type=Path,
+        default=None,
+        metavar="FOLDER",
+        help="of circuits: an SAE whose latents are nodes",
+    )
+    parser.add_argument("--pairs-file", type=Path, default=None, help="of circuits: prompt pairs (.csv or .jsonl) of an own task")
+    parser.add_argument("--pairs", type=int, default=16, help="of circuits: prompt pairs that ablations are measured on")
 
 
 def _report(options: argparse.Namespace) -> None:
+    from sparse_lens.errors import ConfigError
+
+    circuits = [path for path in options.paths if is_circuit(path)]
+    if options.pairs < 1:
+        raise ConfigError(f"--pairs must be at least 1, got {options.pairs}")
+    if circuits and len(circuits) < len(options.paths):
+        other = next(path for path in options.paths if path not in circuits)
+        raise ConfigError(
+            f"{other} is no folder of a circuit (it has no circuit.json), the others are; report on one kind at a time"
+        )
+    if circuits:
+        report_circuits(options, circuits)
+    elif len(options.paths) > 1:
+        raise ConfigError(f"a report is of one comparison, got {len(options.paths)}; or name folders that each hold a circuit.json")
+    else:
+        _report_comparison(options.paths[0], Path("report") if options.out is None else options.out)
+
+
+def _report_comparison(path: Path, out: Path) -> None:
     from sparse_lens.errors import DataError
     from sparse_lens.report import comparison_table, models_table, patching_table, write_report
 
-    path = options.metrics / "metrics.json" if options.metrics.is_dir() else options.metrics
+    path = path / "metrics.json" if path.is_dir() else path
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as metrics: {error}; make one with `sparse-lens compare`") from error
-    write_report(metrics, options.out)
+        raise DataError(
+            f"{path} cannot be read as metrics: {error}; make one with `sparse-lens compare`, or name the folder of a circuit that "
+            "`sparse-lens circuit --out` has saved"
+        ) from error
+    write_report(metrics, out)
     _show_metrics(metrics, models_table, comparison_table, patching_table)
-    print_line(f"wrote {options.out / 'index.html'}")
+    print_line(f"wrote {out / 'index.html'}")

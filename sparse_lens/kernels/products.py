@@ -1,8 +1,9 @@
 """Products with a sparse weight: `F.linear` that reads the nonzeros only, with the gradient of the dense weight.
 
 Rows of the input are taken 64 at a time, transposed into a buffer that stays in the cache, and every nonzero adds a multiple of one
-line of it to one line of the output: in numba, for float32 on the CPU; elsewhere the product is `F.linear`. The order of the sums
-differs, so the two agree to rounding; where the weight is zero, an infinite input makes no difference here, and NaN there.
+line of it to one line of the output; four rows or fewer are multiplied one by one. In numba, for float32 on the CPU; elsewhere the
+product is `F.linear`. The order of the sums differs, so the two agree to rounding; where the weight is zero, an infinite input
+makes no difference here, and NaN there.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparse_lens.errors import SparseLensError
 from sparse_lens.kernels.threads import share_rows
 
 BLOCK = 64
 """Input rows taken together: the fastest of 32, 64, 128 and 256 on processors with 256-bit registers."""
+
+FEW = 4
+"""Up to so many input rows are multiplied one by one: a block takes as long whether it is full or not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +36,16 @@ class CompressedRows:
     columns: np.ndarray
     values: np.ndarray
     n_columns: int
+
+    @property
+    def shape(self) -> torch.Size:
+        """Rows and columns."""
+        return torch.Size((len(self.starts) - 1, self.n_columns))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the nonzeros and their places take."""
+        return self.starts.nbytes + self.columns.nbytes + self.values.nbytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +68,7 @@ def compress(weight: Float[Tensor, "d_out d_in"]) -> CompressedWeight | None:
         return None
     source = (weight.data_ptr(), weight._version)
     dense = weight.contiguous().numpy()
-    rows = CompressedRows(*_compress(dense), dense.shape[1])
+    rows = CompressedRows(*find_nonzeros(dense), dense.shape[1])
     transposed = CompressedRows(*_transpose(rows.starts, rows.columns, rows.values, dense.shape[1]), dense.shape[0])
     return CompressedWeight(rows, transposed, source)
 
@@ -84,7 +99,7 @@ class _SparseLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.compressed, ctx.has_bias = compressed, bias is not None
-        out = _product(x, compressed.rows)
+        out = multiply(x, compressed.rows)
         return out if bias is None else out.add_(bias)
 
     @staticmethod
@@ -96,7 +111,7 @@ class _SparseLinear(torch.autograd.Function):
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
             on_graph = torch.is_grad_enabled() or gradient.dtype != torch.float32
-            of_x = gradient @ weight if on_graph else _product(gradient, ctx.compressed.transposed)
+            of_x = gradient @ weight if on_graph else multiply(gradient, ctx.compressed.transposed)
         if ctx.needs_input_grad[1]:
             of_weight = flat.T @ x.flatten(0, -2)
         if ctx.has_bias and ctx.needs_input_grad[2]:
@@ -104,17 +119,20 @@ class _SparseLinear(torch.autograd.Function):
         return of_x, of_weight, of_bias, None
 
 
-def _product(x: Tensor, rows: CompressedRows) -> Tensor:
-    """`x @ matrix.T`, with shape `[*rows d_out]`."""
+def multiply(x: Float[Tensor, "*rows d_in"], rows: CompressedRows) -> Float[Tensor, "*rows d_out"]:
+    """`x @ matrix.T` for float32 on the CPU, without a gradient. Raises `SparseLensError` for inputs of another width."""
+    if x.shape[-1] != rows.n_columns:
+        raise SparseLensError(f"the input has {x.shape[-1]} channels, the matrix reads {rows.n_columns}; is it another layer's?")
     flat = x.detach().reshape(-1, rows.n_columns).contiguous()
     out = torch.empty(flat.shape[0], len(rows.starts) - 1)
     inputs, outputs = flat.numpy(), out.numpy()
-    share_rows(lambda part: _multiply(rows.starts, rows.columns, rows.values, inputs[part], outputs[part]), len(inputs))
+    kernel = _multiply_few if len(inputs) <= FEW else _multiply
+    share_rows(lambda part: kernel(rows.starts, rows.columns, rows.values, inputs[part], outputs[part]), len(inputs), least=BLOCK)
     return out.view(*x.shape[:-1], out.shape[1])
 
 
 @numba.njit(cache=True, nogil=True)
-def _compress(dense: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def find_nonzeros(dense: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Starts, columns and values of the nonzeros of a matrix."""
     n_rows, n_columns = dense.shape
     starts = np.zeros(n_rows + 1, dtype=np.int32)
@@ -151,6 +169,26 @@ def _transpose(
             nexts[columns[place]] += 1
             new_columns[target], new_values[target] = row, values[place]
     return new_starts, new_columns, new_values
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _multiply_few(starts: np.ndarray, columns: np.ndarray, values: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
+    """out = x @ matrix.T, one sum after the other, each as four that need not wait for one another."""
+    for first in range(x.shape[0]):
+        row, line = x[first], out[first]
+        for o in range(starts.size - 1):
+            t0 = t1 = t2 = t3 = np.float32(0)
+            place, end = starts[o], starts[o + 1]
+            while place + 4 <= end:
+                t0 += values[place] * row[columns[place]]
+                t1 += values[place + 1] * row[columns[place + 1]]
+                t2 += values[place + 2] * row[columns[place + 2]]
+                t3 += values[place + 3] * row[columns[place + 3]]
+                place += 4
+            while place < end:
+                t0 += values[place] * row[columns[place]]
+                place += 1
+            line[o] = (t0 + t1) + (t2 + t3)
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)

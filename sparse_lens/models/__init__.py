@@ -13,4 +13,8 @@ from sparse_lens.models.core import CircuitGPTCore as CircuitGPTCore
 from sparse_lens.models.hf import CircuitGPTForCausalLM as CircuitGPTForCausalLM
 from sparse_lens.models.hf import next_token_loss as next_token_loss
 from sparse_lens.models.hf import register_auto_classes as register_auto_classes
+from sparse_lens.models.sparse_execution import dense_execution as dense_execution
+from sparse_lens.models.sparse_execution import is_sparse as is_sparse
+from sparse_lens.models.sparse_execution import weight_bytes as weight_bytes
+from sparse_lens.models.sparse_loading import load_sparse as load_sparse
 from sparse_lens.models.tokenizer_files import read_tokenizer as read_tokenizer

@@ -42,7 +42,7 @@ def load_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
     with torch.device("meta"):
         model = CircuitGPTForCausalLM(config)
     shapes = {name: tensor.shape for name, tensor in model.core.state_dict().items()}
-    _check_shapes(state, shapes, description.omitted, folder)
+    check_shapes(state, shapes, description.omitted, folder)
     if config.tied_unembed:
         del state["lm_head.weight"]
     state = _own(state, dtype) | {name: torch.zeros(shapes[name], dtype=dtype) for name in description.omitted - state.keys()}
@@ -76,7 +76,7 @@ def save_packed(model: CircuitGPTForCausalLM, folder: Path) -> None:
     write_packed(folder / PACKED_WEIGHTS, state)
 
 
-def _check_shapes(state: dict[str, Tensor], expected: dict[str, torch.Size], omitted: frozenset[str], folder: Path) -> None:
+def check_shapes(state: dict[str, Tensor], expected: dict[str, torch.Size], omitted: frozenset[str], folder: Path) -> None:
     """Raise unless exactly the expected tensors are there, in their shapes; `omitted` ones may be missing."""
     missing, unexpected = sorted(expected.keys() - state.keys() - omitted), sorted(state.keys() - expected.keys())
     if missing or unexpected:

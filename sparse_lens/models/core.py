@@ -94,13 +94,15 @@ class Attention(nn.Module):
         tap: Tap = no_tap,
         per_head: bool = False,
         forks: tuple[Tensor, Tensor, Tensor] | None = None,
+        watched: bool | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Write of the attention sublayer into the residual stream, before the addition.
 
         `mask` is True where a query must not look (padding); the causal mask is always there. `per_head` computes
         the output as a sum over heads through the tap "hook_result" (`[batch pos head d_model]`). With a cache (`remember`), keys
         and values pass their taps before they are remembered, and an edit stays. `forks` are copies of `x` for every head's query,
-        key and value, `[batch pos head d_model]`.
+        key and value, `[batch pos head d_model]`. `watched` says whether anything sits at the taps from scores to pattern; by
+        default it does wherever there are taps.
         """
         u = tap("hook_act_in", self.topk_in(_concatenate(x, positional)))
         flat = (self.q(u), self.k(u), self.v(u)) if forks is None else self._project_forks(forks, positional)
@@ -110,9 +112,7 @@ class Attention(nn.Module):
         keys, values = (rearrange(new, "batch pos head d_head -> batch head pos d_head") for new in (k, v))
         if remember is not None:
             keys, values = remember(keys, values)
-        pattern = self._pattern(q, keys, mask, tap)
-        z = einsum(self.pattern_dropout(pattern), values, "batch head q k, batch head k d_head -> batch q head d_head")
-        z = tap("hook_z", z)
+        z = tap("hook_z", self._mix(q, keys, values, mask, tap, tap is not no_tap if watched is None else watched))
         out = self._result(z, tap) if per_head else self.o(rearrange(z, "batch pos head d_head -> batch pos (head d_head)"))
         return self.topk_out(self.out_dropout(out))
 
@@ -131,6 +131,11 @@ class Attention(nn.Module):
 
     def _heads(self, flat: Tensor) -> Tensor:
         return rearrange(flat, "batch pos (head d_head) -> batch pos head d_head", head=self.n_head)
+
+    def _mix(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, tap: Tap, watched: bool) -> Tensor:  # noqa: ARG002
+        """What every query takes of the values, `[batch pos head d_head]`; not `watched`, a subclass may do without the pattern."""
+        pattern = self._pattern(q, keys, mask, tap)
+        return einsum(self.pattern_dropout(pattern), values, "batch head q k, batch head k d_head -> batch q head d_head")
 
     def _pattern(self, q: Tensor, keys: Tensor, mask: Tensor | None, tap: Tap) -> Tensor:
         """Attention weights over the real keys, `[batch head q k]`."""

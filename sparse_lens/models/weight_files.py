@@ -8,7 +8,8 @@ from __future__ import annotations
 import pickletools
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,8 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sparse_lens.errors import CheckpointError
+from sparse_lens.kernels import CompressedRows
 from sparse_lens.models.config_files import read_json
-from sparse_lens.models.packed import read_packed
+from sparse_lens.models.packed import each_packed, read_packed
 
 PACKED_WEIGHTS = "model.packed.safetensors"
 HF_WEIGHTS, HF_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -31,21 +33,40 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
     Raises `CheckpointError` for a file that is missing, unreadable or hostile, and for two files that both claim to be the weights.
     """
+    path = _weights_file(folder)
+    with _as_checkpoint_errors(folder):
+        state = _READERS[path.name](path)
+    for name, tensor in state.items():
+        _check_tensor(name, tensor, folder)
+    return state
+
+
+def each_packed_weight(folder: Path, most: float) -> Iterator[tuple[str, Tensor | CompressedRows]]:
+    """As `read_weights` of a packed folder, one tensor after the other, matrices of a density up to `most` as their nonzeros."""
+    with _as_checkpoint_errors(folder):
+        for name, tensor in each_packed(_weights_file(folder), most=most):
+            if isinstance(tensor, Tensor):
+                _check_tensor(name, tensor, folder)
+            yield name, tensor
+
+
+def _weights_file(folder: Path) -> Path:
     present = [name for name in _READERS if (folder / name).is_file()]
     if not present:
         expected = ", ".join(name for name in _READERS if name != HF_INDEX)
         raise CheckpointError(f"{folder} holds no weights; expected one of {expected}")
     if len(present) > 1:
         raise CheckpointError(f"{folder} holds several sets of weights ({', '.join(present)}); move all but the right one away")
-    path = folder / present[0]
-    _refuse_link_outside(path)
+    _refuse_link_outside(folder / present[0])
+    return folder / present[0]
+
+
+@contextmanager
+def _as_checkpoint_errors(folder: Path) -> Iterator[None]:
     try:
-        state = _READERS[present[0]](path)
+        yield
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"the weights in {folder} cannot be read: {error}; copy or download them again") from error
-    for name, tensor in state.items():
-        _check_tensor(name, tensor, folder)
-    return state
 
 
 def check_finite(state: dict[str, Tensor], folder: Path) -> None:

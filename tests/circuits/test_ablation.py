@@ -15,7 +15,7 @@ from sparse_lens.circuits.ablation import node_values
 from sparse_lens.circuits.learning import SearchConfig
 from sparse_lens.circuits.masking import flat_channels
 from sparse_lens.circuits.prompts import Prompts, both_sides
-from sparse_lens.circuits.scoring import evaluate_circuit, masked_differences
+from sparse_lens.circuits.scoring import score_circuit, masked_differences
 from sparse_lens.circuits.search import SearchProblem, learn_masks, select_circuit
 from sparse_lens.circuits.sites import model_fingerprint
 from sparse_lens.circuits.weights import weight_graph
@@ -173,7 +173,7 @@ def test_a_circuit_remembers_its_ablation(planted: Planted, tmp_path: Path) -> N
     found = Circuit.load(tmp_path / "c", planted.bridge)
     assert (found.ablation, found.frozen_norms) == ("counterfactual", False)
     # The neuron alone tells the two prompts apart: with its value on the other prompt, the model gives the other answer.
-    assert (evaluate_circuit(planted.bridge, found, planted.prompts).accuracy.value or 0) < 0.1
+    assert (score_circuit(planted.bridge, found, planted.prompts).accuracy.value or 0) < 0.1
     with pytest.raises(CircuitError, match="other values for every prompt"):
         found.fwd_hooks()
 

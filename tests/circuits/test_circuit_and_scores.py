@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_lens.circuits import Circuit, evaluate_circuit, model_fingerprint
+from sparse_lens.circuits import Circuit, score_circuit, model_fingerprint
 from sparse_lens.circuits.prompts import both_sides
 from sparse_lens.circuits.scoring import task_loss
 from sparse_lens.circuits.sites import full_mask
@@ -38,8 +38,8 @@ def test_both_sides_swap_the_answers() -> None:
 
 
 def test_whole_model_scores_one_and_nothing_scores_zero(planted: Planted) -> None:
-    whole = evaluate_circuit(planted.bridge, circuit_of(planted, full_mask(planted.space)), planted.prompts)
-    empty = evaluate_circuit(planted.bridge, circuit_of(planted, full_mask(planted.space, keep=False)), planted.prompts)
+    whole = score_circuit(planted.bridge, circuit_of(planted, full_mask(planted.space)), planted.prompts)
+    empty = score_circuit(planted.bridge, circuit_of(planted, full_mask(planted.space, keep=False)), planted.prompts)
     assert whole.sufficiency.value == pytest.approx(1) and whole.necessity.value == pytest.approx(1)
     assert empty.sufficiency.value == pytest.approx(0) and empty.necessity.value == pytest.approx(0)
     assert whole.full_accuracy.value == 1
@@ -49,7 +49,7 @@ def test_planted_circuit_is_sufficient_and_necessary(planted: Planted) -> None:
     mask = full_mask(planted.space, keep=False)
     for name, nodes in planted.nodes.items():
         mask[planted.space.slices[name]][nodes] = True
-    scores = evaluate_circuit(planted.bridge, circuit_of(planted, mask), planted.prompts)
+    scores = score_circuit(planted.bridge, circuit_of(planted, mask), planted.prompts)
     assert scores.sufficiency.value is not None and scores.sufficiency.value > 0.95
     assert scores.necessity.value is not None and scores.necessity.value > 0.5
     assert scores.complement_loss.value is not None and scores.complement_loss.value >= math.log(2) - 1e-6
@@ -67,7 +67,7 @@ def test_saved_circuit_comes_back(planted: Planted, tmp_path: Path) -> None:
 def test_circuit_of_another_model_is_refused(planted: Planted, tmp_path: Path) -> None:
     circuit = circuit_of(planted, full_mask(planted.space))
     with pytest.raises(CircuitError, match="found in the model"):
-        evaluate_circuit(random_bridge(), circuit, planted.prompts)
+        score_circuit(random_bridge(), circuit, planted.prompts)
     circuit.save(tmp_path / "circuit")
     with pytest.raises(CircuitError, match="other sites"):
         Circuit.load(tmp_path / "circuit", random_bridge())

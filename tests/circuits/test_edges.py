@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_lens.circuits import Ablation, Circuit, evaluate_circuit, find_edges, mask_hooks, mean_reference, node_space
+from sparse_lens.circuits import Ablation, Circuit, score_circuit, find_edges, mask_hooks, mean_reference, node_space
 from sparse_lens.circuits.candidates import Candidate
 from sparse_lens.circuits.edge_search import EdgeProblem, edge_attribution, learn_edges, select_edges
 from sparse_lens.circuits.edge_space import EDGE_KINDS, candidate_edges, edges_on_paths
@@ -165,7 +165,7 @@ def test_the_planted_edges_are_found(planted: Planted, tmp_path: Path) -> None:
     assert {tuple(edge) for edge in index["embedding"]} <= {(FIRST, 0), (SECOND, 0)} and index["embedding"]
     assert {tuple(edge) for edge in index["unembedding"]} <= {(YES, 3), (NO, 3)} and index["unembedding"]
     assert {site: nodes for site, nodes in found.kept().items() if nodes} == planted.nodes
-    scores = evaluate_circuit(planted.bridge, found, planted.prompts)
+    scores = score_circuit(planted.bridge, found, planted.prompts)
     assert (scores.circuit_loss.value or 0) == pytest.approx(found.loss, abs=1e-5)
     assert (scores.necessity.value or 0) > 0.5
     frame = found.edges_frame()

@@ -14,7 +14,7 @@ import torch
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sparse_lens.circuits import Circuit, evaluate_circuit, model_fingerprint, node_space
+from sparse_lens.circuits import Circuit, score_circuit, model_fingerprint, node_space
 from sparse_lens.circuits.component_circuits import component_circuit, component_graph
 from sparse_lens.circuits.components import ComponentGraph
 from sparse_lens.circuits.mib_json import read_mib_json, write_mib_json
@@ -164,7 +164,7 @@ def test_components_become_a_circuit_of_all_their_channels(tmp_path: Path) -> No
     assert len(kept["attn_in.0"]) == len(kept["attn_out.0"]) == len(kept["final_resid"]) == 8
     assert len(kept["mlp_neuron.1"]) == 12 and not kept["mlp_neuron.0"] and not kept["attn_q.1"] and not kept["mlp_in.0"]
     assert component_graph(bridge, circuit).nodes == graph.nodes
-    scores = evaluate_circuit(bridge, circuit, pairs(16))
+    scores = score_circuit(bridge, circuit, pairs(16))
     assert scores.circuit_loss.value is not None
     circuit.save(tmp_path / "circuit")
     assert torch.equal(Circuit.load(tmp_path / "circuit", bridge).mask, circuit.mask)

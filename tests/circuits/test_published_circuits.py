@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_lens.circuits import Circuit, evaluate_circuit
+from sparse_lens.circuits import Circuit, score_circuit
 from sparse_lens.circuits.published import PublishedEdge
 from sparse_lens.circuits.published_files import read_published
 from sparse_lens.errors import CheckpointError, CircuitError
@@ -126,7 +126,7 @@ def test_planted_circuit_scores_as_if_it_had_been_found_here(planted: Planted, t
     circuit = read_published(save(tmp_path, data)).to_circuit(planted.bridge, task="planted", windows=windows)
     assert {name: nodes for name, nodes in circuit.kept().items() if nodes} == planted.nodes
     assert circuit.loss == 0.125 and circuit.reached and circuit.search["nodes_to_choose_from"] == 120
-    scores = evaluate_circuit(planted.bridge, circuit, planted.prompts)
+    scores = score_circuit(planted.bridge, circuit, planted.prompts)
     assert scores.sufficiency.value is not None and scores.sufficiency.value > 0.95
     circuit.save(tmp_path / "circuit")
     loaded = Circuit.load(tmp_path / "circuit", planted.bridge)
@@ -145,7 +145,7 @@ def test_every_location_becomes_a_site(tmp_path: Path) -> None:
     with pytest.raises(CircuitError, match="keeps channel 10"):
         published.to_circuit(random_bridge(1), task="any", reference={})
     scored = published.to_circuit(bridge, task="any", windows=np.zeros((2, 5), dtype=np.int64))
-    assert evaluate_circuit(bridge, scored, pairs(8)).circuit_loss.value is not None
+    assert score_circuit(bridge, scored, pairs(8)).circuit_loss.value is not None
 
 
 def changed(place: str, value: Any) -> Callable[[dict[str, Any]], None]:

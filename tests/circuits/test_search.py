@@ -5,28 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparse_lens.circuits.ablation import Ablation
 from sparse_lens.circuits.candidates import Candidate, best_candidate
 from sparse_lens.circuits.learning import SearchConfig, frozen, learn_mask
-from sparse_lens.circuits.search import SearchProblem, learn_masks, select_circuit
+from sparse_lens.circuits.search import learn_masks, select_circuit
 from sparse_lens.circuits.sites import full_mask
-from sparse_lens.circuits.weights import weight_graph
 
-from .conftest import Planted
+from .conftest import Planted, problem_of
 
 CONFIG = SearchConfig(steps=120, pairs_per_step=8, penalties=(1e-3,), evaluations=12)
-
-
-def problem_of(planted: Planted) -> SearchProblem:
-    return SearchProblem(
-        bridge=planted.bridge,
-        space=planted.space,
-        ablation=Ablation(planted.reference),
-        task="planted",
-        search_prompts=planted.prompts,
-        evaluation_prompts=planted.prompts,
-        graph=weight_graph(planted.bridge, planted.batch),
-    )
 
 
 def test_search_finds_the_planted_circuit(planted: Planted) -> None:

@@ -16,8 +16,8 @@ from sparse_lens.comparisons.family import (
     family_table,
     family_tables,
     read_family,
-    write_tables,
 )
+from sparse_lens.comparisons.page_tables import write_tables
 from sparse_lens.data import load_tokenizer
 from sparse_lens.errors import DataError
 from sparse_lens.hooks import load
@@ -65,13 +65,13 @@ def test_pages_are_written_between_their_markers(tmp_path: Path) -> None:
         f"<!-- table: {name} -->\nold\n<!-- end -->\nkept {name}\n" for name in ("main", "arms", "accuracies", "measurable")
     )
     page.write_text(blocks)
-    write_tables(page, RESULTS)
+    write_tables(page, family_tables(RESULTS))
     text = page.read_text()
     assert "old" not in text and all(f"kept {name}" in text for name in ("main", "arms", "accuracies", "measurable"))
     assert "`arm-x`" in text.partition("kept main")[2].partition("kept arms")[0]
     page.write_text("nothing")
     with pytest.raises(DataError, match="marker"):
-        write_tables(page, RESULTS)
+        write_tables(page, family_tables(RESULTS))
 
 
 def test_results_come_back(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from sparse_lens.circuits import both_sides
 from sparse_lens.circuits.scoring import logit_differences
+from sparse_lens.circuits.trust.verdicts import ACCURACY_GATE
 from sparse_lens.comparisons import ModelPair, model_facts
-from sparse_lens.comparisons.circuit_sizes import ACCURACY_GATE, HELDOUT_PAIRS
+from sparse_lens.comparisons.circuit_sizes import HELDOUT_PAIRS
 from sparse_lens.comparisons.pair import ROLES
 from sparse_lens.comparisons.verdict import LOSS_TOLERANCE
 from sparse_lens.models_shipped import CARD_FILE, describe_models, shipped_pairs
