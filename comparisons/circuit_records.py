@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from sparse_lens.circuits import Ablation, Circuit, SearchConfig, count_edges, evaluate_circuit, mean_reference, node_space
-from sparse_lens.circuits.edge_search import edge_problem
-from sparse_lens.circuits.effort import converge, size_of
-from sparse_lens.circuits.growing import Find, growing_edge_search, growing_search
-from sparse_lens.circuits.problems import default_windows, search_problem
+from sparse_lens.circuits.edges.search import edge_problem
+from sparse_lens.circuits.search.effort import converge, size_of
+from sparse_lens.circuits.search.growing import Find, growing_edge_search, growing_search
+from sparse_lens.circuits.search.problems import default_windows, search_problem
 from sparse_lens.circuits.sites import model_fingerprint
 from sparse_lens.circuits.trust import CircuitCard
 from sparse_lens.comparisons.circuit_sizes import NONSENSE_TASK, Setting, common_target, prepare_setting

@@ -17,7 +17,7 @@ from sparse_lens.circuits import SearchConfig, both_sides, count_apart, count_ed
 from sparse_lens.circuits.circuit import Circuit
 from sparse_lens.circuits.prompts import Prompts, per_pair
 from sparse_lens.circuits.scoring import CircuitScores, masked_differences, score_circuit, task_loss
-from sparse_lens.circuits.search import DEFAULT_TARGET, SearchProblem, learn_masks, search_problem, select_circuit
+from sparse_lens.circuits.search.nodes import DEFAULT_TARGET, SearchProblem, learn_masks, search_problem, select_circuit
 from sparse_lens.circuits.sites import full_mask
 from sparse_lens.circuits.trust.verdicts import ACCURACY_GATE
 from sparse_lens.comparisons.columns import Column

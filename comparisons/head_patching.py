@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_lens.circuits.learning import frozen
+from sparse_lens.circuits.search.learning import frozen
 from sparse_lens.errors import ConfigError, DataError
 from sparse_lens.hooks import patching
 from sparse_lens.tasks import AnyTask, Task, TaskBatch, get_task

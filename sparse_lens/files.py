@@ -17,12 +17,12 @@ _STAGING = re.compile(r"\.(.+)-[a-z0-9_]{8}")
 
 
 @contextmanager
-def new_directory(path: str | Path) -> Iterator[Path]:
+def new_directory(path: str | Path, *, also: Collection[str] = ()) -> Iterator[Path]:
     """Yield an empty directory that takes the place of `path` when the block ends without an error.
 
-    An existing directory at `path` is replaced if everything in it bears a name that is written now: an older result of the
-    same kind. After an error nothing at `path` has changed. Raises `OutputError` where the place cannot be written or holds
-    anything else.
+    An existing directory at `path` is replaced if everything in it bears a name that is written now, or one of `also`: an older
+    result of the same kind. After an error nothing at `path` has changed. Raises `OutputError` where the place cannot be written
+    or holds anything else.
     """
     target = Path(path).absolute()
     if target.exists() and not target.is_dir():
@@ -30,7 +30,7 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     staging = _staging_directory(target)
     try:
         yield staging
-        refuse_foreign(target, [entry.name for entry in staging.iterdir()])
+        refuse_foreign(target, [*(entry.name for entry in staging.iterdir()), *also])
         _replace_directory(staging, target)
     except OSError as error:
         raise _unwritable(target, error) from error

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 
+from sparse_lens.benchmarks.compiled import compiled_rows
 from sparse_lens.benchmarks.patching import patching_rows
+from sparse_lens.benchmarks.sparse_execution import sparse_execution_rows
 from sparse_lens.benchmarks.timing import Row, row
 from sparse_lens.circuits import find_circuit, find_edges
 from sparse_lens.hooks import load
@@ -28,5 +30,7 @@ def circuit_rows() -> list[Row]:
         row(
             f"{_TASK}, edges", f"{both - nodes:.0f} s, {kept} edges at a loss of {edges.loss:.3f}", "nodes", nodes / (both - nodes)
         ),
+        *compiled_rows(edges),
         *patching_rows(),
+        *sparse_execution_rows(),
     ]

@@ -15,13 +15,13 @@ from tqdm.auto import tqdm
 
 from sparse_lens.benchmarks.timing import Row, row
 from sparse_lens.circuits import Circuit, SearchConfig, both_sides, find_circuit, on_paths, weight_graph
-from sparse_lens.circuits.compiled import CompiledCircuit, compile_circuit
-from sparse_lens.circuits.edge_ablation import ablate_each_edge
-from sparse_lens.circuits.edge_space import candidate_edges
-from sparse_lens.circuits.edge_weights import CircuitEdges, input_means
+from sparse_lens.circuits.compiled.program import CompiledCircuit, compile_circuit
+from sparse_lens.circuits.edges.ablation import ablate_each_edge
+from sparse_lens.circuits.edges.cutting import CircuitEdges, input_means
+from sparse_lens.circuits.edges.space import candidate_edges
 from sparse_lens.circuits.prompts import Prompts
 from sparse_lens.circuits.scoring import masked_differences
-from sparse_lens.circuits.search import default_windows
+from sparse_lens.circuits.search.nodes import default_windows
 from sparse_lens.circuits.weights import WeightGraph
 from sparse_lens.errors import SparseLensError
 from sparse_lens.hooks import load

@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sparse_lens.circuits.ablation import Ablation, AblationKind
-from sparse_lens.circuits.edge_weights import CircuitEdges
+from sparse_lens.circuits.edges.cutting import CircuitEdges
 from sparse_lens.circuits.masking import Hook, Reference, mask_hooks
 from sparse_lens.circuits.sites import NodeSpace, model_fingerprint
 from sparse_lens.dictionaries import Dictionary
@@ -22,7 +22,7 @@ from sparse_lens.errors import CircuitError, UnknownNameError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sparse_lens.circuits.compiled import CompiledCircuit, CompiledForm
+    from sparse_lens.circuits.compiled.program import CompiledCircuit, CompiledForm
     from sparse_lens.circuits.prompts import Prompts
     from sparse_lens.tasks import TaskBatch
 
@@ -145,7 +145,7 @@ class Circuit:
 
     def compile(self, bridge: Any, *, form: CompiledForm = "exact", prompts: Prompts | TaskBatch | None = None) -> CompiledCircuit:
         """The circuit as a program of its own, without the rest of the model: see `compile_circuit`."""
-        from sparse_lens.circuits.compiled import compile_circuit
+        from sparse_lens.circuits.compiled.program import compile_circuit
 
         return compile_circuit(bridge, self, form=form, prompts=prompts)
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sparse_lens.circuits.ablation import AblationKind
 from sparse_lens.circuits.circuit import NOT_MEASURED, Circuit
-from sparse_lens.circuits.edge_space import EdgeSpace
-from sparse_lens.circuits.edge_weights import CircuitEdges, edge_matrices, edge_module
+from sparse_lens.circuits.edges.cutting import CircuitEdges, edge_matrices, edge_module
+from sparse_lens.circuits.edges.space import EdgeSpace
 from sparse_lens.circuits.masking import Reference
 from sparse_lens.circuits.sites import NodeSpace, node_space
 from sparse_lens.dictionaries import Dictionary
@@ -24,7 +24,8 @@ from sparse_lens.errors import CircuitError
 from sparse_lens.files import new_directory
 
 _FORMAT = 1
-WEIGHTS_FILE, RECORD_FILE = FILES = ("circuit.safetensors", "circuit.json")
+WEIGHTS_FILE, RECORD_FILE, CARD_FILE = FILES = ("circuit.safetensors", "circuit.json", "card.json")
+"""What a circuit's folder holds; the card comes later, from `evaluate_circuit`, and goes when another circuit is saved there."""
 
 
 def save_circuit(circuit: Circuit, path: str | Path) -> None:
@@ -47,7 +48,7 @@ def save_circuit(circuit: Circuit, path: str | Path) -> None:
         "ablation": circuit.ablation,
         "frozen_norms": circuit.frozen_norms,
     }
-    with new_directory(path) as folder:
+    with new_directory(path, also=[CARD_FILE]) as folder:
         save_file(tensors, folder / WEIGHTS_FILE)
         (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

@@ -24,7 +24,7 @@ def report_circuits(options: argparse.Namespace, folders: Sequence[Path]) -> Non
     """Write the page of the circuits in `folders`."""
     from sparse_lens.errors import OutputError
     from sparse_lens.files import check_writable
-    from sparse_lens.report.circuit_page import write_circuit_page
+    from sparse_lens.report.circuit.page import write_circuit_page
 
     page = DEFAULT_PAGE if options.out is None else options.out
     if page.is_dir():
@@ -50,7 +50,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def _look(options: argparse.Namespace, folder: Path, name: str, models: _Models) -> Any:
     from sparse_lens.circuits import Circuit
     from sparse_lens.circuits.checked import read_json_object
-    from sparse_lens.report.circuit_page import look_at
+    from sparse_lens.report.circuit.page import look_at
 
     record = read_json_object(folder / RECORD)
     model, bridge = models.of(str(record.get("model")), folder)

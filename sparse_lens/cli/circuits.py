@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sparse_lens.cli.printing import add_command, note, print_json, print_line, print_rich, print_table
+from sparse_lens.cli.printing import add_command, command_line, note, print_json, print_line, print_rich, print_table
 
 _ABLATIONS = ("mean", "zero", "counterfactual", "resample")
 
@@ -78,7 +78,14 @@ def add_circuit(commands: Any) -> None:
         help="restarts x penalties x (steps + candidates), spent on restarts; or doubled until the size changes by less than 5 %%",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the search")
-    parser.add_argument("--out", type=Path, default=None, help="save the circuit in this folder")
+    parser.add_argument(
+        "--trust",
+        default=None,
+        choices=("quick", "full"),
+        help="test how far the circuit can be trusted: without new searches (a minute), or with some fifteen of them",
+    )
+    parser.add_argument("--out", type=Path, default=None, help="save the circuit in this folder, and its card")
+    parser.add_argument("--page", type=Path, default=None, help="draw the circuit, with a card for every node, in this .html file")
     parser.add_argument("--json", action="store_true", help="print one JSON object for programs")
 
 
@@ -100,17 +107,49 @@ def _circuit(options: argparse.Namespace) -> None:
     config, task = search_config(options), _task(options)
     if options.out is not None:
         check_writable(options.out, FILES)
-    bridge = load(_model(options))
+    if options.page is not None:
+        check_writable(options.page)
+    name = _model(options)
+    bridge = load(name)
     circuit = _search(options, bridge, task, config)
     if options.out is not None:
         circuit.save(options.out)
         note(options, f"saved in {options.out}")
-    interrupted = bool(circuit.search["interrupted"])
-    heldout = None if interrupted else task.sample(bridge.tokenizer, 256, seed=options.seed, split="heldout")
-    scores = None if heldout is None else score_circuit(bridge, circuit, heldout)
-    _show_circuit(options, circuit, _edge_counts(bridge, circuit, task), scores)
-    if interrupted:
+    if circuit.search["interrupted"]:
+        _show_circuit(options, circuit, _edge_counts(bridge, circuit, task), None, None)
         raise KeyboardInterrupt  # for the exit status
+    scores = score_circuit(bridge, circuit, task.sample(bridge.tokenizer, 256, seed=options.seed, split="heldout"))
+    card = _card(options, bridge, circuit, task)
+    _show_circuit(options, circuit, _edge_counts(bridge, circuit, task), scores, card)
+    if options.page is not None:
+        _write_page(options, bridge, circuit, task, name, card)
+
+
+def _card(options: argparse.Namespace, bridge: Any, circuit: Any, task: Any) -> Any:
+    """The circuit's card, also saved beside it; None if none was asked for."""
+    from sparse_lens.circuits import evaluate_circuit
+    from sparse_lens.circuits.circuit_files import CARD_FILE
+    from sparse_lens.files import new_file
+
+    if options.trust is None:
+        return None
+    card = evaluate_circuit(bridge, circuit, task, effort=options.trust, seed=options.seed)
+    if options.out is not None:
+        with new_file(options.out / CARD_FILE) as path:
+            path.write_text(card.to_json(), encoding="utf-8")
+    return card
+
+
+def _write_page(options: argparse.Namespace, bridge: Any, circuit: Any, task: Any, name: str, card: Any) -> None:
+    from sparse_lens.report.circuit.page import look_at, write_circuit_page
+
+    prompts = task.sample(bridge.tokenizer, 16, seed=options.seed, split="heldout")
+    evaluation = None if card is None else card.to_plain()
+    shown = look_at(
+        bridge, circuit, prompts, name=f"{Path(name).name}, {task.name}", model=name, evaluation=evaluation, progress=True
+    )
+    write_circuit_page([shown], options.page, command=command_line())
+    note(options, f"wrote {options.page}")
 
 
 def _search(options: argparse.Namespace, bridge: Any, task: Any, config: Any) -> Any:
@@ -118,7 +157,7 @@ def _search(options: argparse.Namespace, bridge: Any, task: Any, config: Any) ->
     from dataclasses import replace
 
     from sparse_lens.circuits import find_circuit, find_edges
-    from sparse_lens.circuits.effort import converge
+    from sparse_lens.circuits.search.effort import converge
 
     how = {"ablation": options.ablation, "frozen_norms": options.frozen_norms, "target_loss": options.target}
     how |= {"target_kind": options.target_kind, "calibrate": options.calibrate, "seed": options.seed}
@@ -167,7 +206,7 @@ _SHOWN = ("effort", "target_kind", "task_loss", "model_loss", "beats_model", "ca
 """What a program reads of the record of a search, beside the record itself."""
 
 
-def _show_circuit(options: argparse.Namespace, circuit: Any, edges: dict[str, int], scores: Any) -> None:
+def _show_circuit(options: argparse.Namespace, circuit: Any, edges: dict[str, int], scores: Any, card: Any) -> None:
     from sparse_lens.results import to_plain
 
     if options.json:
@@ -175,7 +214,8 @@ def _show_circuit(options: argparse.Namespace, circuit: Any, edges: dict[str, in
         facts |= {"ablation": circuit.ablation, "frozen_norms": circuit.frozen_norms, "edges_searched": circuit.edges is not None}
         facts |= {name: circuit.search.get(name) for name in _SHOWN}
         plain = None if scores is None else to_plain(scores.__dict__)
-        print_json(facts | {"edges": edges, "scores": plain, "kept": circuit.kept(), "search": circuit.search})
+        facts |= {"edges": edges, "scores": plain, "kept": circuit.kept(), "search": circuit.search}
+        print_json(facts if card is None else facts | {"card": card.to_plain()})
         return
     for line in _verdict(circuit, sum(edges.values())):
         print_line(line)
@@ -183,6 +223,10 @@ def _show_circuit(options: argparse.Namespace, circuit: Any, edges: dict[str, in
     if scores is not None:
         rows = [[name.replace("_", " "), str(value)] for name, value in scores.__dict__.items()]
         print_table("Scores on held-out pairs", ["score", "value [95 % interval]"], rows)
+    if card is not None:
+        print_table(f"Trust, {card.effort}", ["test", "value [interval]", "n"], card_rows(card))
+        for line in card.verdict_lines:
+            print_line(line)
 
 
 def _verdict(circuit: Any, n_edges: int) -> list[str]:
@@ -227,3 +271,16 @@ def search_config(options: argparse.Namespace) -> Any:
 def _circuit_rows(circuit: Any, edges: dict[str, int]) -> list[list[str]]:
     nodes = [[f"nodes at {name}", str(len(kept))] for name, kept in circuit.kept().items() if kept]
     return nodes + [[f"edges: {kind}", str(count)] for kind, count in edges.items()]
+
+
+def card_rows(card: Any) -> list[list[str]]:
+    """What a card measured, section by section, the scores apart."""
+    from sparse_lens.circuits.trust.rows import ROWS
+
+    rows = []
+    for section, (title, names) in ROWS.items():
+        for name, label in names.items() if section != "heldout" else ():
+            result = card.sections().get(section, {}).get(name)
+            if result is not None and result.measurable:
+                rows.append([f"{title}: {label}", str(result), str(result.n)])
+    return rows

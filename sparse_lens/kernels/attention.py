@@ -19,10 +19,7 @@ from sparse_lens.kernels.threads import share_rows
 
 _LOG2_E = math.log2(math.e)
 _NO_SINK = -1e30
-"""The logit of what takes nothing: finite, since the compiled loops take every number for one."""
-
-_STEP = 64
-"""Keys are gone through by so many, the last of them padded: what is left over from the vectors of a loop would go one by one."""
+"""The logit of a sink that takes nothing: finite, since the compiled loops take every number for one."""
 
 
 def causal_attention(
@@ -53,9 +50,9 @@ def _attend(
     """Fill `out` for the heads from `first` to `last`, counted over the batch."""
     pos, n_heads, d_head = q.shape[1:]
     n_keys = keys.shape[2]
-    room = (n_keys // _STEP + 1) * _STEP  # for the sink too
-    turned_keys, turned_values = np.zeros((d_head, room), np.float32), np.zeros((d_head, room), np.float32)
-    scores, bits, kept = np.empty(room, np.float32), np.empty(room, np.int32), np.empty(d_head, np.int64)
+    turned_keys, turned_values = np.empty((d_head, n_keys), np.float32), np.empty((d_head, n_keys), np.float32)
+    scores, bits = np.empty(n_keys + 1, np.float32), np.empty(n_keys + 1, np.int32)
+    kept = np.empty(d_head, np.int64)
     for item in range(first, last):
         row, head = item // n_heads, item % n_heads
         for key in range(n_keys):
@@ -64,15 +61,13 @@ def _attend(
                 turned_values[d, key] = values[row, head, key, d]
         for query in range(pos):
             seen = query + 1 + n_keys - pos
-            padded = (seen // _STEP + 1) * _STEP
-            _score(q[row, query, head], scale, turned_keys, kept, scores[:padded])
-            scores[seen], scores[seen + 1 : padded] = sink[head], _NO_SINK
-            total = _raise(scores[:padded], bits[:padded])
-            scores[seen:padded] = 0
-            _mix(scores[:padded], turned_values, total, out[row, query, head])
+            scores[seen] = sink[head]
+            _score(q[row, query, head], scale, turned_keys, kept, scores[:seen])
+            total = _raise(scores[: seen + 1], bits[: seen + 1])
+            _mix(scores[:seen], turned_values, total, out[row, query, head])
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@numba.njit(nogil=True, fastmath=True, inline="always")  # a call for each query and head would be felt
 def _score(q: np.ndarray, scale: np.float32, keys: np.ndarray, kept: np.ndarray, scores: np.ndarray) -> None:
     """scores = scale * q @ keys, over the channels of q that are not zero (`kept` takes them), four a sweep."""
     n_kept = 0
@@ -97,7 +92,7 @@ def _score(q: np.ndarray, scale: np.float32, keys: np.ndarray, kept: np.ndarray,
         at += 1
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@numba.njit(nogil=True, fastmath=True, inline="always")
 def _raise(scores: np.ndarray, bits: np.ndarray) -> np.float32:
     """scores = 2 ** (scores - their maximum), in place; returns their sum.
 
@@ -125,7 +120,7 @@ def _raise(scores: np.ndarray, bits: np.ndarray) -> np.float32:
     return total
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@numba.njit(nogil=True, fastmath=True, inline="always")
 def _mix(shares: np.ndarray, values: np.ndarray, total: np.float32, out: np.ndarray) -> None:
     """out = values @ shares / total, four channels a sweep."""
     d = 0

@@ -1,9 +1,9 @@
 """The report: tables for the terminal, and a page with the data behind it that opens offline."""
 
-from sparse_lens.report.circuit_figure import circuit_figure as circuit_figure
-from sparse_lens.report.circuit_figure import positions_figure as positions_figure
-from sparse_lens.report.circuit_page import look_at as look_at
-from sparse_lens.report.circuit_page import write_circuit_page as write_circuit_page
+from sparse_lens.report.circuit.figure import circuit_figure as circuit_figure
+from sparse_lens.report.circuit.figure import positions_figure as positions_figure
+from sparse_lens.report.circuit.page import look_at as look_at
+from sparse_lens.report.circuit.page import write_circuit_page as write_circuit_page
 from sparse_lens.report.curves import write_curves as write_curves
 from sparse_lens.report.pages import check_report_folder as check_report_folder
 from sparse_lens.report.pages import write_patching_page as write_patching_page

@@ -12,7 +12,7 @@ import torch
 from sparse_lens.circuits.ablation import Ablation
 from sparse_lens.circuits.masking import mean_reference
 from sparse_lens.circuits.prompts import Prompts, both_sides
-from sparse_lens.circuits.search import SearchProblem
+from sparse_lens.circuits.search.nodes import SearchProblem
 from sparse_lens.circuits.sites import node_space
 from sparse_lens.circuits.weights import weight_graph
 from sparse_lens.hooks import wrap

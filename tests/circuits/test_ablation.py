@@ -12,11 +12,11 @@ import torch
 
 from sparse_lens.circuits import Ablation, Circuit, mean_reference, node_space
 from sparse_lens.circuits.ablation import node_values
-from sparse_lens.circuits.learning import SearchConfig
 from sparse_lens.circuits.masking import flat_channels
 from sparse_lens.circuits.prompts import Prompts, both_sides
-from sparse_lens.circuits.scoring import score_circuit, masked_differences
-from sparse_lens.circuits.search import SearchProblem, learn_masks, select_circuit
+from sparse_lens.circuits.scoring import masked_differences, score_circuit
+from sparse_lens.circuits.search.learning import SearchConfig
+from sparse_lens.circuits.search.nodes import SearchProblem, learn_masks, select_circuit
 from sparse_lens.circuits.sites import model_fingerprint
 from sparse_lens.circuits.weights import weight_graph
 from sparse_lens.errors import CircuitError

@@ -12,10 +12,10 @@ from scipy.stats import spearmanr
 
 from sparse_lens import load
 from sparse_lens.circuits import Ablation, Circuit, NodeSpace, both_sides, mean_reference, node_space
-from sparse_lens.circuits.attribution import attribute_nodes
-from sparse_lens.circuits.edge_scores import attribute_edges
-from sparse_lens.circuits.method_comparison import agreement, compare_methods, spearman
-from sparse_lens.circuits.relevance import relevance_hooks, silent_norms
+from sparse_lens.circuits.attribution.edges import attribute_edges
+from sparse_lens.circuits.attribution.method_comparison import agreement, compare_methods, spearman
+from sparse_lens.circuits.attribution.nodes import attribute_nodes
+from sparse_lens.circuits.attribution.relevance import relevance_hooks, silent_norms
 from sparse_lens.circuits.scoring import logit_differences, masked_differences, task_loss
 from sparse_lens.circuits.sites import full_mask, model_fingerprint
 from sparse_lens.dictionaries import RotationDictionary

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_lens.circuits import Circuit, score_circuit, model_fingerprint
+from sparse_lens.circuits import Circuit, model_fingerprint, score_circuit
 from sparse_lens.circuits.prompts import both_sides
 from sparse_lens.circuits.scoring import task_loss
 from sparse_lens.circuits.sites import full_mask

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sparse_lens.circuits import SearchConfig, search
+from sparse_lens.circuits import SearchConfig
+from sparse_lens.circuits.search import nodes as search
 from sparse_lens.cli import main
 from sparse_lens.cli.circuits import search_config
 from sparse_lens.errors import ConfigError

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from sparse_lens.circuits import Circuit, mean_reference, model_fingerprint, node_space, weight_graph
-from sparse_lens.circuits.compiled_prefixes import prefix_rows
-from sparse_lens.circuits.edge_space import candidate_edges
-from sparse_lens.circuits.edge_weights import CircuitEdges, input_means
+from sparse_lens.circuits.compiled.prefixes import prefix_rows
+from sparse_lens.circuits.edges.cutting import CircuitEdges, input_means
+from sparse_lens.circuits.edges.space import candidate_edges
 from sparse_lens.circuits.prompts import Prompts, both_sides
 from sparse_lens.circuits.scoring import masked_differences
 from sparse_lens.circuits.sites import full_mask

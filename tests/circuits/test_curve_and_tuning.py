@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_lens.circuits import parallel, tuning
-from sparse_lens.circuits.curve import curve_frame, find_curve
-from sparse_lens.circuits.exhaustion import exhaust_circuits
-from sparse_lens.circuits.parallel import find_circuits
-from sparse_lens.circuits.problems import default_windows
-from sparse_lens.circuits.search import find_circuit
-from sparse_lens.circuits.search_config import SearchConfig
-from sparse_lens.circuits.tuning import tune_search
+from sparse_lens.circuits.search import parallel, tuning
+from sparse_lens.circuits.search.config import SearchConfig
+from sparse_lens.circuits.search.curve import curve_frame, find_curve
+from sparse_lens.circuits.search.exhaustion import exhaust_circuits
+from sparse_lens.circuits.search.nodes import find_circuit
+from sparse_lens.circuits.search.parallel import find_circuits
+from sparse_lens.circuits.search.problems import default_windows
+from sparse_lens.circuits.search.tuning import tune_search
 from sparse_lens.errors import CircuitError, ConfigError
 from sparse_lens.hooks import load
 
@@ -48,6 +48,8 @@ def test_a_curve_over_both_kinds_of_target(sparse: Any, few: np.ndarray) -> None
     assert same(found[1], find_circuit(sparse, TASK, target_loss=0.2, **how))
     alone = find_circuit(sparse, TASK, target_loss=0.5, target_kind="kl", **how)
     assert torch.equal(found[2].mask, alone.mask) and found[2].loss == pytest.approx(alone.loss, abs=1e-6)
+    everything = next(row for row in found[2].search["trace"] if row["source"] == "everything")
+    assert everything["loss"] < 0.01  # what reaches any token's logit is all that the output hangs on
     frame = curve_frame(found)
     assert list(frame["kind"]) == ["task", "task", "kl"] and list(frame["size"]) == [c.n_nodes for c in found]
     for targets in ({"task_losses": ()}, {"task_losses": (0.1, 0.0)}):

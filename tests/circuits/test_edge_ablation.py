@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_lens.circuits import Circuit, edge_ablation, model_fingerprint, weight_graph
-from sparse_lens.circuits.edge_ablation import ablate_each_edge, ablate_edge_pairs
-from sparse_lens.circuits.edge_space import EdgeSpace, candidate_edges
-from sparse_lens.circuits.edge_weights import CircuitEdges, cut_edges, input_means
+from sparse_lens.circuits import Circuit, model_fingerprint, weight_graph
+from sparse_lens.circuits.edges import ablation as edge_ablation
+from sparse_lens.circuits.edges.ablation import ablate_each_edge, ablate_edge_pairs
+from sparse_lens.circuits.edges.cutting import CircuitEdges, cut_edges, input_means
+from sparse_lens.circuits.edges.space import EdgeSpace, candidate_edges
 from sparse_lens.circuits.prompts import Prompts
 from sparse_lens.circuits.scoring import masked_differences, task_loss
 from sparse_lens.circuits.sites import full_mask

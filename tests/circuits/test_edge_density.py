@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparse_lens.circuits import node_space, weight_graph
-from sparse_lens.circuits.edge_density import edge_density, log_ratio_parts
+from sparse_lens.circuits.edges.density import edge_density, log_ratio_parts
 from sparse_lens.circuits.sites import full_mask
 
 from .conftest import pairs, random_bridge

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_lens.circuits import Ablation, Circuit, score_circuit, find_edges, mask_hooks, mean_reference, node_space
-from sparse_lens.circuits.candidates import Candidate
-from sparse_lens.circuits.edge_search import EdgeProblem, edge_attribution, learn_edges, select_edges
-from sparse_lens.circuits.edge_space import EDGE_KINDS, candidate_edges, edges_on_paths
-from sparse_lens.circuits.edge_weights import cut_edges, edge_matrices, edge_module, input_means
-from sparse_lens.circuits.learning import SearchConfig
-from sparse_lens.circuits.search import SearchProblem
+from sparse_lens.circuits import Ablation, Circuit, find_edges, mask_hooks, mean_reference, node_space, score_circuit
+from sparse_lens.circuits.edges.cutting import cut_edges, edge_matrices, edge_module, input_means
+from sparse_lens.circuits.edges.search import EdgeProblem, edge_attribution, learn_edges, select_edges
+from sparse_lens.circuits.edges.space import EDGE_KINDS, candidate_edges, edges_on_paths
+from sparse_lens.circuits.search.candidates import Candidate
+from sparse_lens.circuits.search.learning import SearchConfig
+from sparse_lens.circuits.search.nodes import SearchProblem
 from sparse_lens.circuits.sites import full_mask, model_fingerprint
 from sparse_lens.circuits.weights import weight_graph
 from sparse_lens.errors import CircuitError
@@ -187,7 +187,7 @@ def test_the_planted_edges_are_found(planted: Planted, tmp_path: Path) -> None:
 def test_damaged_edge_files(planted: Planted, tmp_path: Path, damage: str) -> None:
     from safetensors.torch import load_file, save_file
 
-    from sparse_lens.circuits.edge_weights import CircuitEdges
+    from sparse_lens.circuits.edges.cutting import CircuitEdges
 
     means = input_means(planted.bridge, planted.batch.clean, planted.reference, (FIRST, SECOND))
     edges = candidate_edges(planted.space, full_mask(planted.space), weight_graph(planted.bridge, planted.batch))

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from sparse_lens.circuits.circuit import Circuit
-from sparse_lens.circuits.edge_search import EdgeProblem, learn_edges, select_edges
-from sparse_lens.circuits.edge_space import candidate_edges
-from sparse_lens.circuits.edge_weights import input_means
-from sparse_lens.circuits.effort import converge
-from sparse_lens.circuits.growing import growing_edge_search, growing_search
-from sparse_lens.circuits.search import search_circuit
-from sparse_lens.circuits.search_config import SearchConfig
+from sparse_lens.circuits.edges.cutting import input_means
+from sparse_lens.circuits.edges.search import EdgeProblem, learn_edges, select_edges
+from sparse_lens.circuits.edges.space import candidate_edges
+from sparse_lens.circuits.search.config import SearchConfig
+from sparse_lens.circuits.search.effort import converge
+from sparse_lens.circuits.search.growing import growing_edge_search, growing_search
+from sparse_lens.circuits.search.nodes import search_circuit
 from sparse_lens.errors import ConfigError
 
 from .conftest import FIRST, SECOND, Planted, problem_of

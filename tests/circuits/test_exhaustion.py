@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sparse_lens.circuits.exhaustion import exhaust, nodes_at
-from sparse_lens.circuits.learning import SearchConfig
-from sparse_lens.circuits.search import search_circuit
+from sparse_lens.circuits.search.exhaustion import exhaust, nodes_at
+from sparse_lens.circuits.search.learning import SearchConfig
+from sparse_lens.circuits.search.nodes import search_circuit
 from sparse_lens.errors import CircuitError, UnknownNameError
 
 from .conftest import Planted, problem_of

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from sparse_lens.circuits.attribution_graph import AttributionGraph, GraphEdge, GraphNode, LogitTarget
-from sparse_lens.circuits.graph_json import read_graph_json, write_graph_json
+from sparse_lens.circuits.exchange.attribution_graph import AttributionGraph, GraphEdge, GraphNode, LogitTarget
+from sparse_lens.circuits.exchange.graph_json import read_graph_json, write_graph_json
 from sparse_lens.errors import CircuitError
 
 from .schema_checker import violations

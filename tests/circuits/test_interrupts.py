@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_lens.circuits import edge_search, search
-from sparse_lens.circuits.candidates import Candidate, score_masks
 from sparse_lens.circuits.circuit import Circuit
-from sparse_lens.circuits.edge_search import find_edges
-from sparse_lens.circuits.exhaustion import exhaust
-from sparse_lens.circuits.interrupting import SearchInterrupted, collected, so_far
-from sparse_lens.circuits.learning import LearnedMask
-from sparse_lens.circuits.search import learn_masks, search_circuit
-from sparse_lens.circuits.search_config import SearchConfig
+from sparse_lens.circuits.edges import search as edge_search
+from sparse_lens.circuits.edges.search import find_edges
+from sparse_lens.circuits.search import nodes as search
+from sparse_lens.circuits.search.candidates import Candidate, score_masks
+from sparse_lens.circuits.search.config import SearchConfig
+from sparse_lens.circuits.search.exhaustion import exhaust
+from sparse_lens.circuits.search.interrupting import SearchInterrupted, collected, so_far
+from sparse_lens.circuits.search.learning import LearnedMask
+from sparse_lens.circuits.search.nodes import learn_masks, search_circuit
 
 from .conftest import Planted, problem_of
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from sparse_lens.circuits import Ablation, Circuit, both_sides, count_edges, mean_reference, node_space, weight_graph
-from sparse_lens.circuits.attribution import attribute_nodes
-from sparse_lens.circuits.edge_density import EdgeDensity, edge_density
-from sparse_lens.circuits.edge_scores import attribute_edges
-from sparse_lens.circuits.edge_weights import edge_module
+from sparse_lens.circuits.attribution.edges import attribute_edges
+from sparse_lens.circuits.attribution.nodes import attribute_nodes
+from sparse_lens.circuits.edges.cutting import edge_module
+from sparse_lens.circuits.edges.density import EdgeDensity, edge_density
 from sparse_lens.circuits.sites import full_mask, model_fingerprint
 from sparse_lens.tasks.task import TaskBatch
 

@@ -14,10 +14,10 @@ import torch
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sparse_lens.circuits import Circuit, score_circuit, model_fingerprint, node_space
-from sparse_lens.circuits.component_circuits import component_circuit, component_graph
-from sparse_lens.circuits.components import ComponentGraph
-from sparse_lens.circuits.mib_json import read_mib_json, write_mib_json
+from sparse_lens.circuits import Circuit, model_fingerprint, node_space, score_circuit
+from sparse_lens.circuits.exchange.component_circuits import component_circuit, component_graph
+from sparse_lens.circuits.exchange.components import ComponentGraph
+from sparse_lens.circuits.exchange.mib_json import read_mib_json, write_mib_json
 from sparse_lens.circuits.sites import full_mask
 from sparse_lens.dictionaries import RotationDictionary
 from sparse_lens.errors import CircuitError

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparse_lens.circuits import Circuit, mean_reference, model_fingerprint, node_space, weight_graph
-from sparse_lens.circuits.activation_summary import BINS, CONTEXT, ActivationSummary, RunningHistograms
-from sparse_lens.circuits.connections import Connection, Connections, Place, circuit_connections
-from sparse_lens.circuits.edge_space import candidate_edges
-from sparse_lens.circuits.edge_weights import CircuitEdges, input_means
-from sparse_lens.circuits.input_differences import input_differences, pair_values
-from sparse_lens.circuits.kept_values import kept_values
-from sparse_lens.circuits.logit_lens import logit_directions
-from sparse_lens.circuits.node_ablation import ablation_deltas
-from sparse_lens.circuits.node_cards import NodeCard, node_cards, summarize
+from sparse_lens.circuits.cards.activation_summary import BINS, CONTEXT, ActivationSummary, RunningHistograms
+from sparse_lens.circuits.cards.connections import Connection, Connections, Place, circuit_connections
+from sparse_lens.circuits.cards.input_differences import input_differences, pair_values
+from sparse_lens.circuits.cards.kept_values import kept_values
+from sparse_lens.circuits.cards.logit_lens import logit_directions
+from sparse_lens.circuits.cards.node_ablation import ablation_deltas
+from sparse_lens.circuits.cards.node_card import NodeCard, node_cards, summarize
+from sparse_lens.circuits.edges.cutting import CircuitEdges, input_means
+from sparse_lens.circuits.edges.space import candidate_edges
 from sparse_lens.circuits.scoring import score_circuit
 from sparse_lens.dictionaries import RotationDictionary, random_rotation
 from sparse_lens.errors import CircuitError

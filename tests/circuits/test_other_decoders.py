@@ -12,7 +12,7 @@ from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_f
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from sparse_lens import sparsity_report
-from sparse_lens.circuits.edges import count_edges
+from sparse_lens.circuits.edges.counting import count_edges
 from sparse_lens.circuits.masking import mask_hooks, mean_reference
 from sparse_lens.circuits.paths import on_paths
 from sparse_lens.circuits.sites import node_space

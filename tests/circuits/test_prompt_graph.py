@@ -11,9 +11,9 @@ import torch
 
 from sparse_lens import load
 from sparse_lens.circuits import AttributionGraph, Circuit, mean_reference, node_space, read_graph_json, write_graph_json
-from sparse_lens.circuits.attribution_graph import GraphNode
-from sparse_lens.circuits.direct_effects import linear_run
-from sparse_lens.circuits.prompt_graph import attribute_prompt
+from sparse_lens.circuits.attribution.direct_effects import linear_run
+from sparse_lens.circuits.attribution.prompt_graph import attribute_prompt
+from sparse_lens.circuits.exchange.attribution_graph import GraphNode
 from sparse_lens.circuits.sites import full_mask, model_fingerprint
 from sparse_lens.dictionaries import RotationDictionary
 from sparse_lens.errors import CircuitError

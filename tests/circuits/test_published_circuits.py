@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from sparse_lens.circuits import Circuit, score_circuit
-from sparse_lens.circuits.published import PublishedEdge
-from sparse_lens.circuits.published_files import read_published
+from sparse_lens.circuits.exchange.published import PublishedEdge
+from sparse_lens.circuits.exchange.published_files import read_published
 from sparse_lens.errors import CheckpointError, CircuitError
 from sparse_lens.models.torch_files import is_plain_tensor, read_plain
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparse_lens.circuits.candidates import Candidate, best_candidate
-from sparse_lens.circuits.learning import SearchConfig, frozen, learn_mask
-from sparse_lens.circuits.search import learn_masks, select_circuit
+from sparse_lens.circuits.search.candidates import Candidate, best_candidate
+from sparse_lens.circuits.search.learning import SearchConfig, frozen, learn_mask
+from sparse_lens.circuits.search.nodes import learn_masks, select_circuit
 from sparse_lens.circuits.sites import full_mask
 
 from .conftest import Planted, problem_of

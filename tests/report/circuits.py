@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from sparse_lens.circuits import Circuit
-from sparse_lens.circuits.connections import ANSWER, EMBEDDING, HEAD_OUT, TOKEN, Connection, Connections, Place
+from sparse_lens.circuits.cards.connections import ANSWER, EMBEDDING, HEAD_OUT, TOKEN, Connection, Connections, Place
 
 HOSTILE = [
     "</script><img src=x onerror=alert(1)>",

@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from sparse_lens.circuits import Circuit
-from sparse_lens.circuits.connections import EMBEDDING, HEAD_OUT, TOKEN, Connections, Place
+from sparse_lens.circuits.cards.connections import EMBEDDING, HEAD_OUT, TOKEN, Connections, Place
 from sparse_lens.circuits.masking import Reference
 from sparse_lens.circuits.sites import LAYER_SITES, NodeSpace, Site
 from sparse_lens.dictionaries import IdentityDictionary
 from sparse_lens.errors import OutputError
-from sparse_lens.report.circuit_drawing import draw_circuit
-from sparse_lens.report.circuit_figure import DARK, LIGHT, Figure, standing_alone
-from sparse_lens.report.circuit_layout import MARK, Layout, lay_out
-from sparse_lens.report.circuit_positions import MOST_POSITIONS, MOST_ROWS, PairRun, draw_positions
-from sparse_lens.report.circuit_rows import Mark, circuit_rows
+from sparse_lens.report.circuit.drawing import draw_circuit
+from sparse_lens.report.circuit.figure import DARK, LIGHT, Figure, standing_alone
+from sparse_lens.report.circuit.layout import MARK, Layout, lay_out
+from sparse_lens.report.circuit.positions import MOST_POSITIONS, MOST_ROWS, PairRun, draw_positions
+from sparse_lens.report.circuit.rows import Mark, circuit_rows
 
 from .circuits import HOSTILE, edges_between
 

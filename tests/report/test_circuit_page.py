@@ -18,18 +18,18 @@ import pytest
 import torch
 
 from sparse_lens.circuits import Circuit, mean_reference, model_fingerprint, node_space, weight_graph
-from sparse_lens.circuits.connections import circuit_connections
-from sparse_lens.circuits.edge_space import candidate_edges
-from sparse_lens.circuits.edge_weights import CircuitEdges, input_means
-from sparse_lens.circuits.learning import SearchConfig
-from sparse_lens.circuits.search import default_windows
+from sparse_lens.circuits.cards.connections import circuit_connections
+from sparse_lens.circuits.edges.cutting import CircuitEdges, input_means
+from sparse_lens.circuits.edges.space import candidate_edges
+from sparse_lens.circuits.search.learning import SearchConfig
+from sparse_lens.circuits.search.nodes import default_windows
 from sparse_lens.cli import main
 from sparse_lens.dictionaries import RotationDictionary, random_rotation
 from sparse_lens.errors import CircuitError, OutputError
 from sparse_lens.hooks import load
-from sparse_lens.report.circuit_figure import Figure, circuit_figure, positions_figure
-from sparse_lens.report.circuit_origin import evaluation_number, search_command, verdict
-from sparse_lens.report.circuit_page import ShownCircuit, look_at, page_view, write_circuit_page
+from sparse_lens.report.circuit.figure import Figure, circuit_figure, positions_figure
+from sparse_lens.report.circuit.origin import evaluation_number, search_command, verdict
+from sparse_lens.report.circuit.page import ShownCircuit, look_at, page_view, write_circuit_page
 from sparse_lens.tasks import get_task
 from sparse_lens.tasks.tokens import Encoder
 
@@ -309,7 +309,7 @@ def test_figures_in_a_notebook(bridge: Any, circuit: Circuit, batch: Any, tmp_pa
 
 @pytest.fixture
 def few_windows(monkeypatch: pytest.MonkeyPatch, windows: np.ndarray) -> None:
-    monkeypatch.setattr("sparse_lens.circuits.node_cards.default_windows", lambda bridge: windows)
+    monkeypatch.setattr("sparse_lens.circuits.cards.node_card.default_windows", lambda bridge: windows)
 
 
 @pytest.mark.usefixtures("few_windows")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparse_lens.circuits.search import default_windows
+from sparse_lens.circuits.search.nodes import default_windows
 from sparse_lens.data import TokenData, load_tokenizer
 from sparse_lens.errors import CheckpointError, ConfigError, DataError, OutputError, UnknownNameError
 from sparse_lens.hooks import load

@@ -1,6 +1,6 @@
 """Backup circuits: does the model do the task as well without any of a circuit's inner nodes, and with how many others?
 
-Find, forbid, find again (`sparse_lens.circuits.exhaustion`), with the given circuit as the first that is forbidden.
+Find, forbid, find again (`sparse_lens.circuits.search.exhaustion`), with the given circuit as the first that is forbidden.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sparse_lens.circuits.circuit import Circuit
-from sparse_lens.circuits.exhaustion import INTERIOR_SITES, exhaust, nodes_at
+from sparse_lens.circuits.search.exhaustion import INTERIOR_SITES, exhaust, nodes_at
 from sparse_lens.circuits.trust.searches import Searches
 from sparse_lens.results import Result, exact, not_measurable
 

@@ -24,7 +24,7 @@ import torch
 
 from sparse_lens.circuits.circuit import Circuit
 from sparse_lens.circuits.masking import mean_reference
-from sparse_lens.circuits.search import default_windows
+from sparse_lens.circuits.search.nodes import default_windows
 from sparse_lens.circuits.sites import model_fingerprint
 from sparse_lens.circuits.trust.draws import random_like
 from sparse_lens.circuits.trust.runs import CircuitRuns

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_lens.circuits.learning import frozen
 from sparse_lens.circuits.scoring import task_loss
+from sparse_lens.circuits.search.learning import frozen
 from sparse_lens.circuits.trust.draws import node_keys
 from sparse_lens.circuits.trust.runs import CircuitRuns
 from sparse_lens.errors import CircuitError

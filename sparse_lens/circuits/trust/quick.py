@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_lens.circuits.attribution import attribute_nodes
+from sparse_lens.circuits.attribution.nodes import attribute_nodes
 from sparse_lens.circuits.trust.controls import random_circuits
 from sparse_lens.circuits.trust.curves import (
     Curve,

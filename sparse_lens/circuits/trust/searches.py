@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sparse_lens.circuits.ablation import Ablation
 from sparse_lens.circuits.circuit import Circuit
-from sparse_lens.circuits.learning import SearchConfig
-from sparse_lens.circuits.search import SearchProblem, learn_masks, search_problem, select_circuit
+from sparse_lens.circuits.search.learning import SearchConfig
+from sparse_lens.circuits.search.nodes import SearchProblem, learn_masks, search_problem, select_circuit
 from sparse_lens.errors import CircuitError
 from sparse_lens.tasks import AnyTask
 

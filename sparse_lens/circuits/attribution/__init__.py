@@ -1,0 +1,1 @@
+"""Attribution that stands on its own: nodes, edges, one prompt."""

@@ -1,0 +1,1 @@
+"""A circuit as a program of its own: exact, or frozen."""

@@ -1,0 +1,1 @@
+"""Edges: single weights between kept nodes."""

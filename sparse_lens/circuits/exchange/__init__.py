@@ -1,0 +1,1 @@
+"""Circuits and graphs in the formats of others."""

@@ -1,0 +1,1 @@
+"""The search for a circuit: learning masks, candidates, effort."""

@@ -1,0 +1,127 @@
+"""What a search of one task in one model needs: nodes, means, prompts, weights, and how a loss is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sparse_lens.circuits.ablation import Ablation
+from sparse_lens.circuits.paths import on_paths
+from sparse_lens.circuits.prompts import Prompts, both_sides
+from sparse_lens.circuits.scoring import answer_logits
+from sparse_lens.circuits.search.candidates import Candidate
+from sparse_lens.circuits.search.config import SearchConfig
+from sparse_lens.circuits.search.objectives import TASK_LOSS, Measured, Objective
+from sparse_lens.circuits.sites import NodeSpace
+from sparse_lens.circuits.weights import WeightGraph, weight_graph
+from sparse_lens.errors import CircuitError
+from sparse_lens.models_shipped import reference_windows
+from sparse_lens.tasks import AnyTask, TaskBatch
+
+
+@dataclass(frozen=True, eq=False)
+class SearchProblem:
+    """Everything a search of one task in one model needs, made once: nodes, means, prompts, weights.
+
+    No circuit may keep a node of `forbid`. Raises `CircuitError` if that is no Boolean vector over the nodes, or holds them all.
+    """
+
+    bridge: Any
+    space: NodeSpace
+    ablation: Ablation
+    task: str
+    search_prompts: Prompts
+    evaluation_prompts: Prompts
+    graph: WeightGraph
+    forbid: Bool[Tensor, " node"] | None = None
+    objective: Objective = TASK_LOSS
+
+    def __post_init__(self) -> None:
+        if self.forbid is None:
+            return
+        if self.forbid.dtype != torch.bool or self.forbid.shape != (self.space.n_nodes,):
+            seen = f"{tuple(self.forbid.shape)} of {self.forbid.dtype}"
+            raise CircuitError(f"forbid must be Boolean with one entry for each of {self.space.n_nodes} nodes, got {seen}")
+        if bool(self.forbid.all()):
+            raise CircuitError("every node is forbidden, so there is no circuit to find; allow some")
+
+    def under(self, objective: Objective) -> SearchProblem:
+        """A problem of task loss with its target measured in another way."""
+        assert self.objective.kind == "task"
+        search, evaluation = (objective.prepared(self.bridge, p) for p in (self.search_prompts, self.evaluation_prompts))
+        graph = objective.graph(self.graph)
+        return replace(self, objective=objective, search_prompts=search, evaluation_prompts=evaluation, graph=graph)
+
+    def measure(self, mask: Bool[Tensor, " node"]) -> Measured:
+        """Losses of the masked model on the evaluation prompts."""
+
+        def run(prompts: Prompts) -> Tensor:
+            hooks = self.ablation.hooks(self.bridge, self.space, mask, prompts)
+            return answer_logits(self.bridge, prompts, hooks, alike=self.ablation.fixed)
+
+        return self.objective.measure(run, self.search_prompts, self.evaluation_prompts)
+
+    def loss(self, mask: Bool[Tensor, " node"]) -> float:
+        """Mean loss of the masked model on the evaluation prompts."""
+        return self.measure(mask).loss
+
+    def score(self, mask: Bool[Tensor, " node"], source: str) -> Candidate:
+        """The mask without its nodes off all paths, and its loss."""
+        mask = on_paths(self.space, mask, self.graph)
+        measured = self.measure(mask)
+        return Candidate(mask, measured.loss, source, measured)
+
+
+def search_problem(
+    bridge: Any,
+    space: NodeSpace,
+    ablation: Ablation,
+    task: AnyTask,
+    config: SearchConfig,
+    *,
+    seed: int = 0,
+    objective: Objective = TASK_LOSS,
+) -> SearchProblem:
+    """Sample the prompts of a search: those it learns on and those it must meet the target on are disjoint."""
+    if bridge.tokenizer is None:
+        raise CircuitError("the model has no tokenizer, so no prompts can be made; load it from a folder with tokenizer.json")
+    n = config.search_pairs + config.evaluation_pairs
+    batch = task.sample(bridge.tokenizer, n, seed=seed, split="search")
+    _check_context(bridge, batch, task.name)
+    prompts = objective.prepared(bridge, both_sides(batch))
+    first = prompts.pair < len(batch) * config.search_pairs // n  # a task of one's own may have fewer pairs
+    evaluation = prompts.rows((~first).nonzero().flatten())
+    return SearchProblem(
+        bridge=bridge,
+        space=space,
+        ablation=ablation,
+        task=task.name,
+        search_prompts=prompts.rows(first.nonzero().flatten()),
+        evaluation_prompts=evaluation,
+        graph=objective.graph(weight_graph(bridge, batch)),
+        objective=objective,
+    )
+
+
+def _check_context(bridge: Any, batch: TaskBatch, name: str) -> None:
+    longest, context = int(batch.length.max()), bridge.cfg.n_ctx
+    if longest > context:
+        raise CircuitError(f"task {name!r} has a prompt of {longest} tokens, the model reads {context}; use shorter prompts")
+
+
+def default_windows(bridge: Any) -> np.ndarray:
+    """Windows that came with the model's folder, or the shipped ones; raises `CircuitError` if neither fits its vocabulary."""
+    if (own := getattr(bridge, "reference_windows", None)) is not None:
+        return own
+    windows, vocabulary = reference_windows()
+    if bridge.tokenizer is None or bridge.tokenizer.get_vocab() != vocabulary:
+        raise CircuitError(
+            "the shipped reference windows are tokens of the shipped models' tokenizer, this model has another; "
+            "pass windows=..., token ids [window, position] from the data it was trained on"
+        )
+    return windows

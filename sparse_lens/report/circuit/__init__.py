@@ -1,0 +1,1 @@
+"""A circuit, drawn, and its page."""
