@@ -46,6 +46,8 @@ from sparse_lens.circuits.paths import on_paths as on_paths
 from sparse_lens.circuits.prompts import both_sides as both_sides
 from sparse_lens.circuits.scoring import CircuitScores as CircuitScores
 from sparse_lens.circuits.scoring import score_circuit as score_circuit
+from sparse_lens.circuits.search.calibration import Calibration as Calibration
+from sparse_lens.circuits.search.curve import curve_frame as curve_frame
 from sparse_lens.circuits.search.curve import find_curve as find_curve
 from sparse_lens.circuits.search.effort import Converged as Converged
 from sparse_lens.circuits.search.effort import converge as converge
@@ -53,6 +55,7 @@ from sparse_lens.circuits.search.exhaustion import exhaust_circuits as exhaust_c
 from sparse_lens.circuits.search.learning import SearchConfig as SearchConfig
 from sparse_lens.circuits.search.nodes import circuit_edges as circuit_edges
 from sparse_lens.circuits.search.nodes import find_circuit as find_circuit
+from sparse_lens.circuits.search.objectives import Objective as Objective
 from sparse_lens.circuits.search.parallel import find_circuits as find_circuits
 from sparse_lens.circuits.search.tuning import tune_search as tune_search
 from sparse_lens.circuits.sites import NodeSpace as NodeSpace

@@ -39,8 +39,8 @@ class Circuit:
 
     `model` is the fingerprint of the model's weights, `search` says how the circuit was found (effort, seed, trace),
     `target_loss` and `loss` are two-token task losses in nats, the latter on prompts of the search templates that no mask was
-    learned on (not a number where none was measured); `ablation` says what the reference values are used for. Immutable;
-    saved as safetensors and JSON.
+    learned on (not a number where none was measured); under a KL target (`search["target_kind"]`) they are divergences from the
+    model. `ablation` says what the reference values are used for. Immutable; saved as safetensors and JSON.
 
     A circuit can be used like a set of nodes (`a | b`, `a & b`, `a - b`, `with_nodes`, `without_nodes`) and put into its model
     for any tool of TransformerLens: `with circuit.applied(bridge): bridge.run_with_cache(tokens)`. After a search of edges it also
@@ -72,6 +72,11 @@ class Circuit:
     def reached(self) -> bool:
         """Whether the circuit meets its target loss; False while its loss is not measured."""
         return self.loss <= self.target_loss
+
+    @property
+    def beats_model(self) -> bool | None:
+        """Whether its task loss was below the whole model's on the prompts it was selected on; None if that is not recorded."""
+        return self.search.get("beats_model")
 
     def kept(self) -> dict[str, list[int]]:
         """Indices of the kept nodes by site name; the last index of a site with a dictionary is its error node."""

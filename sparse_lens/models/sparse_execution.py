@@ -24,7 +24,7 @@ from sparse_lens.kernels import CompressedRows, causal_attention, compress_rows,
 from sparse_lens.models.core import Attention, CircuitGPTCore, Linear, Tap
 
 SPARSE_ENOUGH = 0.1
-"""Largest density at which a product by nonzeros is as fast as the dense one for one token; for 64 and more 0.2 is twice as fast still."""
+"""Largest density at which a product by nonzeros is as fast as the dense one for one token; for 64 tokens at 0.2 still twice so."""
 
 _REFUSAL = "sparse execution is for inference: a gradient was asked for; use dense_execution(model), or load with execution='dense'"
 

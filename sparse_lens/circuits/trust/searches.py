@@ -13,6 +13,7 @@ from sparse_lens.circuits.ablation import Ablation
 from sparse_lens.circuits.circuit import Circuit
 from sparse_lens.circuits.search.learning import SearchConfig
 from sparse_lens.circuits.search.nodes import SearchProblem, learn_masks, search_problem, select_circuit
+from sparse_lens.circuits.search.objectives import objective_of
 from sparse_lens.errors import CircuitError
 from sparse_lens.tasks import AnyTask
 
@@ -40,7 +41,8 @@ class Searches:
         """The search's problem on `task` (by default the circuit's), with the prompts of seed `prompts`."""
         circuit, seed = self.circuit, self.seed if prompts is None else prompts
         ablation = Ablation(circuit.reference, circuit.ablation, circuit.frozen_norms, seed)
-        return search_problem(self.bridge, circuit.space, ablation, task or self.task, self.config, seed=seed)
+        how = {"seed": seed, "objective": objective_of(circuit)}
+        return search_problem(self.bridge, circuit.space, ablation, task or self.task, self.config, **how)
 
     def find(
         self, problem: SearchProblem | None = None, *, gates: int | None = None, forbid: Bool[Tensor, " node"] | None = None
