@@ -129,7 +129,7 @@ class _Models:
         from sparse_lens.dictionaries import load_saelens
         from sparse_lens.models_shipped import shipped_models
 
-        known = [load_saelens(folder) for folder in self.folders]
+        known: list[Any] = [load_saelens(folder) for folder in self.folders]
         if model in shipped_models():
             known += ModelPair.open(shipped_models()[model].parent).dictionaries()
         wanted = {entry[3] for entry in space if isinstance(entry, list) and len(entry) == 4} if isinstance(space, list) else set()

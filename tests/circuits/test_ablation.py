@@ -147,7 +147,14 @@ def test_frozen_norms_divide_as_in_the_whole_model(model: Model) -> None:
     assert ablation.hooks(bridge, space, everything, prompts) == []
 
 
-@pytest.mark.parametrize(("kind", "frozen"), [("counterfactual", False), ("resample", False), ("zero", True)])
+@pytest.mark.parametrize(
+    ("kind", "frozen"),
+    [
+        pytest.param("counterfactual", False, marks=pytest.mark.slow),
+        pytest.param("resample", False, marks=pytest.mark.slow),
+        ("zero", True),
+    ],
+)
 def test_the_planted_circuit_is_found_under_every_kind(planted: Planted, kind: Any, frozen: bool) -> None:
     """Nothing else carries the answer, whatever stands in for the rest."""
     problem = SearchProblem(
