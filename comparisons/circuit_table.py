@@ -24,7 +24,9 @@ def circuit_tables(folder: Path, models: Sequence[str] = MODELS) -> dict[str, st
     """The tables of the page, from the records that are there."""
     found = {(task, model): read_record(record_path(folder, model, task)) for task in available_tasks() for model in models}
     records = {place: record for place, record in found.items() if record is not None}
-    return {"circuits": size_table(records), "verdicts": verdict_table(records)}
+    circuits = sum(len(record["seeds"]) for record in records.values())
+    progress = f"So far: {len(records)} of {len(found)} tasks in models have been looked at, and {circuits} circuits found."
+    return {"progress": progress, "circuits": size_table(records), "verdicts": verdict_table(records)}
 
 
 def size_table(records: dict[tuple[str, str], Record]) -> str:

@@ -30,3 +30,17 @@ def test_examples_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for code in examples(ROOT / "docs" / "pages" / "tutorial.md"):
         exec(code, names)
     assert (tmp_path / "quote-circuit" / "circuit.json").is_file()
+
+
+def test_the_readme_and_the_guide_give_the_same_sizes() -> None:
+    """Nodes and edges of the shipped pair stand in both; they come from one run."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    short = [row.split(" | ") for row in re.findall(r"^\| (\w+ \|(?: [\d,]+ / [\d,—]+ \|){4})$", readme, flags=re.MULTILINE)]
+    guide = (ROOT / "docs" / "pages" / "comparing.md").read_text(encoding="utf-8")
+    column = r"^\| (\w*) \| \w+ \|(?:[^|]*\|){3} ([\d,]+) \| ([\d,]+|—)"
+    long = [(task, f"{nodes} / {edges}") for task, nodes, edges in re.findall(column, guide, flags=re.MULTILINE)]
+    assert len(short) == 5 and len(long) == 20
+    order = [0, 2, 1, 3]  # the README puts the matched model before the twin
+    for number, (task, *cells) in enumerate(short):
+        found = long[4 * number : 4 * number + 4]
+        assert found[0][0] == task and [found[place][1] for place in order] == [cell.strip(" |") for cell in cells]

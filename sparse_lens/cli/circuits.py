@@ -224,7 +224,8 @@ def _show_circuit(options: argparse.Namespace, circuit: Any, edges: dict[str, in
         rows = [[name.replace("_", " "), str(value)] for name, value in scores.__dict__.items()]
         print_table("Scores on held-out pairs", ["score", "value [95 % interval]"], rows)
     if card is not None:
-        print_table(f"Trust, {card.effort}", ["test", "value [interval]", "n"], card_rows(card))
+        for title, rows in card_tables(card):
+            print_table(title[:1].upper() + title[1:], ["what", "value, interval", "n"], rows, names=False)
         for line in card.verdict_lines:
             print_line(line)
 
@@ -273,14 +274,17 @@ def _circuit_rows(circuit: Any, edges: dict[str, int]) -> list[list[str]]:
     return nodes + [[f"edges: {kind}", str(count)] for kind, count in edges.items()]
 
 
-def card_rows(card: Any) -> list[list[str]]:
-    """What a card measured, section by section, the scores apart."""
+def card_tables(card: Any) -> list[tuple[str, list[list[str]]]]:
+    """What a card measured, section by section with their titles, the held-out scores apart."""
     from sparse_lens.circuits.trust.rows import ROWS
 
-    rows = []
+    tables, measured = [], card.sections()
     for section, (title, names) in ROWS.items():
-        for name, label in names.items() if section != "heldout" else ():
-            result = card.sections().get(section, {}).get(name)
-            if result is not None and result.measurable:
-                rows.append([f"{title}: {label}", str(result), str(result.n)])
-    return rows
+        found = measured.get(section, {}) if section != "heldout" else {}
+        rows = [
+            [label, str(found[name]), str(found[name].n)]
+            for name, label in names.items()
+            if name in found and found[name].measurable
+        ]
+        tables += [(title, rows)] if rows else []
+    return tables
