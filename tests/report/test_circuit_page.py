@@ -9,7 +9,6 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from sparse_lens.tasks import get_task
 from sparse_lens.tasks.tokens import Encoder
 
 from .circuits import HOSTILE
+from .elements import Elements
 
 TASK = "single_double_quote"
 KEPT = {
@@ -41,26 +41,6 @@ KEPT = {
     **{"attn_out.0": [70, 113, 181], "final_resid": [70, 113, 181]},
 }
 """Part of a circuit that a search has found in python-sparse."""
-
-
-class Elements(HTMLParser):
-    """Every element of a page with its attributes, and the text outside style, data and script."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-
-    def handle_data(self, data: str) -> None:
-        if self.found and self.found[-1][0] not in ("style", "script"):
-            self.text += data
 
 
 @pytest.fixture(scope="module")

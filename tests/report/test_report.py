@@ -8,7 +8,6 @@ import csv
 import json
 import re
 import xml.etree.ElementTree as ElementTree
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,10 @@ from sparse_lens.errors import DataError, OutputError
 from sparse_lens.report import check_report_folder, pages, write_patching_page, write_report
 from sparse_lens.results import Result, not_measurable
 
+from .elements import Elements
+
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7*7 }}\n\u2028\ud800"
 FILES = ["index.html", "metrics.csv", "metrics.json", "table.md"]
-
-
-class Elements(HTMLParser):
-    """Every element of a page with its attributes, and the text outside style and data."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        if self.found and self.found[-1][0] not in ("style", "script"):
-            self.text += data
 
 
 def names(folder: Path) -> list[str]:

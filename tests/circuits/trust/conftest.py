@@ -20,7 +20,7 @@ from sparse_lens.hooks import wrap
 from sparse_lens.models import CircuitGPTForCausalLM
 from sparse_lens.tasks.batch import PromptPair, TaskBatch
 
-from ..conftest import VOCAB, Planted, _planted_model, pairs, random_bridge  # noqa: TID252 - `tests` is no package to import from
+from ..conftest import VOCAB, Planted, _planted_model, pairs, random_bridge
 
 planted_model = _planted_model
 

@@ -19,8 +19,8 @@ from sparse_lens.circuits.scoring import masked_differences, task_loss
 from sparse_lens.circuits.sites import full_mask
 from sparse_lens.errors import CircuitError
 
-from .conftest import FIRST, NO, SECOND, YES, Planted, random_bridge
-from .test_compiled import MODELS, random_circuit, some_prompts
+from ..compiled.test_compiled import MODELS, random_circuit, some_prompts
+from ..conftest import FIRST, NO, SECOND, YES, Planted, random_bridge
 
 
 def slowly(bridge: Any, circuit: Circuit, prompts: Prompts, variants: list[tuple[int, ...]]) -> torch.Tensor:

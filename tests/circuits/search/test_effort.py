@@ -17,7 +17,7 @@ from sparse_lens.circuits.search.growing import growing_edge_search, growing_sea
 from sparse_lens.circuits.search.nodes import search_circuit
 from sparse_lens.errors import ConfigError
 
-from .conftest import FIRST, SECOND, Planted, problem_of
+from ..conftest import FIRST, SECOND, Planted, problem_of
 
 
 def test_effort_is_restarts_times_penalties_times_runs() -> None:

@@ -23,8 +23,8 @@ from sparse_lens.hooks import load
 from sparse_lens.models.config import ABSTOPK_SITES
 from sparse_lens.tasks import get_task
 
-from .conftest import FIRST, SECOND, VOCAB, Planted, pairs, random_bridge
-from .test_other_decoders import build
+from ..conftest import FIRST, SECOND, VOCAB, Planted, pairs, random_bridge
+from ..test_other_decoders import build
 
 WINDOWS = np.random.default_rng(0).integers(0, VOCAB, (20, 8))
 EVERY = ",".join(ABSTOPK_SITES)

@@ -11,7 +11,7 @@ from sparse_lens.circuits import node_space, weight_graph
 from sparse_lens.circuits.edges.density import edge_density, log_ratio_parts
 from sparse_lens.circuits.sites import full_mask
 
-from .conftest import pairs, random_bridge
+from ..conftest import pairs, random_bridge
 
 
 def test_all_nodes_have_all_weights() -> None:

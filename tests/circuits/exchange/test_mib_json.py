@@ -22,7 +22,7 @@ from sparse_lens.circuits.sites import full_mask
 from sparse_lens.dictionaries import RotationDictionary
 from sparse_lens.errors import CircuitError
 
-from .conftest import VOCAB, Planted, pairs, random_bridge
+from ..conftest import VOCAB, Planted, pairs, random_bridge
 from .schema_checker import violations
 
 

@@ -22,7 +22,7 @@ from sparse_lens.circuits.exchange.published_files import read_published
 from sparse_lens.errors import CheckpointError, CircuitError
 from sparse_lens.models.torch_files import is_plain_tensor, read_plain
 
-from .conftest import VOCAB, Planted, pairs, random_bridge
+from ..conftest import VOCAB, Planted, pairs, random_bridge
 
 CONFIG = {
     "n_layer": 2,

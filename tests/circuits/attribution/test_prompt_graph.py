@@ -19,8 +19,8 @@ from sparse_lens.dictionaries import RotationDictionary
 from sparse_lens.errors import CircuitError
 from sparse_lens.tasks import get_task
 
-from .conftest import FIRST, NO, YES, Planted, random_bridge
-from .test_other_decoders import build
+from ..conftest import FIRST, NO, YES, Planted, random_bridge
+from ..test_other_decoders import build
 
 PROMPT = (5, 7, 2, 9, 6, 1)
 MODELS: dict[str, dict[str, Any]] = {

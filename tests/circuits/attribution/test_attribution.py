@@ -22,8 +22,8 @@ from sparse_lens.dictionaries import RotationDictionary
 from sparse_lens.errors import CircuitError, UnknownNameError
 from sparse_lens.tasks.task import TaskBatch
 
-from .conftest import VOCAB, pairs, random_bridge
-from .test_other_decoders import build
+from ..conftest import VOCAB, pairs, random_bridge
+from ..test_other_decoders import build
 
 METHODS = ("eap", "eap_ig", "relp", "exact")
 WINDOWS = np.random.default_rng(0).integers(0, VOCAB, (20, 8))

@@ -19,7 +19,7 @@ from sparse_lens.circuits.edges.density import EdgeDensity, edge_density
 from sparse_lens.circuits.sites import full_mask, model_fingerprint
 from sparse_lens.tasks.task import TaskBatch
 
-from .conftest import FIRST, NO, VOCAB, YES, Planted, pairs, random_bridge
+from ..conftest import FIRST, NO, VOCAB, YES, Planted, pairs, random_bridge
 
 METHODS = ("eap", "eap_ig", "relp", "exact")
 EDGE_METHODS = ("eap", "eap_ig", "exact")

@@ -21,7 +21,7 @@ from sparse_lens.circuits.search.tuning import tune_search
 from sparse_lens.errors import CircuitError, ConfigError
 from sparse_lens.hooks import load
 
-from .conftest import Planted, problem_of, random_bridge
+from ..conftest import Planted, problem_of, random_bridge
 
 QUICK = SearchConfig(steps=2, pairs_per_step=2, evaluations=3, search_pairs=8, evaluation_pairs=4)
 TASK = "single_double_quote"

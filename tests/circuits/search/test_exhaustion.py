@@ -12,7 +12,7 @@ from sparse_lens.circuits.search.learning import SearchConfig
 from sparse_lens.circuits.search.nodes import search_circuit
 from sparse_lens.errors import CircuitError, UnknownNameError
 
-from .conftest import Planted, problem_of
+from ..conftest import Planted, problem_of
 
 CONFIG = SearchConfig(steps=60, pairs_per_step=4, penalties=(1e-3,), evaluations=24)
 QUICK = SearchConfig(steps=2, pairs_per_step=2, evaluations=3)

@@ -20,7 +20,7 @@ from sparse_lens.circuits.search.interrupting import SearchInterrupted, collecte
 from sparse_lens.circuits.search.learning import LearnedMask
 from sparse_lens.circuits.search.nodes import learn_masks, search_circuit
 
-from .conftest import Planted, problem_of
+from ..conftest import Planted, problem_of
 
 CONFIG = SearchConfig(steps=20, pairs_per_step=4, penalties=(1e-3,), restarts=2, evaluations=8)
 

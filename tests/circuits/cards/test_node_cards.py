@@ -26,8 +26,8 @@ from sparse_lens.circuits.scoring import score_circuit
 from sparse_lens.dictionaries import RotationDictionary, random_rotation
 from sparse_lens.errors import CircuitError
 
-from .conftest import FIRST, NO, SECOND, VOCAB, YES, Planted, pairs, random_bridge
-from .test_other_decoders import build
+from ..conftest import FIRST, NO, SECOND, VOCAB, YES, Planted, pairs, random_bridge
+from ..test_other_decoders import build
 
 WINDOWS = np.random.default_rng(1).integers(0, VOCAB, (11, 8))
 

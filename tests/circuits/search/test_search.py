@@ -10,7 +10,7 @@ from sparse_lens.circuits.search.learning import SearchConfig, frozen, learn_mas
 from sparse_lens.circuits.search.nodes import learn_masks, select_circuit
 from sparse_lens.circuits.sites import full_mask
 
-from .conftest import Planted, problem_of
+from ..conftest import Planted, problem_of
 
 CONFIG = SearchConfig(steps=120, pairs_per_step=8, penalties=(1e-3,), evaluations=12)
 

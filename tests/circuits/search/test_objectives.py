@@ -19,7 +19,7 @@ from sparse_lens.circuits.search.objectives import Objective, objective_of
 from sparse_lens.circuits.sites import full_mask
 from sparse_lens.errors import CircuitError, ConfigError
 
-from .conftest import Planted, problem_of
+from ..conftest import Planted, problem_of
 
 CONFIG = SearchConfig(steps=12, pairs_per_step=4, penalties=(1e-3,), evaluations=8)
 

@@ -21,7 +21,7 @@ from sparse_lens.circuits.sites import full_mask, model_fingerprint
 from sparse_lens.circuits.weights import weight_graph
 from sparse_lens.errors import CircuitError
 
-from .conftest import FIRST, NO, SECOND, VOCAB, YES, Planted, pairs, random_bridge
+from ..conftest import FIRST, NO, SECOND, VOCAB, YES, Planted, pairs, random_bridge
 
 TOKENS = torch.randint(VOCAB, (4, 6), generator=torch.Generator().manual_seed(3))
 
