@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from sparse_lens.circuits import SearchConfig, both_sides, count_apart, count_edges
 from sparse_lens.circuits.circuit import Circuit
@@ -177,19 +176,3 @@ def over_seeds(values: Sequence[float], *, n: int, null: float | None = None) ->
     array = np.asarray(values, dtype=np.float64)
     spread = (float(array.min()), float(array.max())) if len(array) > 1 else (None, None)
     return Result(float(array.mean()), *spread, null=null, n=n, seeds=len(array))
-
-
-def single_threaded() -> Any:
-    """Context in which torch uses one thread per operation, for columns that run side by side."""
-    return _Threads(1)
-
-
-class _Threads:
-    def __init__(self, count: int) -> None:
-        self.count, self.before = count, torch.get_num_threads()
-
-    def __enter__(self) -> None:
-        torch.set_num_threads(self.count)
-
-    def __exit__(self, *error: object) -> None:
-        torch.set_num_threads(self.before)

@@ -22,10 +22,10 @@ from sparse_lens.comparisons.circuit_sizes import (
     nonsense_circuit,
     prepare_setting,
     search_column,
-    single_threaded,
 )
 from sparse_lens.comparisons.columns import Column, open_columns
 from sparse_lens.comparisons.head_patching import pairs_of_one_layout, patch_task
+from sparse_lens.comparisons.jobs import single_threaded
 from sparse_lens.comparisons.pair import ROLES, ModelPair, model_facts
 from sparse_lens.comparisons.summary import summarize
 from sparse_lens.comparisons.verdict import verdict

@@ -134,3 +134,9 @@ def model_facts(bridge: Any, heldout: np.ndarray) -> dict[str, Result]:
         "matrix_parameters": exact(sum(w.numel() for w in matrices)),
         "matrix_nonzeros": exact(sum(int((w != 0).sum()) for w in matrices)),
     }
+
+
+def facts_of_role(pair: str, role: str, windows: int | None = None) -> dict[str, Result]:
+    """`model_facts` of one model of a pair given by name or folder, on the first `windows` held-out windows (all): a cell."""
+    opened = ModelPair.open(pair)
+    return model_facts(opened.open_model(role), opened.windows["heldout"][:windows])
