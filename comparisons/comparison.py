@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from tqdm.auto import tqdm
 
 from sparse_lens.circuits import SearchConfig
 from sparse_lens.circuits.trust.verdicts import ACCURACY_GATE
 from sparse_lens.comparisons.circuit_sizes import (
     HELDOUT_PAIRS,
     Setting,
-    column_results,
     common_target,
-    nonsense_circuit,
     prepare_setting,
-    search_column,
 )
+from sparse_lens.comparisons.column_searches import search_columns
 from sparse_lens.comparisons.columns import Column, open_columns
 from sparse_lens.comparisons.head_patching import pairs_of_one_layout, patch_task
 from sparse_lens.comparisons.jobs import single_threaded
@@ -60,10 +56,12 @@ def compare(
     command: str = "sparse_lens.compare(...)",
     progress: bool = True,
     workers: int = 2,
+    cache: str | Path | None = None,
 ) -> Comparison:
     """Compare the circuits of a pair's columns on `tasks` (default: those the pair names), with `seeds` search seeds.
 
     Every column gets the same effort (`config`), target, ablation and controls; columns run side by side on `workers` threads.
+    What is done is kept in the folder `cache`, column by column and task by task, and not done again.
     Raises `UnknownNameError` for an unknown pair or task.
     """
     pair = ModelPair.open(pair) if isinstance(pair, str) else pair
@@ -79,7 +77,8 @@ def compare(
         targets = {name: common_target(settings[name]) for name in names}
         models = _models(pair, columns)
         patching = _patching(columns, settings)
-        found = _run_columns(columns, settings, targets, config, seeds, workers, progress)
+        kept = None if cache is None else Path(cache)
+        found = search_columns(columns, settings, targets, config, seeds=seeds, workers=workers, progress=progress, cache=kept)
     results = {name: _task_entry(name, settings[name], targets[name], found[name], config) for name in names}
     metrics = {
         "schema": SCHEMA,
@@ -97,65 +96,6 @@ def compare(
 def _settings(columns: Sequence[Column], task: str, config: SearchConfig, workers: int) -> list[Setting]:
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(lambda column: prepare_setting(column, task, config, seed=0), columns))
-
-
-def _run_columns(
-    columns: Sequence[Column],
-    settings: Mapping[str, Sequence[Setting]],
-    targets: Mapping[str, float],
-    config: SearchConfig,
-    seeds: int,
-    workers: int,
-    progress: bool,
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Results by task and column; a column's searches run one after the other, the widest columns first."""
-    control_of = _control_targets([targets[name] for name in settings if any(setting.passes for setting in settings[name])])
-    controls = sorted(set(control_of.values()))
-    searches = sum(sum(s.passes for s in settings[name]) for name in settings) + len(controls) * len(columns)
-    found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in settings}
-    stop = threading.Event()
-    with tqdm(total=searches * seeds * config.masks * config.steps, desc="circuits", disable=not progress) as bar:
-
-        def on_step() -> None:
-            if stop.is_set():
-                raise CancelledError
-            bar.update()
-
-        def run(index: int) -> None:
-            column = columns[index]
-            nonsense = {
-                target: [nonsense_circuit(column, target, config, seed=seed, on_step=on_step) for seed in range(seeds)]
-                for target in controls
-            }
-            for name in settings:
-                setting, target = settings[name][index], targets[name]
-                repeated = range(seeds) if setting.passes else ()
-                circuits = [search_column(setting, target, config, seed=seed, on_step=on_step) for seed in repeated]
-                controlled = nonsense[control_of[target]] if setting.passes else []
-                found[name][column.name] = column_results(setting, circuits, controlled)
-
-        order = sorted(range(len(columns)), key=lambda i: -columns[i].space.n_nodes)
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                for future in as_completed([pool.submit(run, index) for index in order]):
-                    future.result()
-            except BaseException:  # Ctrl-C above all: the other columns would go on for minutes
-                stop.set()
-                raise
-    return {name: {column.name: found[name][column.name] for column in columns} for name in found}
-
-
-def _control_targets(targets: Sequence[float]) -> dict[float, float]:
-    """The target of the nonsense search for each task's target: the nonsense search depends on nothing else of the task.
-
-    Targets within 2 % share the search at the least of them, which meets them all. All columns get the same.
-    """
-    shared: dict[float, float] = {}
-    least = 0.0
-    for target in sorted(set(targets)):
-        least = least if target <= 1.02 * least else target
-        shared[target] = least
-    return shared
 
 
 def _task_entry(

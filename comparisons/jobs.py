@@ -89,7 +89,7 @@ def run_jobs(
         for job, record in _computed(missing, workers, ray_address):
             found[job.fingerprint] = record
             if folder is not None:
-                _keep(folder, job, record)
+                keep_record(folder, job, record)
             bar.update()
             bar.set_postfix_str(job.name)
     return [found[job.fingerprint] for job in jobs]
@@ -116,7 +116,8 @@ def _place(folder: Path, job: Job) -> Path:
     return folder / f"{job.fingerprint}.json"
 
 
-def _keep(folder: Path, job: Job, record: Record) -> None:
+def keep_record(folder: Path, job: Job, record: Record) -> None:
+    """Keep a job's record, plain JSON, under its fingerprint."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"name": job.name, "function": job.function, "arguments": dict(job.arguments), "record": record}
     with new_file(_place(folder, job)) as staging:

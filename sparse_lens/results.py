@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,9 @@ class Result:
             return "—"
         text = f"{self.value:,.0f}" if self.value == round(self.value) and abs(self.value) >= 10 else f"{self.value:.3g}"
         return text if self.lo is None or self.hi is None else f"{text} [{self.lo:.3g}, {self.hi:.3g}]"
+
+
+_FIELDS = {field.name for field in fields(Result)}
 
 
 def not_measurable(reason: str, *, n: int = 0, seeds: int = 1) -> Result:
@@ -97,6 +100,17 @@ def to_plain(content: Any) -> Any:
         return [to_plain(value) for value in content]
     if isinstance(content, np.generic):
         return content.item()
+    return content
+
+
+def from_plain(content: Any) -> Any:
+    """The inverse of `to_plain`: objects with the fields of a `Result` become one again."""
+    if isinstance(content, Mapping):
+        if content.keys() == _FIELDS:
+            return Result(**content)
+        return {key: from_plain(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [from_plain(value) for value in content]
     return content
 
 

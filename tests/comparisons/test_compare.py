@@ -13,9 +13,11 @@ import torch
 
 from sparse_lens.circuits import EDGE_KINDS, SearchConfig
 from sparse_lens.comparisons import COLUMNS, ModelPair, compare, patch_task
+from sparse_lens.comparisons.circuit_sizes import Setting
 from sparse_lens.comparisons.head_patching import pairs_of_one_layout
 from sparse_lens.hooks import load
 from sparse_lens.models_shipped import find_pair
+from sparse_lens.results import to_plain
 from sparse_lens.tasks import get_task
 
 QUICK = SearchConfig(steps=30, search_pairs=64, evaluation_pairs=48, evaluations=6)
@@ -88,6 +90,17 @@ def test_shipped_pair_gives_every_column() -> None:
     assert not np.isnan(metrics["models"]["sparse"]["loss"].value)
 
 
+def test_what_is_kept_is_not_searched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was killed goes on where it was: with all cells kept the second run searches nothing and says the same."""
+    from sparse_lens.comparisons import column_searches
+
+    pair, config = pair_of_equals(tmp_path / "pair"), SearchConfig(steps=4, search_pairs=32, evaluation_pairs=16, evaluations=4)
+    first = compare(pair, tasks=["if_equals"], config=config, progress=False, cache=tmp_path / "cells").metrics
+    monkeypatch.setattr(column_searches, "search_column", lambda *a, **k: pytest.fail("searched again"))
+    again = compare(pair, tasks=["if_equals"], config=config, progress=False, cache=tmp_path / "cells").metrics
+    assert to_plain(again) == to_plain(first)
+
+
 def test_unknown_task_and_pair_are_refused(tmp_path: Path) -> None:
     from sparse_lens.errors import SparseLensError
 
@@ -103,18 +116,18 @@ def test_unknown_task_and_pair_are_refused(tmp_path: Path) -> None:
 
 def test_an_error_in_one_column_stops_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first error comes through, and no other column goes on learning masks for minutes."""
-    from sparse_lens.comparisons import comparison
+    from sparse_lens.comparisons import column_searches
 
     steps: list[int] = []
 
-    def failing(column: object, target: float, config: SearchConfig, *, seed: int, on_step: Any) -> None:
-        if column.name == "sparse_neurons":  # pyright: ignore[reportAttributeAccessIssue]
+    def failing(setting: Setting, target: float, config: SearchConfig, *, seed: int, on_step: Any) -> None:
+        if setting.column.name == "sparse_neurons":
             raise KeyError("planted")
         for step in range(100_000):
             on_step()
             steps.append(step)
 
-    monkeypatch.setattr(comparison, "nonsense_circuit", failing)
+    monkeypatch.setattr(column_searches, "search_column", failing)
     with pytest.raises(KeyError, match="planted"):
         compare(pair_of_equals(tmp_path / "pair"), tasks=["if_equals"], config=QUICK, progress=False)
     assert len(steps) < 200_000
