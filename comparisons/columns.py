@@ -41,7 +41,7 @@ def open_columns(pair: ModelPair, *, progress: bool = False) -> list[Column]:
         dictionaries: Sequence[Dictionary] = pair.dictionaries() if name == "dense_sae" else ()
         if name == "dense_sae" and not dictionaries:
             continue
-        columns.append(_open(pair, name, dictionaries, pair.windows["reference"], progress))
+        columns.append(_open(pair, name, dictionaries, pair.windows_of(_ROLE[name])["reference"], progress))
     return columns
 
 

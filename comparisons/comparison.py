@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_lens.circuits import SearchConfig
 from sparse_lens.circuits.trust.verdicts import ACCURACY_GATE
+from sparse_lens.comparisons.cards import bits_per_byte
 from sparse_lens.comparisons.circuit_sizes import (
     HELDOUT_PAIRS,
     Setting,
@@ -25,8 +26,9 @@ from sparse_lens.comparisons.jobs import single_threaded
 from sparse_lens.comparisons.pair import ROLES, ModelPair, model_facts
 from sparse_lens.comparisons.summary import summarize
 from sparse_lens.comparisons.verdict import verdict
-from sparse_lens.errors import ConfigError
-from sparse_lens.results import exact, to_frame
+from sparse_lens.data import load_tokenizer
+from sparse_lens.errors import ConfigError, DataError
+from sparse_lens.results import exact, scaled, to_frame
 from sparse_lens.tasks import available_tasks, get_task
 
 if TYPE_CHECKING:
@@ -73,13 +75,15 @@ def compare(
         raise ConfigError(f"seeds must be at least 1, got {seeds}")
     with single_threaded():
         columns = open_columns(pair, progress=progress)
-        settings = {name: _settings(columns, name, config, workers) for name in names}
-        targets = {name: common_target(settings[name]) for name in names}
+        unspelled = _unspelled(pair, columns, names)
+        settings = {name: _settings(columns, name, config, workers) for name in names if name not in unspelled}
+        targets = {name: common_target(of_task) for name, of_task in settings.items()}
         models = _models(pair, columns)
         patching = _patching(columns, settings)
         kept = None if cache is None else Path(cache)
         found = search_columns(columns, settings, targets, config, seeds=seeds, workers=workers, progress=progress, cache=kept)
-    results = {name: _task_entry(name, settings[name], targets[name], found[name], config) for name in names}
+    results = {name: _task_entry(name, settings[name], targets[name], found[name], config) for name in settings}
+    results |= {name: {"measurable": False, "failed_gate": [], "reason": why, "columns": {}} for name, why in unspelled.items()}
     metrics = {
         "schema": SCHEMA,
         "command": command,
@@ -91,6 +95,18 @@ def compare(
         "patching": patching,
     }
     return Comparison(metrics | {"verdict": verdict(metrics)})
+
+
+def _unspelled(pair: ModelPair, columns: Sequence[Column], tasks: Sequence[str]) -> dict[str, str]:
+    """Why a task cannot be asked of all models: one with a tokenizer of its own spells an answer in several tokens."""
+    found: dict[str, str] = {}
+    for column in columns:
+        for name in tasks if not pair.shares_tokens(column.role) else ():
+            try:
+                get_task(name).sample(column.bridge.tokenizer, 1, seed=0, split="search")
+            except DataError as error:
+                found.setdefault(name, f"{pair.model_name(column.role)}: {error}")
+    return found
 
 
 def _settings(columns: Sequence[Column], task: str, config: SearchConfig, workers: int) -> list[Setting]:
@@ -116,8 +132,16 @@ def _task_entry(
 
 def _models(pair: ModelPair, columns: Sequence[Column]) -> dict[str, Any]:
     by_role = {column.role: column.bridge for column in columns}
-    facts = {role: model_facts(by_role[role], pair.windows["heldout"]) for role in ROLES}
-    return {role: {"name": pair.model_name(role), **facts[role]} for role in ROLES}
+    return {role: {"name": pair.model_name(role), **_facts(pair, role, by_role[role])} for role in ROLES}
+
+
+def _facts(pair: ModelPair, role: str, bridge: Any) -> dict[str, Any]:
+    """A model's facts, and its loss by the byte: what can be compared where tokens cannot."""
+    heldout = pair.windows_of(role)["heldout"]
+    facts = model_facts(bridge, heldout)
+    factor = bits_per_byte(1.0, heldout, load_tokenizer(pair.model_folder(role)))
+    facts["bits_per_byte"] = scaled(facts["loss"], factor)
+    return {**facts, "shares_tokens": pair.shares_tokens(role)}
 
 
 def _patching(columns: Sequence[Column], settings: Mapping[str, Sequence[Setting]]) -> dict[str, Any] | None:

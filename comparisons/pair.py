@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
+from sparse_lens.data import load_tokenizer
 from sparse_lens.dictionaries import Dictionary, load_saelens
 from sparse_lens.errors import CheckpointError, UnknownNameError
 from sparse_lens.hooks import load
@@ -51,16 +53,13 @@ class ModelPair:
     def with_models(self, **models: str | Path) -> ModelPair:
         """The same pair with the models of other folders, by role; another matched model leaves its dictionaries behind.
 
-        Raises `UnknownNameError` for a role that there is not, and `CheckpointError` for a model without the pair's vocabulary.
+        A model may have a tokenizer of its own: tasks are text, and it reads the text of the pair's windows in its own tokens
+        (`windows_of`). Raises `UnknownNameError` for a role that there is not, `CheckpointError` for a folder without a tokenizer.
         """
         for role, folder in models.items():
             if role not in ROLES:
                 raise UnknownNameError("role", role, ROLES)
-            if _vocabulary(Path(folder)) != _vocabulary(self.model_folder(role)):
-                raise CheckpointError(
-                    f"the model in {folder} has another tokenizer than the pair {self.name}; train it on a corpus with the pair's "
-                    "(`sparse-lens train` does unless told otherwise)"
-                )
+            _vocabulary(Path(folder))
         return replace(self, replaced={**self.replaced, **{role: Path(folder) for role, folder in models.items()}})
 
     @cached_property
@@ -106,8 +105,21 @@ class ModelPair:
 
     @cached_property
     def windows(self) -> dict[str, np.ndarray]:
-        """Token windows `reference` and `heldout`, `[window pos]`."""
+        """Token windows `reference` and `heldout`, `[window pos]`, in the tokens of the pair's own models."""
         return pair_windows(self.folder)
+
+    def shares_tokens(self, role: str) -> bool:
+        """Whether the model in `role` has the tokenizer of the pair's windows: only then can tokens be compared one by one."""
+        return _vocabulary(self.model_folder(role)) == _vocabulary(self._part(str(self.record["sparse"])))
+
+    def windows_of(self, role: str) -> dict[str, np.ndarray]:
+        """The pair's windows as the model in `role` reads them: the same text, cut anew into its own tokens where they differ."""
+        if self.shares_tokens(role):
+            return self.windows
+        own, new = (load_tokenizer(folder) for folder in (self._part(str(self.record["sparse"])), self.model_folder(role)))
+        length = min(self.windows["reference"].shape[1], _block_size(self.model_folder(role)))
+        lengths = {"reference": length, "heldout": length + 1}
+        return {name: _read_anew(self.windows[name], own, new, length) for name, length in lengths.items()}
 
     def _part(self, name: str) -> Path:
         if Path(name).name != name or name in ("", ".", ".."):
@@ -121,6 +133,26 @@ def _vocabulary(folder: Path) -> Any:
         return content["model"]["vocab"], content["added_tokens"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"the model's folder {folder} has no readable tokenizer.json ({error})") from error
+
+
+def _block_size(folder: Path) -> int:
+    try:
+        return int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["block_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the model's folder {folder} names no block_size in its config.json ({error})") from error
+
+
+def _read_anew(windows: np.ndarray, own: Tokenizer, new: Tokenizer, length: int) -> np.ndarray:
+    """The text of each window in tokens of another tokenizer, no more than `length`; the 5 % of windows that come out shortest go.
+
+    A window is a text of its own: run together they would be read across places where nothing goes on.
+    """
+    texts = [text.strip("\ufffd") for text in own.decode_batch(windows.tolist(), skip_special_tokens=True)]  # of a cut character
+    rows = [np.array(encoding.ids, dtype=np.int64) for encoding in new.encode_batch(texts, add_special_tokens=False)]
+    length = min(length, int(np.quantile([len(row) for row in rows], 0.05, method="lower")))
+    if length < 2:
+        raise CheckpointError("the pair's windows hold fewer than two of the model's tokens each: is this a tokenizer of text?")
+    return np.stack([row[:length] for row in rows if len(row) >= length])
 
 
 def model_facts(bridge: Any, heldout: np.ndarray) -> dict[str, Result]:

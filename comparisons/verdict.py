@@ -25,16 +25,35 @@ def verdict(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _loss_match(models: Mapping[str, Any]) -> list[str]:
-    sparse, matched, dense = (models[role]["loss"].value for role in ("sparse", "dense_matched", "dense"))
+    unlike = [role for role in ("dense_matched", "dense") if not models[role].get("shares_tokens", True)]
+    if unlike or not models["sparse"].get("shares_tokens", True):
+        return [*_unlike(models), *_gaps(models, "bits_per_byte", "bits per byte", _tolerance_by_byte(models["sparse"]))]
+    return _gaps(models, "loss", "nats per token", LOSS_TOLERANCE)
+
+
+def _unlike(models: Mapping[str, Any]) -> list[str]:
+    names = ", ".join(models[role]["name"] for role in models if not models[role]["shares_tokens"])
+    return [
+        f"{names}: of another tokenizer than the pair. Losses are compared by the byte; a prompt is the same text in other tokens, "
+        "so that circuits differ in the length of their prompts as well; whatever needs tokens side by side is refused."
+    ]
+
+
+def _tolerance_by_byte(sparse: Mapping[str, Any]) -> float:
+    """What the tolerance in nats per token is in bits per byte, at the sparse model's bytes per token."""
+    return LOSS_TOLERANCE * sparse["bits_per_byte"].value / sparse["loss"].value
+
+
+def _gaps(models: Mapping[str, Any], measure: str, unit: str, tolerance: float) -> list[str]:
+    sparse, matched, dense = (models[role][measure].value for role in ("sparse", "dense_matched", "dense"))
     gap, lead = matched - sparse, sparse - dense
     said = []
-    if abs(gap) > LOSS_TOLERANCE:
+    if abs(gap) > tolerance:
         said.append(
-            f"The loss-matched dense model is off by {gap:+.3f} nats per token (allowed {LOSS_TOLERANCE}): "
-            "it is not a fair baseline."
+            f"The loss-matched dense model is off by {gap:+.3f} {unit} (allowed {tolerance:.2g}): it is not a fair baseline."
         )
-    if abs(lead) > LOSS_TOLERANCE:
-        better = f"{abs(lead):.2f} nats per token {'better' if lead > 0 else 'worse'} than the sparse one"
+    if abs(lead) > tolerance:
+        better = f"{abs(lead):.2f} {unit} {'better' if lead > 0 else 'worse'} than the sparse one"
         said.append(
             f"The dense model of the same shape is {better}: its circuits are not those of an equally able model, so the fair "
             "baseline is the loss-matched one."
@@ -111,7 +130,9 @@ def _error_nodes(tasks: Mapping[str, Any]) -> list[str]:
 
 def _tasks(tasks: Mapping[str, Any]) -> list[str]:
     failed = {name: entry["failed_gate"] for name, entry in tasks.items() if entry["failed_gate"]}
-    said = [f"Not measurable (accuracy gate failed): {name} in {', '.join(columns)}." for name, columns in failed.items()]
+    unasked = [f"{name}: {entry['reason']}" for name, entry in tasks.items() if not entry["columns"]]
+    said = [f"Not measurable: {why}" for why in unasked]
+    said += [f"Not measurable (accuracy gate failed): {name} in {', '.join(columns)}." for name, columns in failed.items()]
     missed = [
         f"{task} in {name}"
         for task, entry in tasks.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,12 @@ def not_measurable(reason: str, *, n: int = 0, seeds: int = 1) -> Result:
 def exact(value: float, *, n: int = 1, seeds: int = 1) -> Result:
     """A counted number: it has no sampling error of its own."""
     return Result(value=float(value), n=n, seeds=seeds)
+
+
+def scaled(result: Result, factor: float) -> Result:
+    """The same result in another unit: value, interval and null times a positive `factor`."""
+    ends = {name: getattr(result, name) for name in ("value", "lo", "hi", "null")}
+    return replace(result, **{name: None if end is None else end * factor for name, end in ends.items()})
 
 
 def bootstrap_mean(

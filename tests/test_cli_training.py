@@ -53,7 +53,7 @@ def test_other_commands_take_it(smoke: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_model_in_the_wrong_place(smoke: Path, tmp_path: Path) -> None:
-    """A role that there is not, and a model of another vocabulary."""
+    """A role that there is not, and a folder without a tokenizer; a model of another vocabulary is known as such."""
     pair = ModelPair.open()
     with pytest.raises(UnknownNameError, match="role"):
         pair.with_models(spars=smoke)
@@ -62,7 +62,7 @@ def test_a_model_in_the_wrong_place(smoke: Path, tmp_path: Path) -> None:
     tokenizer = json.loads((smoke / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"] = dict(list(tokenizer["model"]["vocab"].items())[:-1])
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    for folder in (other, tmp_path / "missing"):
-        with pytest.raises(CheckpointError, match="tokenizer"):
-            pair.with_models(sparse=folder)
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        pair.with_models(sparse=tmp_path / "missing")
+    assert not pair.with_models(sparse=other).shares_tokens("sparse") and pair.shares_tokens("sparse")
     assert pair.with_models(dense_matched=shipped_models()["python-dense"]).dictionaries() == []

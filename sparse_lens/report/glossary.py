@@ -75,6 +75,7 @@ MEASURES = {
 
 MODEL_MEASURES = {
     "loss": Term("Pretraining loss", "loss", "Nats per token on held-out real files.", "loss"),
+    "bits_per_byte": Term("Bits per byte", "bits/byte", "The same loss spread over the bytes of the text.", "loss"),
     "nonzeros": Term("Nonzero weights", "nonzeros", "Weights that are not zero.", "count"),
     "parameters": Term("Parameters", "parameters", "Weights counted whether zero or not.", "count"),
 }

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sparse_lens.comparisons.circuit_sizes import over_seeds
-from sparse_lens.comparisons.comparison import _control_targets
+from sparse_lens.comparisons.column_searches import _control_targets
 from sparse_lens.comparisons.summary import summarize
 from sparse_lens.comparisons.verdict import verdict
 from sparse_lens.results import Result, exact, not_measurable

@@ -1,0 +1,93 @@
+"""Models with tokenizers of their own: the same text, tasks as strings, losses by the byte."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sparse_lens.circuits import SearchConfig
+from sparse_lens.comparisons import ModelPair, compare
+from sparse_lens.data import load_tokenizer
+from sparse_lens.hooks import load
+from sparse_lens.tasks import get_task
+
+QUICK = SearchConfig(steps=6, search_pairs=32, evaluation_pairs=16, evaluations=4)
+
+
+@pytest.fixture(scope="module")
+def renumbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The matched model with its tokens renumbered: another tokenizer, but the same function of text."""
+    folder = tmp_path_factory.mktemp("models") / "renumbered"
+    source = ModelPair.open().model_folder("dense_matched")
+    model = load(source).original_model
+    vocabulary = model.config.vocab_size
+    order = torch.randperm(vocabulary - 1, generator=torch.Generator().manual_seed(0))  # old id of each new one
+    order = torch.cat([order, torch.tensor([vocabulary - 1])])  # the end-of-text token keeps its place
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            for axis, size in enumerate(parameter.shape):
+                if size == vocabulary and ("wte" in name or "lm_head" in name or "unembed" in name or "bigram" in name):
+                    parameter.copy_(parameter.index_select(axis, order))
+    model.save_pretrained(folder)
+    new = {int(old): index for index, old in enumerate(order)}
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] = {token: new[old] for token, old in tokenizer["model"]["vocab"].items()}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text((source / "tokenizer_config.json").read_text())
+    return folder
+
+
+def test_windows_hold_the_same_text(renumbered: Path) -> None:
+    pair = ModelPair.open().with_models(dense_matched=renumbered)
+    assert pair.shares_tokens("sparse") and not pair.shares_tokens("dense_matched")
+    own, new = load_tokenizer(pair.model_folder("sparse")), load_tokenizer(renumbered)
+    windows = pair.windows_of("dense_matched")
+    assert windows["heldout"].shape[1] >= 120 and len(windows["heldout"]) >= 0.9 * len(pair.windows["heldout"])
+    texts = own.decode_batch(pair.windows["heldout"].tolist(), skip_special_tokens=True)
+    again = new.decode_batch(windows["heldout"].tolist(), skip_special_tokens=True)
+    assert all(any(text.strip("\ufffd").startswith(cut.strip("\ufffd")) for text in texts) for cut in again)
+    assert pair.windows_of("sparse") is pair.windows
+
+
+def test_a_renumbered_model_is_compared_like_the_model_itself(renumbered: Path) -> None:
+    metrics = compare(
+        ModelPair.open().with_models(dense_matched=renumbered, sparse=ModelPair.open().model_folder("dense_matched")),
+        tasks=["if_equals"],
+        config=QUICK,
+        progress=False,
+    ).metrics
+    models = metrics["models"]
+    assert models["sparse"]["shares_tokens"] and not models["dense_matched"]["shares_tokens"]
+    by_byte = [models[role]["bits_per_byte"].value for role in ("sparse", "dense_matched")]
+    assert by_byte[0] == pytest.approx(by_byte[1], rel=0.01)  # windows are a few tokens shorter
+    columns = metrics["tasks"]["if_equals"]["columns"]
+    same, other = columns["sparse_neurons"], columns["dense_matched_neurons"]
+    assert same["full_loss"].value == pytest.approx(other["full_loss"].value, abs=1e-5)
+    assert same["accuracy"].value == other["accuracy"].value
+    assert any("another tokenizer" in sentence for sentence in metrics["verdict"])
+
+
+def test_a_task_that_one_tokenizer_cannot_spell_is_not_measurable(renumbered: Path, tmp_path: Path) -> None:
+    """The other tokenizer has no token for an answer any more: that task is refused by name, the other goes on."""
+    pair = ModelPair.open()
+    answer = get_task("if_equals").sample(load_tokenizer(renumbered), 1, seed=0, split="search").pairs[0].target
+    folder = tmp_path / "poorer"
+    folder.mkdir()
+    for file in renumbered.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    token = answer.replace(" ", "Ġ")
+    tokenizer["model"]["vocab"]["unspelled"] = tokenizer["model"]["vocab"].pop(token)
+    tokenizer["model"]["merges"] = [
+        m for m in tokenizer["model"]["merges"] if "".join(m if isinstance(m, list) else m.split()) != token
+    ]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    metrics = compare(pair.with_models(dense_matched=folder), tasks=["if_equals"], config=QUICK, progress=False).metrics
+    entry = metrics["tasks"]["if_equals"]
+    assert not entry["measurable"] and "poorer" in entry["reason"] and not entry["columns"]
+    assert any("poorer" in sentence for sentence in metrics["verdict"])
+    assert np.isfinite(metrics["models"]["dense_matched"]["bits_per_byte"].value)
