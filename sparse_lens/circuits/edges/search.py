@@ -125,7 +125,8 @@ def edge_attribution(problem: EdgeProblem, *, n_pairs: int = 64, steps: int = 1)
         for step in range(steps):
             keep = torch.full((problem.edges.n_edges,), 1 - step / steps).requires_grad_()
             loss = problem.losses(keep, prompts).mean()
-            total -= torch.autograd.grad(loss, keep)[0]
+            if loss.requires_grad:  # otherwise no edge leads to the answer, and cutting one changes nothing
+                total -= torch.autograd.grad(loss, keep)[0]
     return total / steps
 
 

@@ -17,9 +17,11 @@ from sparse_lens.circuits.edges.space import EDGE_KINDS, candidate_edges, edges_
 from sparse_lens.circuits.search.candidates import Candidate
 from sparse_lens.circuits.search.learning import SearchConfig
 from sparse_lens.circuits.search.nodes import SearchProblem
+from sparse_lens.circuits.search.problems import default_windows
 from sparse_lens.circuits.sites import full_mask, model_fingerprint
 from sparse_lens.circuits.weights import weight_graph
 from sparse_lens.errors import CircuitError
+from sparse_lens.hooks import load
 
 from ..conftest import FIRST, NO, SECOND, VOCAB, YES, Planted, pairs, random_bridge
 
@@ -222,3 +224,14 @@ def test_bad_input(planted: Planted) -> None:
     with pytest.raises(CircuitError, match="nodes only"):
         circuit.edges_frame()
     assert Candidate(mask, 0.0, "x").size == planted.space.n_nodes
+
+
+def test_a_circuit_without_edges_has_none_to_find() -> None:
+    """Where no node is needed, as for an answer that the bigram table gives, no edge leads to the answer."""
+    bridge = load("python-dense-matched")
+    space = node_space(bridge)
+    none, means = full_mask(space, keep=False), mean_reference(bridge, space, default_windows(bridge))
+    circuit = Circuit(none, space, means, "else_elif", model_fingerprint(bridge), 9.0, 0.0)
+    config = SearchConfig(steps=2, search_pairs=8, evaluation_pairs=4, evaluations=2)
+    found = find_edges(bridge, circuit, config=config, progress=False)
+    assert found.edges is not None and found.edges.kept.n_edges == 0 and found.reached
