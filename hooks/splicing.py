@@ -1,6 +1,7 @@
 """`splice`: put dictionaries into a model's hook points, with an exact forward pass and true gradients.
 
-With the input `s` at `hook_in`, the activation `t` at `hook_out`, latents `f = encode(s)`, error `e = t - decode(f)`:
+With the input `s` at `hook_in`, the activation `t` at `hook_out`, latents `f = encode(s)`, error `e = t - decode(f)` (of a skip
+transcoder less `skip(s)`, which stays as it is in every mode):
 
 | mode | output | gradient |
 |---|---|---|
@@ -25,7 +26,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
-from sparse_lens.dictionaries import Dictionary
+from sparse_lens.dictionaries import Dictionary, skipped
 from sparse_lens.errors import SparseLensError, UnknownNameError
 from sparse_lens.hooks.names import is_split_by_head
 
@@ -116,7 +117,7 @@ class _Splicer:
         dtype = self._check_width(output)
         latents = self.dictionary.encode(source.to(dtype))
         decoded = self.dictionary.decode(latents)
-        error = activation.to(dtype) - decoded
+        error = activation.to(dtype) - decoded - skipped(self.dictionary, source.to(dtype))
         if self.mode == "read":
             latents, error = latents.detach().requires_grad_(), error.detach().requires_grad_()
         self.seen[self.dictionary.name] = SplicedSite(latents, error, activation)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_lens.dictionaries.harvest import Bridge, harvest_activations
-from sparse_lens.dictionaries.protocol import Dictionary
+from sparse_lens.dictionaries.protocol import Dictionary, skipped
 from sparse_lens.errors import DataError
 
 TOKENS_FOR_DEAD = 100_000
@@ -61,10 +61,12 @@ class StatisticsSums:
     @torch.no_grad()
     def add(self, source: Float[Tensor, "token d_in"], target: Float[Tensor, "token d_out"]) -> None:
         """Take in the activations at `hook_in` and, for the same tokens, at `hook_out`."""
-        latents = self.dictionary.encode(source.to(self.dictionary.W_dec.dtype))
+        source = source.to(self.dictionary.W_dec.dtype)
+        latents = self.dictionary.encode(source)
+        rebuilt = self.dictionary.decode(latents) + skipped(self.dictionary, source)
         target = target.double()
         self.n_tokens += len(target)
-        self.squared_error += float((target - self.dictionary.decode(latents).double()).pow(2).sum())
+        self.squared_error += float((target - rebuilt.double()).pow(2).sum())
         self.squared_norm += float(target.pow(2).sum())
         total, fired = target.sum(0), (latents != 0).sum(0)
         self.total = total if self.total is None else self.total + total

@@ -64,6 +64,24 @@ class Dictionary(Protocol):
         ...
 
 
+@runtime_checkable
+class Skips(Protocol):
+    """A dictionary that hands something on past its latents: a skip transcoder."""
+
+    def skip(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
+        """What is added to `decode` at `hook_out`, given the activation at `hook_in`."""
+        ...
+
+
+def skipped(dictionary: Dictionary, x: Float[Tensor, "*rows d_in"]) -> Tensor | float:
+    """What a dictionary writes past its latents: 0 of all but skip transcoders. It is neither latent nor error, and never ablated.
+
+    The activation at `hook_out` is `decode(f) + skipped(dictionary, x) + error` for the latents `f` of the activation `x` at
+    `hook_in`.
+    """
+    return dictionary.skip(x) if isinstance(dictionary, Skips) else 0.0
+
+
 def dictionary_hash(kind: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """16 hexadecimal digits of a kind, plain fields, and tensors by shape and value, taken as float32."""
     digest = hashlib.sha256(json.dumps([kind, dict(fields)], sort_keys=True).encode())

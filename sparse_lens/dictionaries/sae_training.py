@@ -1,4 +1,4 @@
-"""Training a TopK SAE on a bridge's activations with SAELens' trainer, offline, into a SAELens folder.
+"""Training an SAE on a bridge's activations with SAELens' trainer, offline, into a SAELens folder.
 
 sae-lens is imported inside the functions that need it: it is the extra `[sae]` and takes seconds to import. The model
 is harvested here, so nothing of it needs to be known to SAELens: a bridge without a tokenizer, or of an architecture
@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,8 +23,10 @@ from torch import Tensor
 
 from sparse_lens.dictionaries.harvest import Bridge, harvest_activations
 from sparse_lens.dictionaries.measurement import DictionaryStatistics, measure_dictionary
+from sparse_lens.dictionaries.sae_kinds import ONE_THRESHOLD, Architecture, training_sae
 from sparse_lens.dictionaries.saelens import SAELensDictionary
 from sparse_lens.dictionaries.saelens_files import CFG, WEIGHTS, load_saelens
+from sparse_lens.dictionaries.thresholds import threshold_for
 from sparse_lens.errors import ConfigError, DataError, SparseLensError
 from sparse_lens.files import check_writable, new_directory
 
@@ -37,8 +39,10 @@ class SAETrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     d_sae: int = Field(gt=0, description="number of latents")
-    k: int = Field(gt=0, description="latents active per token")
-    architecture: Literal["topk"] = Field(default="topk", description="kind of SAE")
+    k: int = Field(gt=0, description="latents active per token; on average, but for topk")
+    architecture: Architecture = Field(default="topk", description="kind of SAE: topk, batchtopk, matryoshka or jumprelu")
+    frozen_decoder: bool = Field(default=False, description="leave the random decoder as it is: a control (arXiv:2602.14111)")
+    sparsity: float = Field(default=1.0, gt=0, description="of jumprelu: weight of the loss that steers it to k")
     tokens: int = Field(default=2_000_000, gt=0, description="activations to train on")
     batch_size: int = Field(default=1024, gt=0, description="activations per step")
     lr: float = Field(default=1e-3, gt=0, description="peak learning rate of Adam, on activations of mean norm sqrt(d_in)")
@@ -92,7 +96,7 @@ def train_sae(
     _check_config(config)
     check_writable(folder, (CFG, WEIGHTS, STATISTICS))
     batches = iter(token_batches)
-    kept = list(_take(batches, config.held_out_tokens)) if held_out is None else held_out
+    kept = list(_take(batches, config.held_out_tokens) if held_out is None else held_out)
     activations = (found[hook] for found in harvest_activations(bridge, [hook], batches))
     model_name = model_name or getattr(bridge.cfg, "model_name", None)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -100,7 +104,10 @@ def train_sae(
         sae = _fit(activations, config, {"hook_name": hook, "model_name": model_name}, progress)
     with new_directory(folder) as staging:
         _save(sae, staging, half=config.half)
+        if config.architecture in ONE_THRESHOLD:
+            _fit_threshold(bridge, staging, kept, config.k)
         dictionary = load_saelens(staging)
+        assert isinstance(dictionary, SAELensDictionary)
         statistics = measure_dictionary(bridge, dictionary, kept)
         report = {"hash": dictionary.hash, "held_out": asdict(statistics), "config": config.model_dump(mode="json")}
         (staging / STATISTICS).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -143,7 +150,6 @@ def _fit(
     progress: bool,
 ) -> Any:
     """Train with SAELens' trainer; the scale of the activations is estimated first and folded in at the end."""
-    from sae_lens.saes.topk_sae import TopKTrainingSAE
     from sae_lens.training.mixing_buffer import mixing_buffer
     from sae_lens.training.sae_trainer import SAETrainer
 
@@ -152,7 +158,7 @@ def _fit(
         raise DataError("no tokens to train an SAE on; give batches of token ids [batch, pos]")
     if not bool(first.any()):
         raise DataError(f"the activations at {metadata['hook_name']!r} are all zero; there is nothing to learn there")
-    sae = TopKTrainingSAE(_sae_config(config, first, metadata))
+    sae = training_sae(config, _common_settings(first, metadata, config))
     provider = mixing_buffer(config.buffer_tokens, config.batch_size, _chain(first, activations))
     provider = (batch.float() for batch in provider)
     trainer = SAETrainer(_trainer_config(config, first.device), sae, provider)
@@ -169,19 +175,17 @@ def _fit(
         ) from None
 
 
-def _sae_config(config: SAETrainingConfig, activations: Tensor, metadata: dict[str, Any]) -> Any:
+def _common_settings(activations: Tensor, metadata: dict[str, Any], config: SAETrainingConfig) -> dict[str, Any]:
+    """What the configurations of all SAELens' SAEs have in common."""
     from sae_lens.saes.sae import SAEMetadata
-    from sae_lens.saes.topk_sae import TopKTrainingSAEConfig
 
-    return TopKTrainingSAEConfig(
-        d_in=activations.shape[-1],
-        d_sae=config.d_sae,
-        k=config.k,
-        device=str(activations.device),
-        normalize_activations="expected_average_only_in",
-        aux_loss_coefficient=config.revive,
-        metadata=SAEMetadata(**metadata, prepend_bos=False),
-    )
+    return {
+        "d_in": activations.shape[-1],
+        "d_sae": config.d_sae,
+        "device": str(activations.device),
+        "normalize_activations": "expected_average_only_in",
+        "metadata": SAEMetadata(**metadata, prepend_bos=False),
+    }
 
 
 def _trainer_config(config: SAETrainingConfig, device: torch.device) -> Any:
@@ -209,6 +213,15 @@ def _scale_batches(config: SAETrainingConfig) -> int:
 def _chain(first: Tensor, rest: Iterator[Tensor]) -> Iterator[Tensor]:
     yield first
     yield from rest
+
+
+def _fit_threshold(bridge: Bridge, folder: Path, batches: Iterable[Any], k: int) -> None:
+    """Put into the saved SAE the threshold at which `k` latents fire per token of `batches`."""
+    dictionary = load_saelens(folder)
+    assert isinstance(dictionary, SAELensDictionary)
+    found = (dictionary.before(each[dictionary.hook]) for each in harvest_activations(bridge, [dictionary.hook], batches))
+    weights = load_file(folder / WEIGHTS)
+    save_file(weights | {"threshold": torch.full_like(weights["threshold"], threshold_for(found, k))}, folder / WEIGHTS)
 
 
 def _save(sae: Any, folder: Path, *, half: bool) -> None:

@@ -77,6 +77,13 @@ class SAELensDictionary:
             x = x - self.weights["b_dec"]
         return ENCODERS[self.architecture](x, self.weights, self.k)
 
+    def before(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows latent"]:
+        """The numbers that ReLU, TopK or the threshold are applied to; a gated SAE has no such single number: its gate's."""
+        x = x.to(self.W_dec.dtype)
+        if self.apply_b_dec_to_input:
+            x = x - self.weights["b_dec"]
+        return x @ self.weights["W_enc"] + self.weights["b_gate" if self.architecture == "gated" else "b_enc"]
+
     def decode(self, f: Float[Tensor, "*rows latent"]) -> Float[Tensor, "*rows d_out"]:
         """The reconstruction: latents times `W_dec`, plus bias."""
         return f @ self.W_dec + self.weights["b_dec"]

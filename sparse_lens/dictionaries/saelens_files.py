@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sparse_lens.dictionaries.saelens import ENCODERS, SAELensDictionary
+from sparse_lens.dictionaries.transcoder import ARCHITECTURES as TRANSCODERS
+from sparse_lens.dictionaries.transcoder import TranscoderDictionary
 from sparse_lens.errors import CheckpointError
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -25,14 +27,16 @@ def load_saelens(
     folder: str | Path,
     *,
     hook: str | None = None,
+    hook_out: str | None = None,
     name: str | None = None,
     activation_scale: float | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> SAELensDictionary:
-    """The SAE in a SAELens folder, of architecture standard, topk, jumprelu (also BatchTopK and Matryoshka) or gated.
+) -> SAELensDictionary | TranscoderDictionary:
+    """The SAE (standard, topk, gated, jumprelu, so also BatchTopK and Matryoshka) or the transcoder in a SAELens folder.
 
-    `hook` overrides the hook name in the folder, `name` the name in tables. `activation_scale` is the factor on the
+    `hook` overrides the hook name in the folder (of a transcoder the one that is read, `hook_out` the one that is written), `name`
+    the name in tables. `activation_scale` is the factor on the
     activations that an SAE with `normalize_activations: expected_average_only_in` was trained with, and which SAELens
     does not save beside it: it is folded into the weights; give 1 if that was done already. sae-lens is not needed.
     Folders of SAELens before 6.0 are read too.
@@ -52,6 +56,11 @@ def load_saelens(
     hook = hook or config["metadata"].get("hook_name")
     if not isinstance(hook, str):
         raise CheckpointError(f"{path / CFG} has no metadata.hook_name; say which it is: load_saelens(..., hook=...)")
+    if config["architecture"] in TRANSCODERS:
+        written = hook_out or config["metadata"].get("hook_name_out")
+        if not isinstance(written, str):
+            raise CheckpointError(f"{path / CFG} has no metadata.hook_name_out; say which: load_saelens(..., hook_out=...)")
+        return TranscoderDictionary(weights, hook, written, name, config["metadata"])
     return SAELensDictionary(
         architecture=config["architecture"],
         weights=weights,
@@ -102,9 +111,10 @@ def _modern(config: dict[str, Any]) -> dict[str, Any]:
 
 def _check_supported(config: dict[str, Any], folder: Path, activation_scale: float | None) -> None:
     path, architecture = folder / CFG, config["architecture"]
-    if architecture not in ENCODERS:
-        raise CheckpointError(f"{path} has architecture {architecture!r}; supported: {', '.join(ENCODERS)}")
-    for key in ("d_in", "d_sae") + (("k",) if architecture == "topk" else ()):
+    if architecture not in (*ENCODERS, *TRANSCODERS):
+        raise CheckpointError(f"{path} has architecture {architecture!r}; supported: {', '.join((*ENCODERS, *TRANSCODERS))}")
+    further = {"topk": ("k",)} | dict.fromkeys(TRANSCODERS, ("d_out",))
+    for key in ("d_in", "d_sae", *further.get(architecture, ())):
         value = config.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise CheckpointError(f"{path} has {key}={value!r}, it must be a whole number above 0; the file is damaged")
@@ -112,11 +122,13 @@ def _check_supported(config: dict[str, Any], folder: Path, activation_scale: flo
         raise CheckpointError(f"{path} has k={config['k']} of d_sae={config['d_sae']} latents; the file is damaged")
     if (reshape := config.get("reshape_activations") or "none") != "none":
         raise CheckpointError(f"{path} has reshape_activations={reshape!r}; only SAEs on flat activations are supported")
-    _check_normalization(config.get(_NORMALIZATION) or "none", path, activation_scale)
+    _check_normalization(config.get(_NORMALIZATION) or "none", architecture, path, activation_scale)
 
 
-def _check_normalization(normalization: str, path: Path, activation_scale: float | None) -> None:
+def _check_normalization(normalization: str, architecture: str, path: Path, activation_scale: float | None) -> None:
     seen = f"{path} has {_NORMALIZATION}={normalization!r}"
+    if normalization != "none" and architecture in TRANSCODERS:
+        raise CheckpointError(f"{seen}; transcoders are read with 'none' only: fold the factors into the weights")
     if normalization in _PER_TOKEN:
         raise CheckpointError(
             f"{seen}: its decoder needs each token's own norm, so latents alone do not give the reconstruction; "
@@ -135,9 +147,14 @@ def _check_normalization(normalization: str, path: Path, activation_scale: float
 
 def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """The tensors that a folder of this configuration must hold."""
-    d_in, d_sae = config["d_in"], config["d_sae"]
+    d_in, d_sae, architecture = config["d_in"], config["d_sae"], config["architecture"]
+    if architecture in TRANSCODERS:
+        d_out = config["d_out"]
+        shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_out), "b_dec": (d_out,)}
+        shapes |= {"threshold": (d_sae,)} if architecture.startswith("jumprelu") else {}
+        return shapes | ({"W_skip": (d_out, d_in)} if "skip" in architecture else {})
     vectors = {"gated": ("b_gate", "b_mag", "r_mag"), "jumprelu": ("b_enc", "threshold")}
-    latent = dict.fromkeys(vectors.get(config["architecture"], ("b_enc",)), (d_sae,))
+    latent = dict.fromkeys(vectors.get(architecture, ("b_enc",)), (d_sae,))
     return {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,), **latent}
 
 

@@ -50,6 +50,32 @@ def test_an_sae_trains_and_is_read_by_both(bridge, tmp_path, capfd):
     assert theirs.cfg.metadata.hook_name == HOOK and theirs.cfg.normalize_activations == "none"
 
 
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka", "jumprelu"])
+def test_every_kind_trains_and_is_read_by_both(bridge, tmp_path, architecture):
+    """One threshold is fitted after training: as many fire on held-out tokens as were asked for."""
+    import sae_lens
+
+    tokens = 10_000 if architecture == "jumprelu" else CONFIG.tokens  # it needs longer
+    config = CONFIG.model_copy(update={"architecture": architecture, "tokens": tokens})
+    trained = train_sae(bridge, HOOK, batches(), config, tmp_path / "sae", progress=False)
+    theirs, x = sae_lens.SAE.load_from_disk(tmp_path / "sae"), torch.rand(50, 24)
+    with torch.no_grad():
+        assert (trained.dictionary.encode(x) - theirs.encode(x)).abs().max() < 1e-6
+        assert (trained.dictionary.decode(trained.dictionary.encode(x)) - theirs(x)).abs().max() < 1e-6
+    if architecture != "jumprelu":
+        assert trained.statistics.l0 == pytest.approx(CONFIG.k, rel=0.05)
+    assert trained.statistics.fvu < 0.9
+
+
+def test_a_frozen_decoder_stays_random(bridge, tmp_path):
+    """Its rows are those that the seed gives, whatever was trained on: two lengths of training agree but for scale."""
+    rows = []
+    for tokens in (500, 4000):
+        config = CONFIG.model_copy(update={"tokens": tokens, "frozen_decoder": True})
+        rows.append(train_sae(bridge, HOOK, batches(), config, tmp_path / str(tokens), progress=False).dictionary.W_dec)
+    assert torch.nn.functional.cosine_similarity(*rows).min() > 1 - 1e-6
+
+
 def test_equal_seeds_give_equal_weights(bridge, tmp_path):
     config = CONFIG.model_copy(update={"tokens": 600})
     before = torch.get_rng_state()

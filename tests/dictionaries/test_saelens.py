@@ -185,7 +185,7 @@ def test_hash(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "transcoder"}, "architecture 'transcoder'; supported: standard, topk"),
+        ({"architecture": "temporal"}, "architecture 'temporal'; supported: standard, topk"),
         ({"d_sae": 16}, r"shape \(6, 15\).*promises \(6, 16\)"),
         ({"d_in": "6"}, "d_in='6'.*whole number"),
         ({"d_sae": -1}, "d_sae=-1"),
