@@ -27,9 +27,9 @@ _BATCH = 16
 class ReconstructionSums:
     """Running sums of one dictionary's reconstruction of the activation at its `hook_out`; float64, so batches do not matter.
 
-    With `t` the activation, `t'` what latents and skip stand for: `E|t - t'|^2`; explained variance
-    `1 - E|t - t'|^2 / E|t - E t|^2` (means over all tokens, not over batches; right for transcoders, whose input is another activation); `E cos(t, t')`;
-    `E |t'| / |t|`; the bias `E |t'|^2 / E t.t'`, 1 if there is no shrinkage (arXiv:2404.16014).
+    With `t` the activation and `t'` what latents and skip stand for: `E|t - t'|^2`; explained variance
+    `1 - E|t - t'|^2 / E|t - E t|^2` (means over all tokens, not over batches; right for transcoders, whose input is another
+    activation); `E cos(t, t')`; `E |t'| / |t|`; the bias `E |t'|^2 / E t.t'`, 1 without shrinkage (arXiv:2404.16014).
     """
 
     dictionary: Dictionary

@@ -52,15 +52,11 @@ def test_the_identity_reconstructs_all(bridge: Any) -> None:
 def test_the_mean_explains_nothing_and_a_shift_changes_nothing() -> None:
     x = torch.rand(500, 4) + 1
     constant = one_hot_sae(W_dec=torch.zeros(4, 4), b_dec=x.mean(0))
-    sums, shifted = (
-        ReconstructionSums(constant),
-        ReconstructionSums(one_hot_sae(b_dec=torch.full((4,), 5.0), W_dec=0.5 * torch.eye(4))),
-    )
+    sums = ReconstructionSums(constant)
     sums.add(x, x)
     assert sums.results()["explained_variance"].value == pytest.approx(0, abs=1e-6)
     plain = ReconstructionSums(one_hot_sae(W_dec=0.5 * torch.eye(4)))
     plain.add(x, x)
-    shifted.add(x, x + 5)  # b_dec is taken off before encoding only where the architecture says so
     shifted = ReconstructionSums(TranscoderDictionary({**plain.dictionary.weights, "b_dec": torch.full((4,), 5.0)}, "x", "y"))
     shifted.add(x, x + 5)
     assert shifted.results()["explained_variance"].value == pytest.approx(plain.results()["explained_variance"].value, abs=1e-6)
@@ -71,7 +67,7 @@ def test_batches_do_not_matter(bridge: Any, sae: Any) -> None:
     for measure in (reconstruction, activation):
         one, other = (measure(bridge, sae, batches) for batches in (whole, parts))
         for name, result in one.items():
-            assert other[name].value == pytest.approx(result.value, rel=1e-6), name
+            assert other[name].value == (pytest.approx(result.value, rel=1e-6) if result.measurable else None), name
 
 
 def test_explained_variance_agrees_with_saelens(bridge: Any, sae: Any) -> None:
