@@ -62,6 +62,22 @@ class ModelPair:
             _vocabulary(Path(folder))
         return replace(self, replaced={**self.replaced, **{role: Path(folder) for role, folder in models.items()}})
 
+    @property
+    def address(self) -> str:
+        """Text from which `at` opens the same pair elsewhere: the folder, in JSON where models are replaced."""
+        if not self.replaced:
+            return str(self.folder)
+        replaced = {role: str(folder.absolute()) for role, folder in self.replaced.items()}
+        return json.dumps({"folder": str(self.folder), "replaced": replaced}, sort_keys=True)
+
+    @classmethod
+    def at(cls, address: str) -> ModelPair:
+        """The pair of an `address`, or of a name or folder as `open` takes it."""
+        if not address.startswith("{"):
+            return cls.open(address)
+        record = json.loads(address)
+        return cls.open(record["folder"]).with_models(**record["replaced"])
+
     @cached_property
     def record(self) -> dict[str, Any]:
         """The content of `pair.json`."""
