@@ -5,7 +5,7 @@ more special concept has taken over its direction (arXiv 2409.14507; SAEBench 0.
 linear probe for the general concept, on tokens of test files that have it.
 
 Two departures from SAEBench: projections are latents times the *length* of the decoder's row along the probe (the same where rows
-have norm 1), and what the decoder gives without any latent (its bias) is taken off the activation, since no latent can write it.
+have norm 1), and what a dictionary writes without any latent (its bias, a transcoder's skip) is taken off the activation.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from sparse_lens.comparisons.activation_sample import ActivationSample, sample_a
 from sparse_lens.comparisons.labelled_tokens import LabelledTokens
 from sparse_lens.comparisons.linear_probe import LinearProbe, fit_probe, top_units
 from sparse_lens.data.labels import HIERARCHIES
-from sparse_lens.dictionaries import Bridge, Dictionary
+from sparse_lens.dictionaries import Bridge, Dictionary, skipped
 from sparse_lens.results import Result, bootstrap_mean, not_measurable
 
-PROBE_F1 = 0.6
-"""A concept that the probe on the activation does not tell so well has no direction that could be absorbed."""
+PROBE_ACCURACY = 0.6
+"""A concept that the probe on the activation does not tell so well has no direction that could be absorbed. SAEBench asks it of F1,
+which on balanced examples is 0.67 for saying yes to all."""
 
 SPLIT_GAIN = 0.03
 """A further latent belongs to a split concept if the sparse probe's F1 rises by more than this with it."""
@@ -70,48 +71,60 @@ def absorption_scores(
     sample: ActivationSample, dictionary: Dictionary, hierarchies: Mapping[str, tuple[str, ...]] = HIERARCHIES
 ) -> Absorption:
     """The same on a sample of the dictionary's activations that was taken before."""
-    decoder = dictionary.W_dec.detach().double().cpu().numpy()
-    zero = torch.zeros(1, dictionary.n_latents, dtype=dictionary.W_dec.dtype, device=dictionary.W_dec.device)
-    bias = dictionary.decode(zero)[0].detach().double().cpu().numpy()
+    reader = _Reader(sample, dictionary.W_dec.detach().double().cpu().numpy(), _by_latents(sample, dictionary))
     per_concept = {}
     for general, special in hierarchies.items():
         if general in sample.names:
-            own = tuple(name for name in special if name in sample.names)
-            per_concept[general] = _of_concept(sample, decoder, bias, general, own)
+            per_concept[general] = reader.of_concept(general, tuple(name for name in special if name in sample.names))
     return Absorption(_means(per_concept), per_concept)
 
 
-def _of_concept(
-    sample: ActivationSample, decoder: np.ndarray, bias: np.ndarray, general: str, special: tuple[str, ...]
-) -> dict[str, Result]:
-    label = sample.names.index(general)
-    written, latents = sample.examples(label, "written"), sample.examples(label, "latents")
-    if written is None or latents is None:
-        return _all(not_measurable(f"too few tokens have {general}, or have it not"))
-    probe = fit_probe(*written[0])
-    found = probe_f1(probe, *written[1])
-    if found < PROBE_F1:
-        return _all(not_measurable(f"a probe on the activation tells {general} with an F1 of {found:.2f} only, below {PROBE_F1}"))
-    main = split_units(*latents)
-    results = {"split_units": Result(float(len(main)), n=len(main))}
-    fractions, full, labels, is_natural = _absorbed_tokens(sample, label, probe, (decoder, bias), main)
-    results |= {"absorption_fraction": _mean(fractions[is_natural]), "full_absorption": _mean(full[is_natural].astype(float))}
-    return results | {f"absorption_fraction.{name}": _mean(fractions[labels[:, sample.names.index(name)] == 1]) for name in special}
+def _by_latents(sample: ActivationSample, dictionary: Dictionary) -> Float[np.ndarray, "token d_out"]:
+    """What latents and error make up of the activations at the sampled test tokens: all but bias and skip."""
+    device, dtype = dictionary.W_dec.device, dictionary.W_dec.dtype
+    values = sample.rows[1].values
+    rest = dictionary.decode(torch.zeros(1, dictionary.n_latents, dtype=dtype, device=device))
+    rest = rest + skipped(dictionary, torch.as_tensor(values["read"], dtype=dtype, device=device))
+    return values["written"] - rest.detach().double().cpu().numpy()
 
 
-def _absorbed_tokens(
-    sample: ActivationSample, label: int, probe: LinearProbe, written: tuple[np.ndarray, np.ndarray], main: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Absorption at all sampled test tokens with the label that the probe tells: fractions, in full or not, the tokens' labels, and
-    which of them were drawn for this label (the others were drawn for one of their other labels)."""
-    decoder, bias = written
-    direction = probe.weight / np.linalg.norm(probe.weight)
-    choice, values = sample.choices[1], sample.rows[1].values
-    drawn, _ = choice.balanced(label)
-    rows = np.flatnonzero((choice.labels[:, label] == 1) & probe.says_yes(values["written"].astype(np.float64)))
-    total = (values["written"][rows] - bias) @ direction
-    fractions, full = absorbed(values["latents"][rows].astype(np.float64), total, decoder, direction, main)
-    return fractions, full, choice.labels[rows], np.isin(rows, drawn)
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """Reads concepts off a sample, with the decoder's rows and the part of the test activations that is not bias or skip."""
+
+    sample: ActivationSample
+    decoder: Float[np.ndarray, "unit d_out"]
+    by_latents: Float[np.ndarray, "token d_out"]
+
+    def of_concept(self, general: str, special: tuple[str, ...]) -> dict[str, Result]:
+        label = self.sample.names.index(general)
+        written, latents = self.sample.examples(label, "written"), self.sample.examples(label, "latents")
+        if written is None or latents is None:
+            return _all(not_measurable(f"too few tokens have {general}, or have it not"))
+        probe = fit_probe(*written[0])
+        accuracy = float((probe.says_yes(written[1][0]) == written[1][1]).mean())
+        if accuracy < PROBE_ACCURACY:
+            why = f"a probe on the activation tells {general} with an accuracy of {accuracy:.2f} only, below {PROBE_ACCURACY}"
+            return _all(not_measurable(why))
+        main = split_units(*latents)
+        rows, fractions, full = self._absorbed_rows(label, probe, main)
+        drawn = self.sample.choices[1].drawn
+        own = np.isin(rows, drawn[label])
+        found = {"split_units": Result(float(len(main)), n=len(main))}
+        found |= {"absorption_fraction": _mean(fractions[own]), "full_absorption": _mean(full[own].astype(float))}
+        of_special = {name: np.isin(rows, drawn[self.sample.names.index(name)]) for name in special}
+        return found | {f"absorption_fraction.{name}": _mean(fractions[its]) for name, its in of_special.items()}
+
+    def _absorbed_rows(
+        self, label: int, probe: LinearProbe, main: Int[np.ndarray, " main"]
+    ) -> tuple[Int[np.ndarray, " row"], Float[np.ndarray, " row"], Bool[np.ndarray, " row"]]:
+        """The sampled test tokens that have the label and the probe's yes, their absorption fractions, and whether it is full."""
+        choice, values = self.sample.choices[1], self.sample.rows[1].values
+        direction = probe.weight / np.linalg.norm(probe.weight)
+        says_yes = probe.says_yes(values["written"].astype(np.float64))
+        rows = np.flatnonzero((choice.labels[:, label] == 1) & says_yes)
+        total = self.by_latents[rows] @ direction
+        return rows, *absorbed(values["latents"][rows].astype(np.float64), total, self.decoder, direction, main)
 
 
 def _mean(values: Float[np.ndarray, " token"]) -> Result:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_lens.dictionaries import Dictionary, harvest_activations
+from sparse_lens.dictionaries import Dictionary, harvest_activations, skipped
 from sparse_lens.errors import DataError
 from sparse_lens.results import Result, exact, not_measurable
 
@@ -28,9 +28,10 @@ class ActivationSums:
     """Running sums of one dictionary's latents over tokens; memory is `latents x 256` numbers.
 
     Of `f_u` the latent and `p_u = P(f_u != 0)`: L0 `sum_u p_u`; dead, the share with `p_u = 0` (asked of 100,000 tokens or more);
-    dense, the share with `p_u` above 1 % or 10 %; kurtosis, the mean over firing latents of the fourth standardized moment (3 for
-    a Gaussian); description length `sum_u H(p_u) + p_u H(binned f_u | f_u != 0)` in bits per token, to be read beside the
-    reconstruction error that it buys.
+    dense, the share with `p_u` above 1 % or 10 %, and the share of all firing that falls to them; kurtosis, the mean over varying
+    latents of the fourth standardized moment (`null`: 3, a Gaussian's); description length
+    `sum_u H(p_u) + p_u H(binned f_u | f_u != 0)` in bits per token (arXiv:2410.11179), to be read beside what these bits buy: the
+    squared error and the explained variance of a reconstruction with each value set to the middle of its bin.
     """
 
     dictionary: Dictionary
@@ -38,11 +39,15 @@ class ActivationSums:
     fired: Tensor | None = None
     powers: Tensor | None = field(default=None, repr=False)
     counts: Tensor | None = field(default=None, repr=False)
+    total: Tensor | None = field(default=None, repr=False)
+    squared_norm: float = 0.0
+    squared_error: float = 0.0
 
     @torch.no_grad()
-    def add(self, source: Float[Tensor, "token d_in"]) -> None:
-        """Take in activations at `hook_in`; raises `DataError` for latents that are not finite."""
-        latents = self.dictionary.encode(source.to(self.dictionary.W_dec.dtype)).double()
+    def add(self, source: Float[Tensor, "token d_in"], target: Float[Tensor, "token d_out"]) -> None:
+        """Take in activations of the same tokens at `hook_in` and `hook_out`; raises `DataError` for NaN latents."""
+        source = source.to(self.dictionary.W_dec.dtype)
+        latents = self.dictionary.encode(source).double()
         if bad := int((~latents.isfinite()).sum()):
             raise DataError(f"{self.dictionary.name} gives {bad} latents that are not finite numbers; is it damaged?")
         powers = torch.stack([latents.pow(power).sum(0) for power in (1, 2, 3, 4)])
@@ -50,9 +55,15 @@ class ActivationSums:
         self.n += len(latents)
         self.fired = fired if self.fired is None else self.fired + fired
         self.powers = powers if self.powers is None else self.powers + powers
-        self._count(latents)
+        rounded = self._count(latents).to(source.dtype)
+        rebuilt = self.dictionary.decode(rounded) + skipped(self.dictionary, source)
+        target = target.double()
+        self.total = target.sum(0) if self.total is None else self.total + target.sum(0)
+        self.squared_norm += float(target.pow(2).sum())
+        self.squared_error += float((target - rebuilt.double()).pow(2).sum())
 
-    def _count(self, latents: Float[Tensor, "token latent"]) -> None:
+    def _count(self, latents: Float[Tensor, "token latent"]) -> Float[Tensor, "token latent"]:
+        """Count each value in its bin; returns the values as the bins tell them."""
         if self.counts is None:
             self.counts = torch.zeros(latents.shape[1] * _BINS, dtype=torch.long)
         tokens, units = latents.nonzero(as_tuple=True)
@@ -60,6 +71,8 @@ class ActivationSums:
         steps = ((values.abs().log2() + OCTAVES / 2) * PER_OCTAVE).floor().long().clamp(0, _BINS // 2 - 1)
         places = units * _BINS + steps + (values < 0).long() * (_BINS // 2)
         self.counts += torch.bincount(places, minlength=len(self.counts))
+        middle = torch.exp2((steps.double() + 0.5) / PER_OCTAVE - OCTAVES / 2) * values.sign()
+        return torch.zeros_like(latents).index_put((tokens, units), middle)
 
     def results(self) -> dict[str, Result]:
         """The measures by name; raises `DataError` without activations."""
@@ -73,19 +86,36 @@ class ActivationSums:
             "dead": exact(float((p == 0).double().mean()), n=n) if n >= TOKENS_FOR_DEAD else few,
             "dense_above_1_percent": exact(float((p > 0.01).double().mean()), n=n),
             "dense_above_10_percent": exact(float((p > 0.1).double().mean()), n=n),
+            "density_share_above_1_percent": self._share_of_firing(p, 0.01),
+            "density_share_above_10_percent": self._share_of_firing(p, 0.1),
             "kurtosis": self._kurtosis(),
             "description_bits_per_token": exact(float(self._bits(p)), n=n),
+            **self._bought(),
         }
+
+    def _share_of_firing(self, p: Float[Tensor, " latent"], above: float) -> Result:
+        if not float(p.sum()) > 0:
+            return not_measurable("no latent fires on these tokens", n=self.n)
+        return exact(float(p[p > above].sum() / p.sum()), n=self.n)
+
+    def _bought(self) -> dict[str, Result]:
+        """What the described latents, values rounded to their bins, reconstruct of the activation."""
+        assert self.total is not None
+        n, error, square = self.n, self.squared_error / self.n, self.squared_norm / self.n
+        variance = square - float((self.total / n).pow(2).sum())
+        constant = not_measurable("the activation does not vary over these tokens", n=n)
+        explained = exact(1 - error / variance, n=n) if variance > 1e-12 * square else constant
+        return {"description_squared_error": exact(error, n=n), "description_explained_variance": explained}
 
     def _kurtosis(self) -> Result:
         assert self.powers is not None
         m1, m2, m3, m4 = self.powers / self.n
         variance = m2 - m1**2
-        varies = variance > 1e-12
+        varies = variance > 1e-12 * m2
         if not bool(varies.any()):
             return not_measurable("no latent varies over these tokens", n=self.n)
         fourth = m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4
-        return exact(float((fourth[varies] / variance[varies] ** 2).mean()), n=self.n)
+        return Result(float((fourth[varies] / variance[varies] ** 2).mean()), null=3.0, n=self.n)
 
     def _bits(self, p: Tensor) -> Tensor:
         assert self.counts is not None
@@ -102,8 +132,8 @@ def _entropy(p: Float[Tensor, "row outcome"]) -> Float[Tensor, " row"]:
 def activation(bridge: Any, dictionary: Dictionary, token_batches: Iterable[Any]) -> dict[str, Result]:
     """Sparsity and description length of one dictionary's latents on batches of token ids `[batch, pos]`; see `ActivationSums`."""
     sums = ActivationSums(dictionary)
-    for activations in harvest_activations(bridge, [dictionary.hook_in], token_batches):
-        sums.add(activations[dictionary.hook_in])
+    for activations in harvest_activations(bridge, sorted({dictionary.hook_in, dictionary.hook_out}), token_batches):
+        sums.add(activations[dictionary.hook_in], activations[dictionary.hook_out])
     return sums.results()
 
 

@@ -39,7 +39,9 @@ def principal_components(bridge: Any, hooks: Sequence[str], token_batches: Itera
         n_tokens += len(activations[hooks[0]])
     if n_tokens == 0:
         raise DataError("no activations to find principal components of; give at least one batch of tokens")
-    return [RotationDictionary(_components(totals[hook] / n_tokens, products[hook] / n_tokens), hook) for hook in hooks]
+    return [
+        RotationDictionary(_components(totals[hook] / n_tokens, products[hook] / n_tokens), hook, "components") for hook in hooks
+    ]
 
 
 def _components(mean: Tensor, second: Tensor) -> Float[Tensor, "d d"]:
@@ -67,7 +69,9 @@ def head_singular_vectors(bridge: Any) -> list[RotationDictionary]:
             ("attn_k", matrices.k, layout.n_kv_head),
             ("attn_v", matrices.v if layout.n_kv_head != layout.n_head else matrices.o.T, layout.n_kv_head),
         ):
-            rotations.append(RotationDictionary(_by_head(matrix, heads), f"blocks.{layer}.{layout.hooks[site]}"))
+            rotations.append(
+                RotationDictionary(_by_head(matrix, heads), f"blocks.{layer}.{layout.hooks[site]}", "singular_vectors")
+            )
     return rotations
 
 

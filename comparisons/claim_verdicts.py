@@ -82,10 +82,8 @@ def _unmatched(gaps: Sequence[float]) -> list[str]:
     far = [gap for gap in gaps if not abs(gap) <= LOSS_TOLERANCE]
     if not far:
         return []
-    worst = max(far, key=abs)
-    return [
-        f"losses are not matched: {len(far)} of {len(gaps)} pairs are apart, by {worst:+.3f} nats at most (allowed {LOSS_TOLERANCE})"
-    ]
+    apart = f"{len(far)} of {len(gaps)} pairs are apart, by {max(far, key=abs):+.3f} nats at most"
+    return [f"losses are not matched: {apart} (allowed {LOSS_TOLERANCE})"]
 
 
 def _few(seeds: int) -> list[str]:

@@ -29,11 +29,13 @@ class ReconstructionSums:
 
     With `t` the activation and `t'` what latents and skip stand for: `E|t - t'|^2`; explained variance
     `1 - E|t - t'|^2 / E|t - E t|^2` (means over all tokens, not over batches; right for transcoders, whose input is another
-    activation); `E cos(t, t')`; `E |t'| / |t|`; the bias `E |t'|^2 / E t.t'`, 1 without shrinkage (arXiv:2404.16014).
+    activation); `E cos(t, t')` and `E |t'| / |t|` over tokens where `t` is not 0; the bias `E |t'|^2 / E t.t'`, 1 without shrinkage
+    (arXiv:2404.16014).
     """
 
     dictionary: Dictionary
     n: int = 0
+    n_nonzero: int = 0
     total: Tensor | None = None
     sums: dict[str, float] = field(default_factory=dict)
 
@@ -46,16 +48,17 @@ class ReconstructionSums:
             raise DataError(f"{self.dictionary.name} gives {bad} latents that are not finite numbers; is it damaged?")
         rebuilt = (self.dictionary.decode(latents) + skipped(self.dictionary, source)).double()
         t, own, their = target.double(), target.double().norm(dim=1), rebuilt.norm(dim=1)
-        product, both = (t * rebuilt).sum(1), own * their
+        product, there = (t * rebuilt).sum(1), own > 0
         new = {
             "error": (t - rebuilt).pow(2).sum(),
             "square": own.pow(2).sum(),
             "their_square": their.pow(2).sum(),
             "product": product.sum(),
-            "cosine": (product / both.clamp(min=1e-300)).sum(),
-            "ratio": (their / own.clamp(min=1e-300)).sum(),
+            "cosine": (product / (own * their).clamp(min=1e-300)).sum(),
+            "ratio": (their[there] / own[there]).sum(),
         }
         self.n += len(t)
+        self.n_nonzero += int(there.sum())
         self.total = t.sum(0) if self.total is None else self.total + t.sum(0)
         for name, value in new.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
@@ -68,12 +71,14 @@ class ReconstructionSums:
         variance = sums["square"] / n - float((self.total / n).pow(2).sum())
         varies = variance > 1e-12 * sums["square"] / n
         constant = not_measurable("the activation does not vary over these tokens", n=n)
+        zero = not_measurable("the activation is zero on all of these tokens", n=n)
+        against = not_measurable("the reconstruction does not point along the activation, on average", n=n)
         return {
             "squared_error": exact(sums["error"] / n, n=n),
             "explained_variance": exact(1 - sums["error"] / n / variance, n=n) if varies else constant,
-            "cosine": exact(sums["cosine"] / n, n=n),
-            "norm_ratio": exact(sums["ratio"] / n, n=n),
-            "reconstruction_bias": exact(sums["their_square"] / sums["product"], n=n) if sums["product"] > 0 else constant,
+            "cosine": exact(sums["cosine"] / self.n_nonzero, n=self.n_nonzero) if self.n_nonzero else zero,
+            "norm_ratio": exact(sums["ratio"] / self.n_nonzero, n=self.n_nonzero) if self.n_nonzero else zero,
+            "reconstruction_bias": exact(sums["their_square"] / sums["product"], n=n) if sums["product"] > 0 else against,
         }
 
 
@@ -93,13 +98,13 @@ def spliced_loss(bridge: Any, dictionaries: Sequence[Dictionary], windows: Int[n
     stands beside the model's own `loss`, and the losses with the activations replaced by zero and by their mean over these windows.
     Loss recovered is `(loss_ref - loss_spliced) / (loss_ref - loss)`, KL recovered `(kl_ref - kl_spliced) / kl_ref` with the
     divergence of the model's own output from the spliced one, over all positions; neither is measurable where the reference costs
-    less than 0.01 nats. Raises `DataError` for no windows.
+    less than 0.01 nats. Raises `DataError` for no windows, and for latents that are not finite.
     """
     if len(windows) == 0:
         raise DataError("no windows to measure a loss on")
     means = _means(bridge, [dictionary.hook_out for dictionary in dictionaries], windows[:, :-1])
     forms: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-        "spliced": lambda: splice(bridge, dictionaries, mode="edit", edit=lambda latents, error: (latents + 0, error * 0)),
+        "spliced": lambda: splice(bridge, dictionaries, mode="edit", edit={d.name: _without_error(d) for d in dictionaries}),
         "zero": lambda: bridge.hooks(fwd_hooks=[(hook, _put(mean * 0)) for hook, mean in means.items()]),
         "mean": lambda: bridge.hooks(fwd_hooks=[(hook, _put(mean)) for hook, mean in means.items()]),
     }
@@ -114,6 +119,15 @@ def spliced_loss(bridge: Any, dictionaries: Sequence[Dictionary], windows: Int[n
             losses[name].append(_loss(other, tokens))
             divergences[name].append((own.exp() * (own - other)).sum(-1).mean(1))
     return _recovered({k: torch.cat(v) for k, v in losses.items()}, {k: torch.cat(v) for k, v in divergences.items()})
+
+
+def _without_error(dictionary: Dictionary) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def edit(latents: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        if bad := int((~latents.isfinite()).sum()):
+            raise DataError(f"{dictionary.name} gives {bad} latents that are not finite numbers; is it damaged?")
+        return latents, error * 0
+
+    return edit
 
 
 def _recovered(losses: Mapping[str, Tensor], divergences: Mapping[str, Tensor]) -> dict[str, Result]:

@@ -116,4 +116,19 @@ def _circuits() -> list[Row]:
     return circuit_rows()
 
 
+def _comparisons() -> list[Row]:
+    """Scoring concepts at a large dictionary's size, and training a transcoder beside SAELens' SAE trainer."""
+    from sparse_lens.benchmarks.concepts import concept_rows
+    from sparse_lens.benchmarks.dictionaries import transcoder_rows
+
+    return [*concept_rows(), *transcoder_rows()]
+
+
+def _claims() -> list[Row]:
+    from sparse_lens.benchmarks.claims import ease_rows
+
+    return ease_rows()
+
+
 _LONG: dict[str, Callable[[], list[Row]]] = {"train": _training, "hooks": _hooks, "circuits": _circuits, "compare": _compare}
+_LONG |= {"comparisons": _comparisons, "claims": _claims}

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sparse_lens.circuits.masking import Hook, Reference, flat_channels, mask_hooks
+from sparse_lens.circuits.masking import Hook, Reference, Source, flat_channels, mask_hooks, with_sources
 from sparse_lens.circuits.prompts import Prompts
 from sparse_lens.circuits.sites import NodeSpace, Site
 from sparse_lens.errors import UnknownNameError
@@ -85,19 +85,19 @@ def node_values(bridge: Any, space: NodeSpace, tokens: Int[Tensor, "row pos"]) -
     """Every node's value on every token: by site `latents [row pos latent]` and the dictionary's `error [row pos d_out]`."""
     found: dict[str, Reference] = {}
 
-    def record(site: Site) -> Hook:
+    def record(site: Site, source: Source) -> Hook:
         def hook(tensor: Tensor, hook: Any) -> None:  # noqa: ARG001 - TransformerLens passes it by name
             flat = flat_channels(tensor, site)
             flat = flat.clone() if flat.dtype == torch.float32 else flat.float()
             if site.is_identity:
                 found[site.name] = Reference(flat, flat.new_zeros(()).expand_as(flat))
             else:
-                latents = site.dictionary.encode(flat)
-                found[site.name] = Reference(latents, flat - site.dictionary.decode(latents))
+                latents = site.dictionary.encode(source.of(flat))
+                found[site.name] = Reference(latents, flat - source.decoded(latents, flat))
 
         return hook
 
-    with bridge.hooks(fwd_hooks=[(site.hook, record(site)) for site in space.sites]):
+    with bridge.hooks(fwd_hooks=with_sources(space, record)):
         bridge(tokens)
     return found
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sparse_lens.circuits.ablation import Ablation, AblationKind
 from sparse_lens.circuits.edges.cutting import CircuitEdges
+from sparse_lens.circuits.edges.latents import hooked_mask
 from sparse_lens.circuits.masking import Hook, Reference, mask_hooks
 from sparse_lens.circuits.sites import NodeSpace, model_fingerprint
 from sparse_lens.dictionaries import Dictionary
@@ -130,7 +131,8 @@ class Circuit:
                 f"{self.ablation} ablation{norms} has other values for every prompt; use circuit.how_ablated.hooks(bridge, "
                 "circuit.space, circuit.mask, prompts), or a circuit found under mean ablation"
             )
-        return mask_hooks(self.space, self.mask, self.how_ablated.fixed_values())
+        mask = self.mask if self.edges is None else hooked_mask(self.space, self.mask)
+        return mask_hooks(self.space, mask, self.how_ablated.fixed_values())
 
     @contextmanager
     def applied(self, bridge: Any) -> Iterator[Any]:

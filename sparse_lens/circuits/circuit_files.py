@@ -16,6 +16,7 @@ from torch import Tensor
 from sparse_lens.circuits.ablation import AblationKind
 from sparse_lens.circuits.circuit import NOT_MEASURED, Circuit
 from sparse_lens.circuits.edges.cutting import CircuitEdges, edge_matrices, edge_module
+from sparse_lens.circuits.edges.latents import LatentSite, latent_sites
 from sparse_lens.circuits.edges.space import EdgeSpace
 from sparse_lens.circuits.masking import Reference
 from sparse_lens.circuits.sites import NodeSpace, node_space
@@ -92,7 +93,7 @@ def _assemble(record: dict[str, Any], tensors: dict[str, Tensor], space: NodeSpa
     how = {"ablation": record.get("ablation", "mean"), "frozen_norms": record.get("frozen_norms", False)}
     if how["ablation"] not in get_args(AblationKind) or not isinstance(how["frozen_norms"], bool):
         raise CircuitError(f"the circuit in {folder} was found under an ablation that is not known here: {how}")
-    edges = _edges(tensors, bridge, folder)
+    edges = _edges(tensors, bridge, folder, latent_sites(space, mask, reference) if "edges.means.embedding" in tensors else ())
     return Circuit(mask=mask, space=space, reference=reference, **fields, **how, edges=edges)
 
 
@@ -104,7 +105,7 @@ def _edge_tensors(edges: CircuitEdges | None) -> dict[str, Tensor]:
     return {f"edges.{part}.{name}": tensor for part, of in parts.items() for name, tensor in of.items()}
 
 
-def _edges(tensors: Mapping[str, Tensor], bridge: Any, folder: Path) -> CircuitEdges | None:
+def _edges(tensors: Mapping[str, Tensor], bridge: Any, folder: Path, latents: tuple[LatentSite, ...]) -> CircuitEdges | None:
     parts: dict[str, dict[str, Tensor]] = {"kept": {}, "cut": {}, "means": {}}
     for key in (key for key in tensors if key.startswith("edges.")):
         _, part, name = (*key.split(".", 2), "", "")[:3]
@@ -115,15 +116,30 @@ def _edges(tensors: Mapping[str, Tensor], bridge: Any, folder: Path) -> CircuitE
         return None
     if not parts["kept"].keys() == parts["cut"].keys() == parts["means"].keys() == set(edge_matrices(bridge)):
         raise CircuitError(f"the circuit in {folder} has edges for some matrices only; find it again")
+    shapes = {name: shape for site in latents for name, shape in _virtual_shapes(bridge, site).items()}
     for name in edge_matrices(bridge):
-        shape = edge_module(bridge, name).weight.shape
+        shape: torch.Size = shapes[name] if name in shapes else edge_module(bridge, name).weight.shape
         inside = all(_inside(parts[part][name], shape) for part in ("kept", "cut"))
         mean = parts["means"][name]
-        if not inside or mean.shape != shape[1:] or not mean.is_floating_point() or not bool(mean.isfinite().all()):
+        usable = mean.is_floating_point() and bool(mean.isfinite().all())
+        if not inside or not usable or mean.shape not in (shape[1:], *_latent_means(name, latents)):
             raise CircuitError(f"the circuit in {folder} has edges at {name} that the model's {tuple(shape)} matrix cannot have")
     order = edge_matrices(bridge)
     kept, cut = (EdgeSpace({name: parts[part][name] for name in order}) for part in ("kept", "cut"))
-    return CircuitEdges(kept, cut, parts["means"])
+    return CircuitEdges(kept, cut, parts["means"], latents)
+
+
+def _virtual_shapes(bridge: Any, latents: LatentSite) -> dict[str, torch.Size]:
+    """Of the matrices of virtual weights into and out of a dictionary's nodes."""
+    read, write = (f"{kind}.{latents.site.layer}" for kind in ("mlp_in", "mlp_out"))
+    n_nodes = len(latents.mask)
+    d_in, d_model = edge_module(bridge, read).weight.shape[1], edge_module(bridge, write).weight.shape[0]
+    return {read: torch.Size([n_nodes, d_in]), write: torch.Size([d_model, n_nodes])}
+
+
+def _latent_means(name: str, latents: tuple[LatentSite, ...]) -> list[torch.Size]:
+    """The shape of the means of a dictionary's latents, which has none for the error node."""
+    return [torch.Size([of.site.n_latents]) for of in latents if name == f"mlp_out.{of.site.layer}"]
 
 
 def _inside(index: Tensor, shape: torch.Size) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sparse_lens.circuits.sites import NodeSpace, Site
-from sparse_lens.dictionaries import IdentityDictionary
+from sparse_lens.dictionaries import IdentityDictionary, skipped
 
 Hook = Callable[..., Tensor | None]
 
@@ -46,17 +46,18 @@ def mean_reference(
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     n_tokens = 0
 
-    def record(site: Site) -> Hook:
+    def record(site: Site, source: Source) -> Hook:
         def hook(tensor: Tensor, hook: Any) -> None:  # noqa: ARG001 - TransformerLens passes it by name
-            flat = flat_channels(tensor, site).flatten(0, -2).float()
-            latents = site.dictionary.encode(flat)
-            error = (flat - site.dictionary.decode(latents)).double().sum(0)
+            flat = flat_channels(tensor, site).float()
+            latents = site.dictionary.encode(source.of(flat))
+            error = flat - source.decoded(latents, flat)
+            new_latents, new_error = (part.flatten(0, -2).double().sum(0) for part in (latents, error))
             old = sums.get(site.name, (0.0, 0.0))
-            sums[site.name] = (old[0] + latents.double().sum(0), old[1] + error)
+            sums[site.name] = (old[0] + new_latents, old[1] + new_error)
 
         return hook
 
-    hooks = [(site.hook, record(site)) for site in space.sites]
+    hooks = with_sources(space, record)
     with bridge.hooks(fwd_hooks=hooks):
         for start in tqdm(range(0, len(windows), batch_size), desc="mean activations", disable=not progress, leave=False):
             ids = torch.from_numpy(windows[start : start + batch_size].astype(np.int64))
@@ -77,11 +78,47 @@ def mask_hooks(space: NodeSpace, mask: Tensor, reference: Mapping[str, Reference
             if bool(part.all()):
                 continue
             part = part.float()
-        hooks.append((site.hook, _blend(site, part, reference[site.name])))
+        source = Source(site)
+        hooks += [*source.hooks(), (site.hook, _blend(site, source, part, reference[site.name]))]
     return hooks
 
 
-def _blend(site: Site, mask: Tensor, reference: Reference) -> Hook:
+class Source:
+    """What a site's dictionary reads: the site itself, or, for a transcoder, what its hook saw before in the same pass."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.seen: Tensor | None = None
+
+    def hooks(self) -> list[tuple[str, Hook]]:
+        """The hook that sees it, where that is another than the site's; to be set after those that change what is read."""
+        return [(self.site.dictionary.hook_in, self._see)] if self.site.reads_elsewhere else []
+
+    def of(self, flat: Float[Tensor, "*rows d_out"]) -> Float[Tensor, "*rows d_in"]:
+        """The dictionary's input, where the site's activation is `flat`."""
+        if not self.site.reads_elsewhere:
+            return flat
+        assert self.seen is not None
+        return self.seen.to(flat.dtype)
+
+    def decoded(self, latents: Float[Tensor, "*rows latent"], flat: Float[Tensor, "*rows d_out"]) -> Float[Tensor, "*rows d_out"]:
+        """What latents stand for, and what the dictionary hands on past them."""
+        return self.site.dictionary.decode(latents) + skipped(self.site.dictionary, self.of(flat))
+
+    def _see(self, tensor: Tensor, hook: Any) -> None:  # noqa: ARG002 - TransformerLens passes it by name
+        self.seen = tensor
+
+
+def with_sources(space: NodeSpace, make: Callable[[Site, Source], Hook]) -> list[tuple[str, Hook]]:
+    """A hook for every site, and before it what its dictionary needs to see."""
+    hooks: list[tuple[str, Hook]] = []
+    for site in space.sites:
+        source = Source(site)
+        hooks += [*source.hooks(), (site.hook, make(site, source))]
+    return hooks
+
+
+def _blend(site: Site, source: Source, mask: Tensor, reference: Reference) -> Hook:
     dictionary, n = site.dictionary, site.n_latents
 
     def hook(tensor: Tensor, hook: Any) -> Tensor:  # noqa: ARG001 - TransformerLens passes it by name
@@ -89,10 +126,10 @@ def _blend(site: Site, mask: Tensor, reference: Reference) -> Hook:
         if isinstance(dictionary, IdentityDictionary):
             blended = torch.lerp(reference.latents, flat, mask)
         else:
-            latents = dictionary.encode(flat)
-            blended = dictionary.decode(torch.lerp(reference.latents, latents, mask[:n]))
+            latents = dictionary.encode(source.of(flat))
+            blended = source.decoded(torch.lerp(reference.latents, latents, mask[:n]), flat)
             if not dictionary.exact:
-                blended = blended + torch.lerp(reference.error, flat - dictionary.decode(latents), mask[n])
+                blended = blended + torch.lerp(reference.error, flat - source.decoded(latents, flat), mask[n])
         return blended.view(tensor.shape).to(tensor.dtype)
 
     return hook

@@ -7,15 +7,22 @@ channels a little, is not counted as a path: hence a circuit is always scored af
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from sparse_lens.circuits.sites import FINAL_SITE, NodeSpace
-from sparse_lens.circuits.weights import LayerWeights, WeightGraph, dense_layer, heads_of, reached_by, reaching
+from sparse_lens.circuits.sites import FINAL_SITE, NodeSpace, Site
+from sparse_lens.circuits.weights import LayerWeights, WeightGraph, dense_layer, heads_of, reached_by, reaching, skip_pattern
 from sparse_lens.errors import CircuitError
 
 Parts = dict[str, Tensor]
+
+
+def paths_are_known(space: NodeSpace) -> bool:
+    """Whether single weights lead from node to node: not where a dictionary mixes the channels of another site than an MLP's."""
+    return all(site.is_identity or site.kind == "mlp_neuron" for site in space.sites)
 
 
 def on_paths(space: NodeSpace, mask: Bool[Tensor, " node"], graph: WeightGraph) -> Bool[Tensor, " node"]:
@@ -24,18 +31,18 @@ def on_paths(space: NodeSpace, mask: Bool[Tensor, " node"], graph: WeightGraph) 
     seen_through = {site.name for site in space.sites if not site.is_identity}
     if other := sorted(name for name in seen_through if not name.startswith("mlp_neuron.")):
         raise CircuitError(f"paths are followed through dictionaries on MLP neurons only, not at {', '.join(other)}")
-    layers = [
-        _latents_for_neurons(weights, len(kept[f"mlp_neuron.{layer}"])) if f"mlp_neuron.{layer}" in seen_through else weights
-        for layer, weights in enumerate(graph.layers)
-    ]
+    layers = list(graph.layers)
+    for site in space.sites:
+        if not site.is_identity and site.layer is not None:
+            layers[site.layer] = _latents_for_neurons(layers[site.layer], site)
     forward, mixed = _forward(kept, layers, graph)
     return space.join(_backward(forward, mixed, layers, graph))
 
 
-def _latents_for_neurons(weights: LayerWeights, n_nodes: int) -> LayerWeights:
+def _latents_for_neurons(weights: LayerWeights, site: Site) -> LayerWeights:
     """Latents in place of neurons: each may read all of mlp_in and write all of mlp_out."""
-    fc_in, fc_out = dense_layer(weights.fc_in, n_nodes, axis=0), dense_layer(weights.fc_out, n_nodes, axis=1)
-    return LayerWeights(weights.q, weights.k, weights.v, weights.o, fc_in, fc_out)
+    fc_in, fc_out = (dense_layer(pattern, site.n_nodes, axis=axis) for axis, pattern in enumerate((weights.fc_in, weights.fc_out)))
+    return replace(weights, fc_in=fc_in, fc_out=fc_out, skip=skip_pattern(site.dictionary, weights.fc_in.shape[1]))
 
 
 def _forward(kept: Parts, layers: list[LayerWeights], graph: WeightGraph) -> tuple[Parts, list[Tensor]]:
@@ -63,7 +70,9 @@ def _forward(kept: Parts, layers: list[LayerWeights], graph: WeightGraph) -> tup
         written = written | attn_out
         mlp_in = kept[f"mlp_in.{layer}"] & torch.cat([written, positional])
         neuron = kept[f"mlp_neuron.{layer}"] & reaching(weights.fc_in, mlp_in)
-        mlp_out = kept[f"mlp_out.{layer}"] & reaching(weights.fc_out, neuron)
+        reached = reaching(weights.fc_out, neuron)
+        reached = reached if weights.skip is None else reached | reaching(weights.skip, mlp_in)
+        mlp_out = kept[f"mlp_out.{layer}"] & reached
         written = written | mlp_out
         found = (attn_in, q, k, v, attn_out, mlp_in, neuron, mlp_out)
         kinds = ("attn_in", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out")
@@ -80,7 +89,9 @@ def _backward(alive: Parts, mixed: list[Tensor], layers: list[LayerWeights], gra
         weights = layers[layer]
         mlp_out = alive[f"mlp_out.{layer}"] & read
         neuron = alive[f"mlp_neuron.{layer}"] & reached_by(weights.fc_out, mlp_out)
-        mlp_in = alive[f"mlp_in.{layer}"] & reached_by(weights.fc_in, neuron)
+        sources = reached_by(weights.fc_in, neuron)
+        sources = sources if weights.skip is None else sources | reached_by(weights.skip, mlp_out)
+        mlp_in = alive[f"mlp_in.{layer}"] & sources
         read = read | mlp_in[: graph.d_model]
         attn_out = alive[f"attn_out.{layer}"] & read
         z = mixed[layer] & reached_by(weights.o, attn_out)

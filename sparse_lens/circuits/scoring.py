@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from sparse_lens.circuits.ablation import Ablation
 from sparse_lens.circuits.circuit import Circuit
+from sparse_lens.circuits.edges.latents import hooked_mask
 from sparse_lens.circuits.prompts import Prompts, both_sides, per_pair
 from sparse_lens.circuits.shared_prefixes import share_prefixes, takes_branches
 from sparse_lens.circuits.sites import NodeSpace, full_mask
@@ -97,7 +98,7 @@ def score_circuit(bridge: Any, circuit: Circuit, prompts: TaskBatch | Prompts) -
 
     edges, everything = circuit.edges, full_mask(space)
     with nullcontext() if edges is None else edges.cut_in(bridge):
-        runs = {"circuit": differences(circuit.mask)}
+        runs = {"circuit": differences(circuit.mask if edges is None else hooked_mask(space, circuit.mask))}
     with nullcontext() if edges is None else edges.removed_from(bridge):
         runs["complement"] = differences(~circuit.mask if edges is None else everything)
     runs |= {"full": differences(everything), "ablated": differences(full_mask(space, keep=False))}

@@ -29,7 +29,10 @@ FINAL_SITE = "final_resid"
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A hook point and the dictionary it is seen through; `kind` is one of the nine site names, `layer` None for final_resid."""
+    """A hook point and the dictionary it is seen through; `kind` is one of the nine site names, `layer` None for final_resid.
+
+    A transcoder stands where the neurons were: its site is `mlp_neuron`, its hook the MLP's output, which it writes.
+    """
 
     kind: str
     layer: int | None
@@ -49,6 +52,11 @@ class Site:
     def is_identity(self) -> bool:
         """Whether the nodes are the hook's own channels."""
         return isinstance(self.dictionary, IdentityDictionary)
+
+    @property
+    def reads_elsewhere(self) -> bool:
+        """Whether the dictionary reads another hook than it writes: a transcoder."""
+        return self.dictionary.hook_in != self.dictionary.hook_out
 
     @property
     def n_nodes(self) -> int:
@@ -99,8 +107,9 @@ class NodeSpace:
 def node_space(bridge: Any, dictionaries: Sequence[Dictionary] = ()) -> NodeSpace:
     """The paper's eight sites per layer and final_resid of a bridge, with `dictionaries` in place of channels at their hooks.
 
-    Any decoder of TransformerLens will do whose blocks are norm, attention, norm, MLP. Raises `UnknownNameError` for a
-    dictionary at a hook that is no site, `CircuitError` for one of another width and for other blocks.
+    A transcoder, which reads an MLP's input and writes its output, takes the place of the neurons between them. Any decoder of
+    TransformerLens will do whose blocks are norm, attention, norm, MLP. Raises `UnknownNameError` for a dictionary at a hook that
+    is no site, `CircuitError` for one of another width or one that reads another site than it writes, and for other blocks.
     """
     layout = decoder_layout(bridge)
     places: list[tuple[str, int | None, str, int]] = [
@@ -109,22 +118,43 @@ def node_space(bridge: Any, dictionaries: Sequence[Dictionary] = ()) -> NodeSpac
         for kind in LAYER_SITES
     ]
     places.append((FINAL_SITE, None, "ln_final.hook_in", layout.d_model))
-    chosen = {dictionary.hook_out: dictionary for dictionary in dictionaries}
-    for hook in chosen:
-        if hook not in {place[2] for place in places}:
-            raise UnknownNameError("site hook", hook, [place[2] for place in places])
-    return NodeSpace(tuple(_site(*place, chosen.get(place[2])) for place in places))
+    hooks = {(kind, layer): hook for kind, layer, hook, _ in places}
+    chosen: dict[tuple[str, int | None], Dictionary] = {}
+    for dictionary in dictionaries:
+        place = _place(dictionary, hooks)
+        if place in chosen:
+            raise CircuitError(f"{dictionary.name!r} and {chosen[place].name!r} are dictionaries of one site; give one of them")
+        chosen[place] = dictionary
+    sites = [_site(kind, layer, hook, width, layout.d_model, chosen.get((kind, layer))) for kind, layer, hook, width in places]
+    return NodeSpace(tuple(sites))
 
 
-def _site(kind: str, layer: int | None, hook: str, width: int, dictionary: Dictionary | None) -> Site:
+def _place(dictionary: Dictionary, hooks: dict[tuple[str, int | None], str]) -> tuple[str, int | None]:
+    """Kind and layer of the site that a dictionary stands in."""
+    for hook in (dictionary.hook_out, dictionary.hook_in):
+        if hook not in hooks.values():
+            raise UnknownNameError("site hook", hook, hooks.values())
+    (written,) = (place for place, hook in hooks.items() if hook == dictionary.hook_out)
+    if dictionary.hook_in == dictionary.hook_out:
+        return written
+    if written[0] != "mlp_out" or dictionary.hook_in != hooks["mlp_in", written[1]]:
+        raise CircuitError(
+            f"dictionary {dictionary.name!r} reads {dictionary.hook_in!r} and writes {dictionary.hook_out!r}; a node space takes "
+            "dictionaries that read where they write, and transcoders from the input of an MLP to its output"
+        )
+    return "mlp_neuron", written[1]
+
+
+def _site(kind: str, layer: int | None, hook: str, width: int, d_model: int, dictionary: Dictionary | None) -> Site:
     if dictionary is None:
         return Site(kind, layer, hook, IdentityDictionary(width, hook))
-    if dictionary.W_dec.shape[-1] != width or dictionary.hook_in != dictionary.hook_out:
+    width = width if dictionary.hook_in == dictionary.hook_out else d_model
+    if dictionary.W_dec.shape[-1] != width:
         raise CircuitError(
-            f"dictionary {dictionary.name!r} reads {dictionary.hook_in!r} and writes {dictionary.W_dec.shape[-1]} channels; "
-            f"the site {hook!r} has {width}, and a node space takes dictionaries that read where they write"
+            f"dictionary {dictionary.name!r} writes {dictionary.W_dec.shape[-1]} channels, {dictionary.hook_out!r} has {width}; "
+            "give it a site of its width"
         )
-    return Site(kind, layer, hook, dictionary)
+    return Site(kind, layer, dictionary.hook_out, dictionary)
 
 
 def model_fingerprint(bridge: Any) -> str:

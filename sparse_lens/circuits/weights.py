@@ -11,13 +11,17 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from sparse_lens.dictionaries.protocol import Dictionary, Skips
 from sparse_lens.hooks.layout import decoder_layout, gather, layer_matrices, spread
 from sparse_lens.tasks import TaskBatch
 
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
-    """Nonzero patterns of one layer's matrices, `[out, in]`; a gated neuron reads what its gate reads, too."""
+    """Nonzero patterns of one layer's matrices, `[out, in]`; a gated neuron reads what its gate reads, too.
+
+    `skip` is what a skip transcoder in the MLP's place has from its input to its output, past all nodes.
+    """
 
     q: Bool[Tensor, "d_attn d_in"]
     k: Bool[Tensor, "d_kv d_in"]
@@ -25,6 +29,7 @@ class LayerWeights:
     o: Bool[Tensor, "d_model d_attn"]
     fc_in: Bool[Tensor, "d_mlp d_in"]
     fc_out: Bool[Tensor, "d_model d_mlp"]
+    skip: Bool[Tensor, "d_model d_in"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,3 +129,11 @@ def dense_layer(pattern: Bool[Tensor, "d_out d_in"], n_latents: int, *, axis: in
     """The pattern with `n_latents` dictionary nodes in place of neurons on `axis`: each is taken to reach everything."""
     shape = (n_latents, pattern.shape[1]) if axis == 0 else (pattern.shape[0], n_latents)
     return torch.ones(shape, dtype=torch.bool)
+
+
+def skip_pattern(dictionary: Dictionary, d_in: int) -> Bool[Tensor, "d_model d_in"] | None:
+    """Which input a dictionary hands on to which output past its latents; None for one that hands on nothing."""
+    if not isinstance(dictionary, Skips):
+        return None
+    matrix = dictionary.skip(torch.eye(d_in, dtype=dictionary.W_dec.dtype)).T != 0
+    return matrix if bool(matrix.any()) else None

@@ -28,8 +28,27 @@ def add_compare(commands: Any) -> None:
     for role in ("sparse", "dense", "dense-matched"):
         parser.add_argument(f"--{role}", type=Path, default=None, metavar="FOLDER", help=f"this model as the pair's {role} one")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder of the report")
-    parser.add_argument("--seeds", type=int, default=1, help="search seeds")
+    parser.add_argument("--seeds", type=int, default=None, help="search seeds (default: 1, with --full 3)")
     parser.add_argument("--steps", type=int, default=None, help="optimizer steps of each mask, for a quicker or a better search")
+    _add_full(parser)
+
+
+def _add_full(parser: argparse.ArgumentParser) -> None:
+    full = parser.add_argument_group(
+        "the full comparison",
+        "SAEs of four kinds, transcoders, other bases and the controls as further columns; the curve of bits against divergence; "
+        "rows of reconstruction, concepts, probes, superposition and more. It takes hours, and goes on where it was stopped.",
+    )
+    full.add_argument("--full", action="store_true", help="do all that; needs the extra [sae] to train SAEs")
+    full.add_argument(
+        "--quick", action="store_true", help="with --full: tiny dictionaries, one seed, a short search; to try it out"
+    )
+    full.add_argument("--cache", type=Path, default=None, metavar="DIR", help="what is done is kept there (default: OUT.cells)")
+    full.add_argument("--workers", type=int, default=2, help="processes side by side, one thread each")
+    full.add_argument("--ray", default=None, metavar="ADDRESS", help="run over Ray instead: local, auto, or a cluster's address")
+    full.add_argument(
+        "--arm", action="append", default=[], metavar="NAME=FOLDER", help="a further dense model as a control column; repeatable"
+    )
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -45,18 +64,49 @@ def _compare(options: argparse.Namespace) -> None:
     config = search_config(options)
     given = {"sparse": options.sparse, "dense": options.dense, "dense_matched": options.dense_matched}
     pair = ModelPair.open(options.pair).with_models(**{role: folder for role, folder in given.items() if folder is not None})
-    comparison = compare(pair, tasks=tasks, seeds=options.seeds, config=config, command=command_line())
+    if options.full:
+        comparison = _compare_fully(options, pair, tasks, config)
+    else:
+        kept = {"workers": options.workers, "cache": options.cache}
+        comparison = compare(pair, tasks=tasks, seeds=options.seeds or 1, config=config, command=command_line(), **kept)
     metrics = to_plain(comparison.metrics)
     write_report(metrics, options.out)
     _show_metrics(metrics, models_table, comparison_table, patching_table)
     print_line(f"wrote {options.out / 'metrics.json'} and {options.out / 'index.html'}")
 
 
+def _compare_fully(options: argparse.Namespace, pair: Any, tasks: Any, config: Any) -> Any:
+    from sparse_lens.comparisons.full_comparison import FullPlan, compare_fully, quick_plan
+
+    arms = dict(_named_folder(arm) for arm in options.arm)
+    if options.quick:
+        plan = quick_plan(tuple(tasks or ()), arms)
+    else:
+        plan = FullPlan(tasks=tuple(tasks or ()), seeds=options.seeds or 3, config=config, arms=arms)
+    cache = options.cache or options.out.with_name(options.out.name + ".cells")
+    how = {"workers": options.workers, "ray_address": options.ray}
+    return compare_fully(pair, plan, cache=cache, command=command_line(), **how)
+
+
+def _named_folder(arm: str) -> tuple[str, str]:
+    from sparse_lens.errors import ConfigError
+
+    name, equals, folder = arm.partition("=")
+    if not (equals and name and (Path(folder) / "config.json").is_file()):
+        raise ConfigError(f"an arm is NAME=FOLDER with a trained model in the folder, got {arm!r}")
+    return name, str(Path(folder).absolute())
+
+
 def _show_metrics(metrics: dict[str, Any], models_table: Any, comparison_table: Any, patching_table: Any) -> None:
+    from sparse_lens.report.full.tables import headline_table
+
     print_rich(models_table(metrics))
     print_rich(comparison_table(metrics))
     if metrics.get("patching"):
         print_rich(patching_table(metrics["patching"]))
+    if full := metrics.get("full"):
+        print_rich(headline_table(full))
+        print_line("Not distinguishable in this run:\n" + "\n".join(f"  - {sentence}" for sentence in full["undistinguished"]))
     print_line("What this run cannot tell you:\n" + "\n".join(f"  - {sentence}" for sentence in metrics["verdict"]))
 
 

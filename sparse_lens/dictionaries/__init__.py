@@ -1,5 +1,9 @@
 """Dictionaries: neurons, rotated neurons, SAE and transcoder latents behind one protocol, and the training of both."""
 
+from sparse_lens.dictionaries.activation_store import HookActivations as HookActivations
+from sparse_lens.dictionaries.controls import untrained_sae as untrained_sae
+from sparse_lens.dictionaries.frontier import frontier_configs as frontier_configs
+from sparse_lens.dictionaries.frontier import train_frontier as train_frontier
 from sparse_lens.dictionaries.harvest import Bridge as Bridge
 from sparse_lens.dictionaries.harvest import harvest_activations as harvest_activations
 from sparse_lens.dictionaries.identity import IdentityDictionary as IdentityDictionary
@@ -13,8 +17,13 @@ from sparse_lens.dictionaries.rotation import random_rotation as random_rotation
 from sparse_lens.dictionaries.sae_training import SAETrainingConfig as SAETrainingConfig
 from sparse_lens.dictionaries.sae_training import TrainedSAE as TrainedSAE
 from sparse_lens.dictionaries.sae_training import train_sae as train_sae
+from sparse_lens.dictionaries.sae_training import train_sae_on as train_sae_on
 from sparse_lens.dictionaries.saelens import SAELensDictionary as SAELensDictionary
 from sparse_lens.dictionaries.saelens_files import load_saelens as load_saelens
+from sparse_lens.dictionaries.supervised import SupervisedDictionary as SupervisedDictionary
+from sparse_lens.dictionaries.supervised import supervise as supervise
 from sparse_lens.dictionaries.transcoder import TranscoderDictionary as TranscoderDictionary
+from sparse_lens.dictionaries.transcoder_training import HookPairs as HookPairs
 from sparse_lens.dictionaries.transcoder_training import TranscoderTrainingConfig as TranscoderTrainingConfig
 from sparse_lens.dictionaries.transcoder_training import train_transcoder as train_transcoder
+from sparse_lens.dictionaries.transcoder_training import train_transcoder_on as train_transcoder_on

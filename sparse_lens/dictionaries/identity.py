@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_lens.dictionaries.protocol import dictionary_hash
+from sparse_lens.dictionaries.protocol import check_width, dictionary_hash
 from sparse_lens.errors import ConfigError
 
 
@@ -33,7 +33,7 @@ class IdentityDictionary:
 
     def encode(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows latent"]:
         """The activation itself."""
-        return x
+        return check_width(self, x, self.width)
 
     def decode(self, f: Float[Tensor, "*rows latent"]) -> Float[Tensor, "*rows d_out"]:
         """The latents themselves."""

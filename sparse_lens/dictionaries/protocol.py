@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparse_lens.errors import DataError
+
 
 @runtime_checkable
 class Dictionary(Protocol):
@@ -80,6 +82,16 @@ def skipped(dictionary: Dictionary, x: Float[Tensor, "*rows d_in"]) -> Tensor | 
     `hook_in`.
     """
     return dictionary.skip(x) if isinstance(dictionary, Skips) else 0.0
+
+
+def check_width(dictionary: Dictionary, x: Float[Tensor, "*rows d"], d_in: int) -> Float[Tensor, "*rows d"]:
+    """`x` itself, if it is as wide as the dictionary reads; raises `DataError` for the activation of another model or hook."""
+    if x.shape[-1] != d_in:
+        raise DataError(
+            f"dictionary {dictionary.name!r} reads {d_in} channels, the activation at {dictionary.hook_in!r} has {x.shape[-1]}; "
+            "is it of another model or hook?"
+        )
+    return x
 
 
 def dictionary_hash(kind: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_lens.dictionaries.protocol import dictionary_hash
+from sparse_lens.dictionaries.protocol import check_width, dictionary_hash
 from sparse_lens.errors import ConfigError
 
 TOLERANCE = 1e-4
@@ -22,11 +22,12 @@ class RotationDictionary:
     The function of the model is unchanged, its neurons are not: what a measure finds here it does not owe to the
     neuron basis. The round trip is the identity but for rounding (relative error 1e-6 in float32, 1e-15 in float64),
     hence `exact`: what is left over is no error node. `Q` is converted to the dtype and device of what it is applied
-    to. Raises `ConfigError` if `Q` is not square, finite and orthogonal to 1e-4.
+    to. `basis` says in tables which basis it is. Raises `ConfigError` if `Q` is not square, finite and orthogonal to 1e-4.
     """
 
     rotation: Tensor
     hook: str
+    basis: str = "rotation"
 
     def __post_init__(self) -> None:
         q = self.rotation
@@ -42,7 +43,7 @@ class RotationDictionary:
 
     def encode(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows latent"]:
         """The coordinates of the activation in the rotated basis."""
-        return x @ self.rotation.to(x)
+        return check_width(self, x, len(self.rotation)) @ self.rotation.to(x)
 
     def decode(self, f: Float[Tensor, "*rows latent"]) -> Float[Tensor, "*rows d_out"]:
         """The activation of the coordinates."""
@@ -65,8 +66,8 @@ class RotationDictionary:
 
     @property
     def name(self) -> str:
-        """`rotation@` and the hook."""
-        return f"rotation@{self.hook}"
+        """The basis and the hook: `rotation@blocks.0.mlp.hook_post`."""
+        return f"{self.basis}@{self.hook}"
 
     @property
     def hash(self) -> str:

@@ -21,8 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sparse_lens.dictionaries.harvest import Bridge, harvest_activations
-from sparse_lens.dictionaries.measurement import DictionaryStatistics, measure_dictionary
+from sparse_lens.dictionaries.activation_store import HookActivations
+from sparse_lens.dictionaries.harvest import Bridge
+from sparse_lens.dictionaries.measurement import DictionaryStatistics, StatisticsSums
+from sparse_lens.dictionaries.naming import training_record
 from sparse_lens.dictionaries.sae_kinds import ONE_THRESHOLD, Architecture, training_sae
 from sparse_lens.dictionaries.saelens import SAELensDictionary
 from sparse_lens.dictionaries.saelens_files import CFG, WEIGHTS, load_saelens
@@ -60,6 +62,11 @@ class SAETrainingConfig(BaseModel):
         """Optimizer steps, the last batch full."""
         return -(-self.tokens // self.batch_size)
 
+    @property
+    def scale_batches(self) -> int:
+        """Batches read before, to estimate the mean norm: 1 % of the training, at most 20."""
+        return min(20, max(1, self.steps // 100))
+
 
 @dataclass(frozen=True)
 class TrainedSAE:
@@ -96,19 +103,43 @@ def train_sae(
     _check_config(config)
     check_writable(folder, (CFG, WEIGHTS, STATISTICS))
     batches = iter(token_batches)
-    kept = list(_take(batches, config.held_out_tokens) if held_out is None else held_out)
-    activations = (found[hook] for found in harvest_activations(bridge, [hook], batches))
+    kept = list(held_out_tokens(batches, config.held_out_tokens) if held_out is None else held_out)
+    activations, measured = (HookActivations(bridge, hook, tokens) for tokens in (batches, kept))
     model_name = model_name or getattr(bridge.cfg, "model_name", None)
+    return train_sae_on(activations, measured, config, folder, hook=hook, model_name=model_name, progress=progress)
+
+
+def train_sae_on(
+    activations: Iterable[Float[Tensor, "_ d_in"]],
+    held_out: Iterable[Float[Tensor, "_ d_in"]],
+    config: SAETrainingConfig,
+    folder: str | Path,
+    *,
+    hook: str,
+    model_name: str | None = None,
+    progress: bool = True,
+) -> TrainedSAE:
+    """`train_sae` on activations that are there already, batches `[token d_in]`; `hook` and `model_name` only go on record.
+
+    `held_out` is gone through once to fit a threshold and once to measure: a list, not an iterator.
+    """
+    _require_sae_lens()
+    _check_config(config)
+    check_writable(folder, (CFG, WEIGHTS, STATISTICS))
+    metadata = {"hook_name": hook, "model_name": model_name} | training_record(config)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(config.seed)
-        sae = _fit(activations, config, {"hook_name": hook, "model_name": model_name}, progress)
+        sae = _fit(iter(activations), config, metadata, progress)
     with new_directory(folder) as staging:
         _save(sae, staging, half=config.half)
         if config.architecture in ONE_THRESHOLD:
-            _fit_threshold(bridge, staging, kept, config.k)
+            _fit_threshold(staging, held_out, config.k)
         dictionary = load_saelens(staging)
         assert isinstance(dictionary, SAELensDictionary)
-        statistics = measure_dictionary(bridge, dictionary, kept)
+        sums = StatisticsSums(dictionary)
+        for batch in held_out:
+            sums.add(batch.cpu(), batch.cpu())
+        statistics = sums.statistics()
         report = {"hash": dictionary.hash, "held_out": asdict(statistics), "config": config.model_dump(mode="json")}
         (staging / STATISTICS).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return TrainedSAE(dictionary, statistics, Path(folder))
@@ -131,8 +162,11 @@ def _check_config(config: SAETrainingConfig) -> None:
         raise ConfigError(f"buffer_tokens={config.buffer_tokens} is less than batch_size={config.batch_size}; raise it")
 
 
-def _take(batches: Iterator[Any], n_tokens: int) -> Iterator[Tensor]:
-    """Batches off the front until they hold `n_tokens`; no more is asked of the iterator than that."""
+def held_out_tokens(batches: Iterator[Any], n_tokens: int) -> Iterator[Tensor]:
+    """Batches off the front until they hold `n_tokens`; no more is asked of the iterator than that.
+
+    Raises `DataError` if it ends before.
+    """
     taken = 0
     while taken < n_tokens:
         batch = next(batches, None)
@@ -168,7 +202,7 @@ def _fit(
         with quiet:
             return trainer.fit()
     except StopIteration:
-        needed = (config.steps + _scale_batches(config)) * config.batch_size
+        needed = (config.steps + config.scale_batches) * config.batch_size
         raise DataError(
             f"the tokens ended after {trainer.n_training_samples} of {config.tokens} activations to train on; "
             f"give at least {needed} (some estimate the scale), beside those held out, or lower tokens"
@@ -200,14 +234,9 @@ def _trainer_config(config: SAETrainingConfig, device: torch.device) -> Any:
         lr_decay_steps=int(config.decay * config.steps),
         device=str(device),
         dead_feature_window=-(-config.dead_window // config.batch_size),
-        n_batches_for_norm_estimate=_scale_batches(config),
+        n_batches_for_norm_estimate=config.scale_batches,
         logger=LoggingConfig(log_to_wandb=False),
     )
-
-
-def _scale_batches(config: SAETrainingConfig) -> int:
-    """Batches that estimate the mean norm: 1 % of the training, at most 20."""
-    return min(20, max(1, config.steps // 100))
 
 
 def _chain(first: Tensor, rest: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -215,13 +244,13 @@ def _chain(first: Tensor, rest: Iterator[Tensor]) -> Iterator[Tensor]:
     yield from rest
 
 
-def _fit_threshold(bridge: Bridge, folder: Path, batches: Iterable[Any], k: int) -> None:
-    """Put into the saved SAE the threshold at which `k` latents fire per token of `batches`."""
+def _fit_threshold(folder: Path, held_out: Iterable[Tensor], k: int) -> None:
+    """Put into the saved SAE the threshold at which `k` latents fire per held-out token."""
     dictionary = load_saelens(folder)
     assert isinstance(dictionary, SAELensDictionary)
-    found = (dictionary.before(each[dictionary.hook]) for each in harvest_activations(bridge, [dictionary.hook], batches))
+    threshold = threshold_for((dictionary.before(batch.cpu()) for batch in held_out), k)
     weights = load_file(folder / WEIGHTS)
-    save_file(weights | {"threshold": torch.full_like(weights["threshold"], threshold_for(found, k))}, folder / WEIGHTS)
+    save_file(weights | {"threshold": torch.full_like(weights["threshold"], threshold)}, folder / WEIGHTS)
 
 
 def _save(sae: Any, folder: Path, *, half: bool) -> None:

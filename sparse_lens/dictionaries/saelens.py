@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_lens.dictionaries.protocol import dictionary_hash
+from sparse_lens.dictionaries.naming import trained_name
+from sparse_lens.dictionaries.protocol import check_width, dictionary_hash
 
 Weights = Mapping[str, Tensor]
 
@@ -72,17 +73,20 @@ class SAELensDictionary:
 
     def encode(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows latent"]:
         """Latents of the activation, zero where not active."""
-        x = x.to(self.W_dec.dtype)
+        x = self._checked(x)
         if self.apply_b_dec_to_input:
             x = x - self.weights["b_dec"]
         return ENCODERS[self.architecture](x, self.weights, self.k)
 
     def before(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows latent"]:
         """The numbers that ReLU, TopK or the threshold are applied to; a gated SAE has no such single number: its gate's."""
-        x = x.to(self.W_dec.dtype)
+        x = self._checked(x)
         if self.apply_b_dec_to_input:
             x = x - self.weights["b_dec"]
         return x @ self.weights["W_enc"] + self.weights["b_gate" if self.architecture == "gated" else "b_enc"]
+
+    def _checked(self, x: Tensor) -> Tensor:
+        return check_width(self, x, len(self.weights["W_enc"])).to(self.W_dec.dtype)
 
     def decode(self, f: Float[Tensor, "*rows latent"]) -> Float[Tensor, "*rows d_out"]:
         """The reconstruction: latents times `W_dec`, plus bias."""
@@ -109,9 +113,13 @@ class SAELensDictionary:
 
     @property
     def name(self) -> str:
-        """The label given when loading, or architecture, size and hook: `topk768k16@blocks.0.mlp.hook_post`."""
+        """The label given when loading, or what is known of its training, or architecture and size, and the hook.
+
+        `topk768k16s0@blocks.0.mlp.hook_post` of seed 0, `topk768k16@blocks.0.mlp.hook_post` of a folder that does not say.
+        """
         k = f"k{self.k}" if self.k is not None else ""
-        return self.label or f"{self.architecture}{self.n_latents}{k}@{self.hook}"
+        known = trained_name(self.metadata, self.n_latents) or f"{self.architecture}{self.n_latents}{k}"
+        return self.label or f"{known}@{self.hook}"
 
     @property
     def hash(self) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_lens.dictionaries.protocol import dictionary_hash
+from sparse_lens.dictionaries.naming import trained_name
+from sparse_lens.dictionaries.protocol import check_width, dictionary_hash
 
 ARCHITECTURES = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 
@@ -36,7 +37,8 @@ class TranscoderDictionary:
 
     def encode(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows latent"]:
         """Latents of the activation at `hook_in`, zero where not active."""
-        before = x.to(self.W_dec.dtype) @ self.weights["W_enc"] + self.weights["b_enc"]
+        x = check_width(self, x, len(self.weights["W_enc"])).to(self.W_dec.dtype)
+        before = x @ self.weights["W_enc"] + self.weights["b_enc"]
         if (threshold := self.weights.get("threshold")) is None:
             return before.relu()
         return before.relu() * (before > threshold).to(before.dtype)
@@ -77,8 +79,12 @@ class TranscoderDictionary:
 
     @property
     def name(self) -> str:
-        """The label given when loading, or architecture, size and hook: `skip_transcoder768@blocks.0.hook_mlp_out`."""
-        return self.label or f"{self.architecture}{self.n_latents}@{self.writes}"
+        """The label given when loading, or what is known of its training, or architecture and size, and the hook that is written.
+
+        `skip_transcoder768k16s0@blocks.0.hook_mlp_out` of seed 0, `skip_transcoder768@...` of a folder that does not say.
+        """
+        known = trained_name(self.metadata, self.n_latents) or f"{self.architecture}{self.n_latents}"
+        return self.label or f"{known}@{self.writes}"
 
     @property
     def hash(self) -> str:

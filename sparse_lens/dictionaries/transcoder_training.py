@@ -8,31 +8,30 @@ fitted, after training, to `k` latents per token on tokens not trained on.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch import Tensor
 
 from sparse_lens.dictionaries.harvest import Bridge, harvest_activations
-from sparse_lens.dictionaries.measurement import DictionaryStatistics, measure_dictionary
+from sparse_lens.dictionaries.measurement import DictionaryStatistics, StatisticsSums
+from sparse_lens.dictionaries.naming import training_record
+from sparse_lens.dictionaries.sae_training import held_out_tokens
 from sparse_lens.dictionaries.saelens_files import CFG, WEIGHTS, load_saelens
 from sparse_lens.dictionaries.thresholds import threshold_for
 from sparse_lens.dictionaries.transcoder import TranscoderDictionary
-from sparse_lens.errors import ConfigError, DataError
+from sparse_lens.dictionaries.transcoder_fit import Pair, fit_transcoder
+from sparse_lens.errors import ConfigError
 from sparse_lens.files import check_writable, new_directory
 
 STATISTICS = "statistics.json"
-
-Pair = tuple[Tensor, Tensor]
-"""Activations of the same tokens at both hooks, `[token d_in]` and `[token d_out]`."""
+FORMAT_VERSION = "6.54.12"
+"""SAELens' version whose format is written; where a folder names none, SAELens takes it for older than 6.0 and drops its hooks."""
 
 
 class TranscoderTrainingConfig(BaseModel):
@@ -91,186 +90,75 @@ def train_transcoder(
     Raises `ConfigError` for an impossible configuration, `DataError` when the tokens end too early or a hook gives no vector per
     position, `OutputError` for a folder that cannot be written.
     """
-    if config.k > config.d_sae:
-        raise ConfigError(f"k={config.k} latents of d_sae={config.d_sae} cannot be active; lower k")
-    if config.buffer_tokens < 2 * config.batch_size:
-        raise ConfigError(f"buffer_tokens={config.buffer_tokens} is less than two batches of {config.batch_size}; raise it")
+    _check_config(config)
     check_writable(folder, (CFG, WEIGHTS, STATISTICS))
     batches = iter(token_batches)
-    kept = list(_first(batches, config.held_out_tokens)) if held_out is None else list(held_out)
-    found = harvest_activations(bridge, [hook_in, hook_out], batches)
-    weights = _fit(((each[hook_in], each[hook_out]) for each in found), config, progress)
-    weights["threshold"] = _threshold(bridge, hook_in, weights, kept, config.k)
-    metadata = {
-        "hook_name": hook_in,
-        "hook_name_out": hook_out,
-        "model_name": model_name or getattr(bridge.cfg, "model_name", None),
-    }
+    kept = list(held_out_tokens(batches, config.held_out_tokens)) if held_out is None else list(held_out)
+    hooks = (hook_in, hook_out)
+    pairs, measured = (HookPairs(bridge, *hooks, tokens) for tokens in (batches, kept))
+    model_name = model_name or getattr(bridge.cfg, "model_name", None)
+    return train_transcoder_on(pairs, measured, config, folder, hooks=hooks, model_name=model_name, progress=progress)
+
+
+@dataclass(frozen=True, eq=False)
+class HookPairs:
+    """The activations of the same tokens at two hooks, batch after batch, harvested anew at each pass over them."""
+
+    bridge: Bridge
+    hook_in: str
+    hook_out: str
+    token_batches: Iterable[Any]
+
+    def __iter__(self) -> Iterator[Pair]:
+        found = harvest_activations(self.bridge, [self.hook_in, self.hook_out], self.token_batches)
+        return ((each[self.hook_in], each[self.hook_out]) for each in found)
+
+
+def train_transcoder_on(
+    pairs: Iterable[Pair],
+    held_out: Iterable[Pair],
+    config: TranscoderTrainingConfig,
+    folder: str | Path,
+    *,
+    hooks: tuple[str, str],
+    model_name: str | None = None,
+    progress: bool = True,
+) -> TrainedTranscoder:
+    """`train_transcoder` on activations that are there already: batches of `[token d_in]` and `[token d_out]` of the same tokens.
+
+    `held_out` is gone through once to fit the threshold and once to measure: a list, not an iterator. `hooks` (read, written) and
+    `model_name` only go on record.
+    """
+    _check_config(config)
+    check_writable(folder, (CFG, WEIGHTS, STATISTICS))
+    weights = fit_transcoder(iter(pairs), config, progress)
+    weights["threshold"] = _threshold(weights, held_out, config.k)
+    metadata = {"hook_name": hooks[0], "hook_name_out": hooks[1], "model_name": model_name} | training_record(config)
+    metadata |= {"training_architecture": "skip_transcoder" if config.skip else "transcoder", "prepend_bos": False}
+    metadata |= {"sae_lens_version": FORMAT_VERSION}
     with new_directory(folder) as staging:
         _save(weights, metadata, staging)
         dictionary = load_saelens(staging)
         assert isinstance(dictionary, TranscoderDictionary)
-        statistics = measure_dictionary(bridge, dictionary, kept)
+        sums = StatisticsSums(dictionary)
+        for source, target in held_out:
+            sums.add(source.cpu(), target.cpu())
+        statistics = sums.statistics()
         report = {"hash": dictionary.hash, "held_out": asdict(statistics), "config": config.model_dump(mode="json")}
         (staging / STATISTICS).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return TrainedTranscoder(dictionary, statistics, Path(folder))
 
 
-def _first(batches: Iterator[Any], n_tokens: int) -> Iterator[Tensor]:
-    taken = 0
-    while taken < n_tokens:
-        batch = next(batches, None)
-        if batch is None:
-            raise DataError(f"the tokens ended after {taken}, held_out_tokens={n_tokens} of them are to be measured on; give more")
-        taken += torch.as_tensor(batch).numel()
-        yield torch.as_tensor(batch)
+def _check_config(config: TranscoderTrainingConfig) -> None:
+    if config.k > config.d_sae:
+        raise ConfigError(f"k={config.k} latents of d_sae={config.d_sae} cannot be active; lower k")
+    if config.buffer_tokens < 2 * config.batch_size:
+        raise ConfigError(f"buffer_tokens={config.buffer_tokens} is less than two batches of {config.batch_size}; raise it")
 
 
-class _Transcoder(nn.Module):
-    """The weights in training: activations scaled to a mean norm of sqrt(width), decoder rows of norm one."""
-
-    def __init__(self, x: Tensor, y: Tensor, config: TranscoderTrainingConfig, generator: torch.Generator) -> None:
-        super().__init__()
-        d_in, d_out, n = x.shape[1], y.shape[1], config.d_sae
-        self.k = config.k
-        self.W_enc = nn.Parameter(torch.randn(d_in, n, generator=generator) / math.sqrt(d_in))
-        self.b_enc = nn.Parameter(torch.zeros(n))
-        self.W_dec = nn.Parameter(torch.randn(n, d_out, generator=generator))
-        self.b_dec = nn.Parameter(y.mean(0))
-        self.W_skip = nn.Parameter(torch.zeros(d_out, d_in)) if config.skip else None
-        self.normalize()
-
-    @torch.no_grad()
-    def normalize(self) -> None:
-        """Decoder rows of norm one, so that the size of a latent is what it writes."""
-        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-8))
-
-    def latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Numbers before the choice, and the chosen: the `k` times batch largest of all, as far as they are positive."""
-        before = torch.addmm(self.b_enc, x, self.W_enc)
-        values = before.detach().numpy().ravel()
-        count = min(self.k * len(x), values.size)
-        least = float(np.partition(values, values.size - count)[values.size - count])
-        return before, before * (before >= max(least, 1e-12))
-
-    def rebuilt(self, x: Tensor, latents: Tensor) -> Tensor:
-        out = torch.addmm(self.b_dec, latents, self.W_dec)
-        return out if self.W_skip is None else out + x @ self.W_skip.T
-
-
-def _fit(pairs: Iterator[Pair], config: TranscoderTrainingConfig, progress: bool) -> dict[str, Tensor]:
-    """Trained weights in the units of the activations, by SAELens' names."""
-    generator = torch.Generator().manual_seed(config.seed)
-    batches = _shuffled(pairs, config, generator)
-    first = next(batches, None)
-    if first is None:
-        raise DataError("no tokens to train a transcoder on; give batches of token ids [batch, pos]")
-    scales = tuple(_scale(part) for part in first)
-    model = _Transcoder(first[0] * scales[0], first[1] * scales[1], config, generator)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=(0.9, 0.999))
-    silent = torch.zeros(config.d_sae, dtype=torch.long)
-    with torch.enable_grad(), tqdm(total=config.steps, desc="transcoder", disable=not progress) as bar:
-        for step in range(config.steps):
-            batch = first if step == 0 else next(batches, None)
-            if batch is None:
-                seen, needed = step * config.batch_size, config.steps * config.batch_size + config.buffer_tokens // 2
-                raise DataError(f"the tokens ended after {seen} of {config.tokens} activations to train on; give at least {needed}")
-            optimizer.param_groups[0]["lr"] = config.lr * _rate(step, config)
-            _step(model, optimizer, batch[0] * scales[0], batch[1] * scales[1], silent, config)
-            bar.update()
-    return _in_units(model, scales)
-
-
-def _step(
-    model: _Transcoder,
-    optimizer: torch.optim.Optimizer,
-    x: Tensor,
-    y: Tensor,
-    silent: Tensor,
-    config: TranscoderTrainingConfig,
-) -> None:
-    """One step of Adam; `silent` counts each latent's activations without firing."""
-    before, latents = model.latents(x)
-    error = y - model.rebuilt(x, latents)
-    loss = error.pow(2).sum(1).mean()
-    dead = silent >= config.dead_window
-    if config.revive and bool(dead.any()):
-        loss = loss + config.revive * _revival(model, before, error.detach(), dead)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    model.normalize()
-    silent += len(x)
-    silent[(latents.detach() != 0).any(0)] = 0
-
-
-def _revival(model: _Transcoder, before: Tensor, error: Tensor, dead: Tensor) -> Tensor:
-    """Squared error of the error as the dead latents of largest activation rebuild it (AuxK; arXiv:2406.04093, section 2.4)."""
-    most = min(int(dead.sum()), error.shape[1] // 2)
-    values, places = before.masked_fill(~dead, -math.inf).topk(most, dim=1, sorted=False)
-    rebuilt = torch.zeros_like(before).scatter(1, places, values.relu()) @ model.W_dec
-    share = min(1.0, int(dead.sum()) / (error.shape[1] / 2))
-    return share * (error - rebuilt).pow(2).sum(1).mean()
-
-
-def _shuffled(pairs: Iterator[Pair], config: TranscoderTrainingConfig, generator: torch.Generator) -> Iterator[Pair]:
-    """Batches drawn from a buffer of `buffer_tokens`, half of which is handed out before it is filled again."""
-    held: list[Pair] = []
-    size = 0
-    for x, y in pairs:
-        held.append((x.float().cpu(), y.float().cpu()))
-        size += len(x)
-        if size >= config.buffer_tokens:
-            mixed = _mixed(held, generator)
-            half = len(mixed[0]) // 2 // config.batch_size * config.batch_size
-            yield from _cut(mixed, half, config.batch_size)
-            held, size = [(mixed[0][half:].clone(), mixed[1][half:].clone())], len(mixed[0]) - half
-    if held:
-        mixed = _mixed(held, generator)
-        yield from _cut(mixed, len(mixed[0]) // config.batch_size * config.batch_size, config.batch_size)
-
-
-def _mixed(held: list[Pair], generator: torch.Generator) -> Pair:
-    x, y = (torch.cat(part) for part in zip(*held, strict=True))
-    order = torch.randperm(len(x), generator=generator)
-    return x[order], y[order]
-
-
-def _cut(pair: Pair, end: int, size: int) -> Iterator[Pair]:
-    for start in range(0, end, size):
-        yield pair[0][start : start + size], pair[1][start : start + size]
-
-
-def _scale(activations: Tensor) -> float:
-    """The factor that gives the activations a mean norm of sqrt(width)."""
-    norm = float(activations.norm(dim=1).mean())
-    if not 0 < norm < math.inf:
-        raise DataError(f"the activations have a mean norm of {norm}; there is nothing to learn there")
-    return math.sqrt(activations.shape[1]) / norm
-
-
-def _rate(step: int, config: TranscoderTrainingConfig) -> float:
-    """The learning rate's factor: a linear rise, a plateau, a linear fall to a tenth."""
-    rise, fall = config.warm_up * config.steps, config.decay * config.steps
-    rising = min(1.0, (step + 1) / rise) if rise >= 1 else 1.0
-    left = (config.steps - step) / fall if fall >= 1 else 1.0
-    return rising * (1.0 if left >= 1 else 0.1 + 0.9 * left)
-
-
-@torch.no_grad()
-def _in_units(model: _Transcoder, scales: tuple[float, ...]) -> dict[str, Tensor]:
-    """The same function of activations that are not scaled: latents stay in scaled units of the output divided back."""
-    source, target = scales
-    weights = {"W_enc": model.W_enc * source / target, "b_enc": model.b_enc / target, "W_dec": model.W_dec.clone()}
-    weights["b_dec"] = model.b_dec / target
-    if model.W_skip is not None:
-        weights["W_skip"] = model.W_skip * source / target
-    return {name: tensor.detach().contiguous() for name, tensor in weights.items()}
-
-
-def _threshold(bridge: Bridge, hook: str, weights: dict[str, Tensor], batches: list[Any], k: int) -> Tensor:
+def _threshold(weights: dict[str, Tensor], held_out: Iterable[Pair], k: int) -> Tensor:
     """The same threshold for all latents, at which `k` of them fire per held-out token."""
-    found = (each[hook] @ weights["W_enc"] + weights["b_enc"] for each in harvest_activations(bridge, [hook], batches))
+    found = (torch.addmm(weights["b_enc"], source.float().cpu(), weights["W_enc"]) for source, _ in held_out)
     return torch.full_like(weights["b_enc"], threshold_for(found, k))
 
 

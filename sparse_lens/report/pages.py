@@ -12,8 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sparse_lens.errors import DataError, OutputError
 from sparse_lens.files import check_writable, new_directory, new_file, refuse_foreign
-from sparse_lens.report.contents import check_metrics
+from sparse_lens.report.contents import check_metrics, part
 from sparse_lens.report.figures import key_mark, key_square
+from sparse_lens.report.full.files import FULL_FILES, write_full
 from sparse_lens.report.patching_view import patching_view
 from sparse_lens.report.strings import script_json, visible
 from sparse_lens.report.tables import markdown_table
@@ -27,6 +28,8 @@ _GENERATOR = '<meta name="generator" content="sparse-lens report">'
 
 def write_report(metrics: Mapping[str, Any], folder: str | Path) -> Path:
     """Write `index.html`, `metrics.json`, `metrics.csv` and `table.md` into `folder`; returns the page's path.
+
+    A full comparison adds `full.md`, `full.tex`, `full.csv`, `full.parquet` and `figures/`.
 
     `metrics` is the content of `metrics.json` (`Result` objects in it are turned into JSON). A report that stands in `folder` is
     replaced, anything else is left alone. Raises `OutputError` where the folder holds other files or cannot be written,
@@ -42,9 +45,11 @@ def write_report(metrics: Mapping[str, Any], folder: str | Path) -> Path:
         "table.md": markdown_table(plain),
         "index.html": _render("index.html.jinja", comparison_view(plain)),
     }
-    with new_directory(folder) as staging:
+    with new_directory(folder, also=FULL_FILES) as staging:
         for name, text in written.items():
             (staging / name).write_text(text, encoding="utf-8")
+        if full := part(plain, "full"):
+            write_full(full, staging)
     return folder / "index.html"
 
 
@@ -79,7 +84,7 @@ def _refuse_foreign(folder: Path) -> None:
     """Raise unless `folder` is missing, empty, or holds a report and nothing else: writing it replaces the whole folder."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"cannot write the report to {_shown(folder)}: a file of that name is in the way; choose another folder")
-    refuse_foreign(folder, REPORT_FILES)
+    refuse_foreign(folder, (*REPORT_FILES, *FULL_FILES))
     if folder.exists() and any(folder.iterdir()) and not _is_our_page(folder / "index.html"):
         raise OutputError(f"{_shown(folder)} holds files that are no report of sparse-lens's; choose a new or empty folder")
 

@@ -17,6 +17,7 @@ from sparse_lens.report.contents import (
     part,
     sequence,
 )
+from sparse_lens.report.full.view import full_view
 from sparse_lens.report.glossary import COLUMNS, MEASURES, MODEL_MEASURES, MODELS, SUMMARY, Term, ordered, term
 from sparse_lens.report.numbers import NOT_MEASURABLE, Reading, read_number
 from sparse_lens.report.patching_view import patching_view
@@ -58,6 +59,7 @@ def comparison_view(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "kinds": _kinds_view(metrics, notes),
         "models": _models_view(metrics, notes),
         "patching": patching_view(part(metrics, "patching")),
+        "full": full_view(part(metrics, "full")),
         "command": visible(metrics.get("command", "")),
         "versions": _pairs(part(metrics, "versions")),
         "effort": _pairs(part(metrics, "effort")),

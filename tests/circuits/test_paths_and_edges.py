@@ -136,12 +136,12 @@ def test_planted_circuit_has_its_known_edges(planted: Planted) -> None:
     assert counts == {"embedding": 4, "q": 0, "k": 0, "v": 0, "output": 0, "mlp_in": 1, "mlp_out": 1, "unembedding": 2}
 
 
-def test_edges_of_a_dictionary_are_refused() -> None:
+def test_edges_of_a_dictionary_outside_an_mlp_are_refused() -> None:
     from sparse_lens.dictionaries import RotationDictionary
 
     bridge = random_bridge()
-    space = node_space(bridge, [RotationDictionary(torch.eye(12), "blocks.0.mlp.hook_post")])
-    with pytest.raises(CircuitError, match="dictionaries"):
+    space = node_space(bridge, [RotationDictionary(torch.eye(8), "blocks.0.hook_mlp_out")])
+    with pytest.raises(CircuitError, match="dictionaries of MLPs only"):
         count_edges(space, full_mask(space), weight_graph(bridge, pairs(4)))
 
 

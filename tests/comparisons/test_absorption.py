@@ -132,9 +132,32 @@ def test_a_concept_no_probe_tells_is_not_measurable():
     toy = Toy(WIDTH, "hook")
     found = absorption_scores(toy_sample(toy, 0.3), toy, {"other": ("special",), "absent": ("special",)})
     assert (
-        not found.results["split_units"].measurable and "tells other with an F1" in found.per_concept["other"]["split_units"].reason
+        not found.results["split_units"].measurable
+        and "tells other with an accuracy" in found.per_concept["other"]["split_units"].reason
     )
     assert set(found.per_concept) == {"other"}
+
+
+@dataclass(frozen=True)
+class Shifted(Toy):
+    """The same with a bias along the general direction, and a skip."""
+
+    def decode(self, f):
+        return super().decode(f) + 50
+
+    def skip(self, x):
+        return 3 * x
+
+
+def test_bias_and_skip_are_no_absorption():
+    plain, shifted = Toy(WIDTH, "hook"), Shifted(WIDTH, "hook")
+    sample = toy_sample(plain, 0.03)
+    expected = absorption_scores(sample, plain, HIERARCHY)
+    for rows in sample.rows:
+        rows.values["written"] = rows.values["written"] + 50 + 3 * rows.values["read"]
+    found = absorption_scores(sample, shifted, HIERARCHY)
+    assert found.results["full_absorption"] == expected.results["full_absorption"]
+    assert found.results["absorption_fraction"].value == pytest.approx(expected.results["absorption_fraction"].value, abs=1e-3)
 
 
 def test_further_units_join_only_while_they_help():
@@ -149,11 +172,12 @@ def test_further_units_join_only_while_they_help():
     assert split_units((inputs[:400], labels[:400]), (inputs[400:], labels[400:])).tolist() == [2]
 
 
+@pytest.mark.slow
 def test_shipped_pair():
     pair = ModelPair.open()
-    names = ["in_string", "in_single_quotes", "in_double_quotes"]
+    hierarchies = {"in_brackets": ("bracket_depth_2", "innermost_parenthesis")}
+    names = [*hierarchies, *hierarchies["in_brackets"]]
     data = label_pair(pair, "dense_matched", names=names, n_tokens=16_000, max_files=8)
-    hierarchies = {"in_string": ("in_single_quotes", "in_double_quotes")}
     found = measure_absorption(pair.open_model("dense_matched"), pair.dictionaries()[0], *data.split(), hierarchies=hierarchies)
-    result = found.per_concept["in_string"]["absorption_fraction"]
+    result = found.per_concept["in_brackets"]["absorption_fraction"]
     assert 0 <= result.value <= 1 and result.n > 50

@@ -157,6 +157,7 @@ def test_tree_grows_where_one_cut_is_not_enough():
     assert len(found.grown) == 3
 
 
+@pytest.mark.slow
 def test_shipped_pair():
     pair = ModelPair.open()
     data = label_pair(pair, "dense_matched", names=["in_string", "in_brackets"], n_tokens=16_000, max_files=8)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sparse_lens.dictionaries import SAETrainingConfig, train_sae
+from sparse_lens.dictionaries.naming import trained_name
 from sparse_lens.errors import ConfigError, DataError, SparseLensError, UnknownNameError
 
 HOOK = "blocks.0.mlp.hook_post"
@@ -137,3 +138,22 @@ def test_without_sae_lens_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(builtins, "__import__", no_sae_lens)
     with pytest.raises(SparseLensError, match=r'pip install "sparse-lens\[sae\]"'):
         train_sae(Bridge(), HOOK, batches(), CONFIG, tmp_path / "sae")
+
+
+def test_seeds_and_kinds_have_names_of_their_own(bridge, tmp_path):
+    config = CONFIG.model_copy(update={"tokens": 600})
+    changes = ({}, {"seed": 1}, {"frozen_decoder": True}, {"architecture": "batchtopk"})
+    names = [
+        train_sae(bridge, HOOK, batches(), config.model_copy(update=c), tmp_path / str(i), progress=False).dictionary.name
+        for i, c in enumerate(changes)
+    ]
+    expected = ("topk32k4s0", "topk32k4s1", "frozen_topk32k4s0", "batchtopk32k4s0")
+    assert names == [f"{name}@{HOOK}" for name in expected]
+
+
+def test_names_do_not_repeat_what_a_folder_makes_up():
+    known = {"training_architecture": "topk", "k": 4, "seed": 0}
+    assert trained_name(known, 32) == "topk32k4s0"
+    for change in ({"training_architecture": "<script>"}, {"k": "4"}, {"seed": True}, {"seed": None}):
+        assert trained_name(known | change, 32) is None
+    assert trained_name({}, 32) is None

@@ -60,6 +60,9 @@ def test_saelens_reads_it_and_says_the_same(trained: Any) -> None:
         assert (ours.encode(x) - theirs.encode(x)).abs().max() < 1e-6
         assert (ours.decode(ours.encode(x)) + ours.skip(x) - theirs(x)).abs().max() < 1e-5
     assert theirs.cfg.architecture() == ours.architecture
+    assert (theirs.cfg.metadata.hook_name, theirs.cfg.metadata.hook_name_out) == HOOKS and not theirs.cfg.metadata.prepend_bos
+    kind = "skip_transcoder" if "W_skip" in ours.weights else "transcoder"
+    assert ours.name == f"{kind}96k6s0@{HOOKS[1]}" and load_saelens(trained.folder, name="mine").name == "mine"
 
 
 def test_a_transcoder_of_saelens_is_read(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sparse_lens.circuits.attribution.relevance import relevance_hooks, silent_norms
 from sparse_lens.circuits.circuit import Circuit
-from sparse_lens.circuits.masking import Hook, flat_channels
+from sparse_lens.circuits.masking import Hook, Source, flat_channels, with_sources
 from sparse_lens.circuits.search.learning import frozen
 from sparse_lens.circuits.sites import NodeSpace, Site
 
@@ -83,7 +83,8 @@ def linear_run(bridge: Any, space: NodeSpace, tokens: Int[Tensor, "1 pos"], circ
     Raises `CircuitError` for a circuit of another model, and for one whose ablation depends on the prompts.
     """
     run = LinearRun(space)
-    hooks = [*relevance_hooks(bridge, freeze_patterns=True), *((site.hook, _cut(run, site)) for site in space.sites)]
+    cuts = with_sources(space, lambda site, source: _cut(run, site, source))
+    hooks = [*relevance_hooks(bridge, freeze_patterns=True), *cuts]
     hooks += [(name, _cut_tokens(run)) for name in ("embed.hook_out", "bigram.hook_out") if name in bridge.hook_dict]
     as_circuit = nullcontext() if circuit is None else circuit.applied(bridge)
     with frozen(bridge), torch.enable_grad(), silent_norms(), as_circuit, bridge.hooks(fwd_hooks=hooks):
@@ -91,16 +92,16 @@ def linear_run(bridge: Any, space: NodeSpace, tokens: Int[Tensor, "1 pos"], circ
     return run
 
 
-def _cut(run: LinearRun, site: Site) -> Hook:
+def _cut(run: LinearRun, site: Site, source: Source) -> Hook:
     """A hook that keeps a site's latents and hands on leaves with their values."""
     dictionary = site.dictionary
 
     def hook(tensor: Tensor, hook: Any) -> Tensor:  # noqa: ARG001 - TransformerLens passes it by name
         flat = flat_channels(tensor, site)
-        latents = dictionary.encode(flat)
+        latents = dictionary.encode(source.of(flat))
         leaf = run.leaves[site.name] = latents.detach().clone().requires_grad_()
         run.values[site.name] = latents
-        handed_on = dictionary.decode(leaf)
+        handed_on = source.decoded(leaf, flat)
         if not dictionary.exact:
             error = run.errors[site.name] = (flat - handed_on).detach().requires_grad_()
             handed_on = handed_on + error

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from sparse_lens.circuits.ablation import Ablation
 from sparse_lens.circuits.circuit import NOT_MEASURED, Circuit
 from sparse_lens.circuits.edges.cutting import CircuitEdges, Means, input_means
+from sparse_lens.circuits.edges.latents import latent_sites
 from sparse_lens.circuits.edges.search import EdgeProblem, edge_attribution
 from sparse_lens.circuits.edges.space import EdgeSpace, candidate_edges
 from sparse_lens.circuits.prompts import both_sides
@@ -52,7 +53,8 @@ class EdgeAttribution:
         keep = torch.zeros(self.edges.n_edges, dtype=torch.bool)
         keep[self.ranking[:n_edges]] = True
         search = {"source": "attribution", "method": self.method, "nodes": self.nodes.search}
-        edges = CircuitEdges(self.edges.chosen(keep), self.edges.chosen(~keep), self.means)
+        latents = latent_sites(self.nodes.space, self.nodes.mask, self.nodes.how_ablated.fixed_values())
+        edges = CircuitEdges(self.edges.chosen(keep), self.edges.chosen(~keep), self.means, latents)
         return replace(self.nodes, loss=NOT_MEASURED, search=search, edges=edges)
 
     def to_frame(self) -> pd.DataFrame:
@@ -85,7 +87,7 @@ def attribute_edges(
     `eap` is `edge_search.edge_attribution` (arXiv:2310.10348), `eap_ig` averages its slopes while all edges of one matrix go from
     cut to kept, matrix by matrix (after arXiv:2403.17806), `exact` runs the circuit once for each edge. Edges that a search has cut
     are scored, too: each as if all others were there. Raises `UnknownNameError` for another method, `CircuitError` for another
-    model, latents, an ablation that depends on the prompts, and a model that is no CircuitGPT.
+    model, an ablation that depends on the prompts, and a model that is no CircuitGPT.
     """
     if method not in get_args(EdgeMethod):
         raise UnknownNameError("edge attribution method (RelP scores nodes)", method, get_args(EdgeMethod))

@@ -17,6 +17,7 @@ from sparse_lens.circuits.masking import Reference, flat_channels
 from sparse_lens.circuits.prompts import Prompts
 from sparse_lens.circuits.scoring import task_loss
 from sparse_lens.circuits.sites import FINAL_SITE, NodeSpace, Site
+from sparse_lens.errors import CircuitError
 from sparse_lens.hooks.instrumenting import lock_of
 from sparse_lens.hooks.reruns import Edit, Reruns
 
@@ -28,7 +29,9 @@ Values = Mapping[str, Reference]
 def exact_effects(
     bridge: Any, space: NodeSpace, ablation: Ablation, values: Values, prompts: Prompts, *, batch_size: int, progress: bool
 ) -> Float[Tensor, "row node"]:
-    """Rise of each prompt's task loss, in nats, if a node is ablated, for every node of the space."""
+    """Rise of each prompt's task loss, in nats, if a node is ablated, for every node of the space; raises for transcoders."""
+    if elsewhere := [site.name for site in space.sites if site.reads_elsewhere]:
+        raise CircuitError(f"transcoder latents ({', '.join(elsewhere)}) are not ablated one by one; use another method than exact")
     effects = torch.zeros(len(prompts), space.n_nodes)
     with tqdm(total=len(prompts) * space.n_nodes, desc="ablations", disable=not progress) as bar:
         for rows in equally_long(prompts, batch_size):

@@ -26,7 +26,7 @@ from sparse_lens.circuits.ablation import Ablation, AblationKind, frozen_norm_ho
 from sparse_lens.circuits.attribution.exact_ablation import Values, exact_effects, rows_of
 from sparse_lens.circuits.attribution.relevance import relevance_hooks, silent_norms
 from sparse_lens.circuits.circuit import NOT_MEASURED, Circuit
-from sparse_lens.circuits.masking import Hook, Reference, flat_channels, mean_reference
+from sparse_lens.circuits.masking import Hook, Reference, Source, flat_channels, mean_reference
 from sparse_lens.circuits.prompts import Prompts, both_sides
 from sparse_lens.circuits.scoring import logit_differences, task_loss
 from sparse_lens.circuits.search.learning import frozen
@@ -175,22 +175,25 @@ class _Slopes:
         self, prompts: Prompts, sites: Sequence[Site], level: float, values: Values, hooks: list[tuple[str, Hook]]
     ) -> list[Float[Tensor, "row node"]]:
         gates = [torch.full((len(prompts), 1, site.n_nodes), level, requires_grad=True) for site in sites]
-        gated = [(site.hook, _gated(site, gate, values[site.name])) for site, gate in zip(sites, gates, strict=True)]
+        gated: list[tuple[str, Hook]] = []
+        for site, gate in zip(sites, gates, strict=True):
+            source = Source(site)
+            gated += [*source.hooks(), (site.hook, _gated(site, source, gate, values[site.name]))]
         loss = task_loss(logit_differences(self.bridge, prompts, [*self.rules, *hooks, *gated])).sum()
         # With patterns frozen, nothing depends on queries and keys.
         return [slope[:, 0] for slope in torch.autograd.grad(loss, gates, materialize_grads=True)]
 
 
-def _gated(site: Site, gate: Float[Tensor, "row 1 node"], reference: Reference) -> Hook:
+def _gated(site: Site, source: Source, gate: Float[Tensor, "row 1 node"], reference: Reference) -> Hook:
     """As `mask_hooks`, with another gate for every row."""
     dictionary, n = site.dictionary, site.n_latents
 
     def hook(tensor: Tensor, hook: Any) -> Tensor:  # noqa: ARG001 - TransformerLens passes it by name
         flat = flat_channels(tensor, site).to(gate.dtype)
-        latents = dictionary.encode(flat)
-        blended = dictionary.decode(torch.lerp(reference.latents.expand_as(latents), latents, gate[..., :n]))
+        latents = dictionary.encode(source.of(flat))
+        blended = source.decoded(torch.lerp(reference.latents.expand_as(latents), latents, gate[..., :n]), flat)
         if not dictionary.exact:
-            error = flat - dictionary.decode(latents)
+            error = flat - source.decoded(latents, flat)
             blended = blended + torch.lerp(reference.error.expand_as(error), error, gate[..., n:])
         return blended.view(tensor.shape).to(tensor.dtype)
 

@@ -127,10 +127,10 @@ def circuit_connections(bridge: Any, circuit: Circuit, prompts: TaskBatch | None
     space, layout = circuit.check_model(bridge), decoder_layout(bridge)
     heads = {"n_head": layout.n_head, "n_kv_head": layout.n_kv_head, "d_head": layout.widths["attn_q"] // layout.n_head}
     facts: dict[str, Any] = {"searched": circuit.edges is not None, "d_model": layout.d_model} | heads
+    if space.has_dictionaries:
+        return Connections((), 0, texts={}, reason="weights do not apply to the latents of a dictionary", **facts)
     if circuit.edges is not None:
         index: EdgeSpace = circuit.edges.kept
-    elif space.has_dictionaries:
-        return Connections((), 0, texts={}, reason="weights do not apply to the latents of a dictionary", **facts)
     elif prompts is None:
         return Connections((), 0, texts={}, reason="which weights count depends on prompts of the task; none were given", **facts)
     else:

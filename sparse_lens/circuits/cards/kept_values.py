@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparse_lens.circuits.circuit import Circuit
-from sparse_lens.circuits.masking import Hook, flat_channels
+from sparse_lens.circuits.edges.latents import hooked_mask
+from sparse_lens.circuits.masking import Hook, Source, flat_channels, with_sources
 from sparse_lens.circuits.prompts import Prompts
 from sparse_lens.circuits.sites import NodeSpace, Site
 
@@ -28,23 +29,23 @@ def kept_values(
     parts = {site.name: mask[space.slices[site.name]] for site in space.sites}
     wanted = [site for site in space.sites if bool(parts[site.name].any())]
 
-    def record(site: Site) -> Hook:
+    def record(site: Site, source: Source) -> Hook:
         def hook(tensor: Tensor, hook: Any) -> None:  # noqa: ARG001 - TransformerLens passes it by name
-            found[site.name] = _values(site, flat_channels(tensor, site).float())[..., parts[site.name]]
+            found[site.name] = _values(site, source, flat_channels(tensor, site).float())[..., parts[site.name]]
 
         return hook
 
-    with bridge.hooks(fwd_hooks=[(site.hook, record(site)) for site in wanted]):
+    with bridge.hooks(fwd_hooks=with_sources(NodeSpace(tuple(wanted)), record)):
         bridge(tokens)
     return torch.cat([found[site.name] for site in wanted], -1) if wanted else torch.zeros(*tokens.shape, 0)
 
 
-def _values(site: Site, flat: Float[Tensor, "row pos d"]) -> Float[Tensor, "row pos part"]:
+def _values(site: Site, source: Source, flat: Float[Tensor, "row pos d"]) -> Float[Tensor, "row pos part"]:
     """All nodes of a site: its latents, and the norm of what they leave over."""
-    latents = site.dictionary.encode(flat)
+    latents = site.dictionary.encode(source.of(flat))
     if site.dictionary.exact:
         return latents
-    error = (flat - site.dictionary.decode(latents)).norm(dim=-1, keepdim=True)
+    error = (flat - source.decoded(latents, flat)).norm(dim=-1, keepdim=True)
     return torch.cat([latents, error], -1)
 
 
@@ -52,7 +53,8 @@ def _values(site: Site, flat: Float[Tensor, "row pos d"]) -> Float[Tensor, "row 
 def running(bridge: Any, circuit: Circuit, prompts: Prompts) -> Iterator[None]:
     """Run `bridge` on `prompts.tokens` as `circuit` inside the block, whatever its ablation; raises for another model."""
     space = circuit.check_model(bridge)
-    hooks = circuit.how_ablated.hooks(bridge, space, circuit.mask, prompts)
+    mask = circuit.mask if circuit.edges is None else hooked_mask(space, circuit.mask)
+    hooks = circuit.how_ablated.hooks(bridge, space, mask, prompts)
     with bridge.hooks(fwd_hooks=hooks):
         if circuit.edges is None:
             yield

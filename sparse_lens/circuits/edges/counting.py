@@ -12,6 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sparse_lens.circuits.circuit import Circuit
+from sparse_lens.circuits.edges.latents import as_channels
 from sparse_lens.circuits.edges.space import EDGE_KINDS, possible_edges, read_channels
 from sparse_lens.circuits.sites import FINAL_SITE, LAYER_SITES, NodeSpace
 from sparse_lens.circuits.weights import WeightGraph, heads_of, reached_by
@@ -31,7 +32,7 @@ _BIASED_SITES = {
 
 
 def count_edges(space: NodeSpace, mask: Bool[Tensor, " node"], graph: WeightGraph) -> dict[str, int]:
-    """Number of edges of each kind in `EDGE_KINDS`. Raises `CircuitError` for sites with dictionaries: latents have no weights."""
+    """Number of edges of each kind in `EDGE_KINDS`. Raises `CircuitError` for dictionaries elsewhere than in an MLP."""
     counts: dict[str, int] = dict.fromkeys(EDGE_KINDS, 0)
     for name, pattern in possible_edges(space, mask, graph, nonzero_only=True).items():
         counts[name.partition(".")[0]] += int(pattern.sum())
@@ -39,30 +40,37 @@ def count_edges(space: NodeSpace, mask: Bool[Tensor, " node"], graph: WeightGrap
 
 
 def count_apart(circuit: Circuit, graph: WeightGraph) -> dict[str, int]:
-    """Number of each kind in `APART_KINDS` that the circuit uses."""
-    kept = circuit.space.split(circuit.mask)
-    biases = 0
-    for name, part in kept.items():
-        kind, _, layer = name.partition(".")
-        stored = graph.biases.get(f"blocks.{layer}.{_BIASED_SITES.get(kind)}.bias")
-        if stored is not None and len(stored) == len(part):
-            biases += int((stored & part).sum())
+    """Number of each kind in `APART_KINDS` that the circuit uses; the biases of a dictionary are its own and are not counted."""
+    biases = count_biases(circuit.space, circuit.mask, graph)
+    space, graph = as_channels(circuit.space, graph)
+    kept = space.split(circuit.mask)
     means = 0
     for name, part in kept.items():
         latents = circuit.reference[name].latents
         ablated = (latents != 0) & ~part[: len(latents)]
-        read = _read_by_kept(name, kept, graph)
+        read = _read_by_kept(name, kept, graph)[: len(latents)]
         means += int((ablated & read).sum()) if len(read) == len(ablated) else int(ablated.sum())
     channels = read_channels(kept, graph)
     positions = graph.positions if graph.concatenated else graph.positions[:, channels]
     bigram = 0 if graph.bigram is None else int(graph.bigram[list(graph.last_tokens)][:, list(graph.answers)].sum())
-    shared = {"qk_pairs": _qk_pairs(kept, graph), "residual": _residual_edges(kept, graph), "sinks": _sinks(kept, graph)}
+    qk_pairs = count_qk_pairs(space, circuit.mask, graph)
+    shared = {"qk_pairs": qk_pairs, "residual": _residual_edges(kept, graph), "sinks": _sinks(kept, graph)}
     return shared | {"positions": int(positions.sum()), "biases": biases, "means": means, "bigram": bigram}
 
 
-def _qk_pairs(kept: dict[str, Tensor], graph: WeightGraph) -> int:
+def count_biases(space: NodeSpace, mask: Bool[Tensor, " node"], graph: WeightGraph) -> int:
+    """Nonzero biases of the model at kept channels; latents have none of the model's."""
+    found, kept = 0, space.split(mask)
+    for site in space.sites:
+        stored = graph.biases.get(f"blocks.{site.layer}.{_BIASED_SITES.get(site.kind)}.bias")
+        if stored is not None and site.is_identity:
+            found += int((stored & kept[site.name]).sum())
+    return found
+
+
+def count_qk_pairs(space: NodeSpace, mask: Bool[Tensor, " node"], graph: WeightGraph) -> int:
     """Kept query channels whose key channel, with which they are multiplied, is kept, too."""
-    layers = range(len(graph.layers))
+    kept, layers = space.split(mask), range(len(graph.layers))
     return sum(int((kept[f"attn_q.{layer}"] & graph.spread(kept[f"attn_k.{layer}"])).sum()) for layer in layers)
 
 

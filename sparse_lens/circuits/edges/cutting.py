@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sparse_lens.circuits.edges.latent_cutting import Gated, cut_latents
+from sparse_lens.circuits.edges.latents import LatentSite
 from sparse_lens.circuits.edges.space import EdgeSpace
 from sparse_lens.circuits.masking import Reference
 from sparse_lens.errors import CircuitError
@@ -38,22 +40,27 @@ _MODULES = {
 
 @dataclass(frozen=True, eq=False)
 class CircuitEdges:
-    """The edges of a circuit: those that are kept, those between its nodes that are cut, and what a cut one carries."""
+    """The edges of a circuit: those that are kept, those between its nodes that are cut, and what a cut one carries.
+
+    `latents` are the sites with dictionaries: while edges are cut, their nodes are kept and ablated here and not by hooks.
+    """
 
     kept: EdgeSpace
     cut: EdgeSpace
     means: Means
+    latents: tuple[LatentSite, ...] = ()
 
     @contextmanager
     def cut_in(self, bridge: Any) -> Iterator[None]:
         """Run `bridge` inside the block without the cut edges."""
-        with cut_edges(bridge, self.cut, torch.zeros(self.cut.n_edges), self.means):
+        with cut_edges(bridge, self.cut, torch.zeros(self.cut.n_edges), self.means, self.latents):
             yield
 
     @contextmanager
     def removed_from(self, bridge: Any) -> Iterator[None]:
         """Run `bridge` inside the block without the kept edges: what is necessary is missing."""
-        with cut_edges(bridge, self.kept, torch.zeros(self.kept.n_edges), self.means):
+        whole = tuple(replace(latents, mask=torch.ones_like(latents.mask)) for latents in self.latents)
+        with cut_edges(bridge, self.kept, torch.zeros(self.kept.n_edges), self.means, whole):
             yield
 
 
@@ -106,10 +113,20 @@ def input_means(
 
 
 @contextmanager
-def cut_edges(bridge: Any, edges: EdgeSpace, keep: Float[Tensor, " edge"], means: Means) -> Iterator[None]:
-    """Run `bridge` inside the block with each of `edges` kept by its entry of `keep` (1) or cut (0), differentiable in it."""
+def cut_edges(
+    bridge: Any, edges: EdgeSpace, keep: Float[Tensor, " edge"], means: Means, latents: Sequence[LatentSite] = ()
+) -> Iterator[None]:
+    """Run `bridge` inside the block with each of `edges` kept by its entry of `keep` (1) or cut (0), differentiable in it.
+
+    The nodes of `latents` are ablated here as their masks say; hooks at their sites must keep everything (`hooked_mask`).
+    """
+    parts = edges.split(keep)
     with ExitStack() as stack:
-        for name, part in edges.split(keep).items():
+        for site in latents:
+            read, write = (f"{kind}.{site.site.layer}" for kind in ("mlp_in", "mlp_out"))
+            reads, writes = (Gated(edges.index[name], parts.pop(name)) for name in (read, write))
+            stack.enter_context(cut_latents(bridge, site, reads, writes, means[read]))
+        for name, part in parts.items():
             if len(part):
                 stack.enter_context(_cut(edge_module(bridge, name), edges.index[name], part, means[name], name == "embedding"))
         yield

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
+from sparse_lens.circuits.edges.latents import as_channels
 from sparse_lens.circuits.edges.space import possible_edges
 from sparse_lens.circuits.sites import NodeSpace
 from sparse_lens.circuits.weights import WeightGraph
@@ -53,7 +54,8 @@ class EdgeDensity:
 
 
 def edge_density(space: NodeSpace, mask: Bool[Tensor, " node"], graph: WeightGraph) -> EdgeDensity:
-    """Count edges and possible pairs between the nodes of `mask`, matrix by matrix; raises `CircuitError` for dictionaries."""
+    """Count edges and possible pairs between the nodes of `mask`, matrix by matrix; of latents, of virtual weights."""
+    space, graph = as_channels(space, graph)
     possible = possible_edges(space, mask, graph, nonzero_only=False)
     edges = possible_edges(space, mask, graph, nonzero_only=True)
     patterns = {name: _pattern(graph, name) for name in possible}

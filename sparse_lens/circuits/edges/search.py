@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from sparse_lens.circuits.ablation import Ablation
 from sparse_lens.circuits.circuit import Circuit
 from sparse_lens.circuits.edges.cutting import CircuitEdges, Means, cut_edges, input_means
+from sparse_lens.circuits.edges.latents import LatentSite, hooked_mask, latent_sites
 from sparse_lens.circuits.edges.space import EdgeSpace, candidate_edges, edges_on_paths
 from sparse_lens.circuits.prompts import Prompts
 from sparse_lens.circuits.scoring import answer_differences, answer_logits
@@ -47,9 +48,14 @@ class EdgeProblem:
     def logits(self, keep: Tensor, prompts: Prompts) -> Float[Tensor, "row vocab"]:
         """Logits at the answer with all other nodes ablated and the edges of no `keep` cut; differentiable in `keep`."""
         nodes = self.nodes
-        hooks = nodes.ablation.hooks(nodes.bridge, nodes.space, self.mask, prompts)
-        with cut_edges(nodes.bridge, self.edges, keep.to(torch.float32), self.means):
+        hooks = nodes.ablation.hooks(nodes.bridge, nodes.space, hooked_mask(nodes.space, self.mask), prompts)
+        with cut_edges(nodes.bridge, self.edges, keep.to(torch.float32), self.means, self.latents):
             return answer_logits(nodes.bridge, prompts, hooks, alike=nodes.ablation.fixed)
+
+    @property
+    def latents(self) -> tuple[LatentSite, ...]:
+        """The sites with dictionaries, as the nodes' mask keeps them."""
+        return latent_sites(self.nodes.space, self.mask, self.nodes.ablation.fixed_values())
 
     def differences(self, keep: Tensor, prompts: Prompts) -> Float[Tensor, " row"]:
         """Logit differences of the right and the wrong answer under `keep`."""
@@ -85,8 +91,9 @@ def find_edges(
     Nodes that no kept edge needs are dropped. The target is of the kind that the nodes were searched for, calibrated or not as
     theirs. `windows` (token ids, `[window pos]`) give the mean that a cut edge carries, for inputs that are no nodes; by default
     those that come with the model. If nothing meets the target, the edges of least loss come back, with `reached` False; after a
-    Ctrl-C, the best so far, with `search["interrupted"]`. Raises `CircuitError` for another model, a circuit of latents, an
-    ablation that depends on the prompts, and a model that is no CircuitGPT.
+    Ctrl-C, the best so far, with `search["interrupted"]`. Edges of latents are virtual weights (see
+    `latents`). Raises `CircuitError` for another model, an ablation that depends on the prompts, a dictionary elsewhere than in an
+    MLP or without encoder rows, and a model that is no CircuitGPT.
     """
     config = config or SearchConfig()
     circuit.check_model(bridge)
@@ -184,5 +191,7 @@ def found_edges(
         loss=best.loss,
         target_loss=target,
         search=record,
-        edges=CircuitEdges(problem.edges.chosen(keep), problem.edges.chosen(~keep), problem.means),
+        edges=CircuitEdges(
+            problem.edges.chosen(keep), problem.edges.chosen(~keep), problem.means, replace(problem, mask=mask).latents
+        ),
     )

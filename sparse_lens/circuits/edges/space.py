@@ -2,7 +2,7 @@
 
 An edge is a nonzero weight from something that varies to a kept node: from a kept channel, or from a channel of a head's output
 that varies because its pattern does. Embedding edges run from the tokens in which prompts differ, unembedding edges to the two
-answers.
+answers. Latents of a dictionary in an MLP have virtual weights (`latents`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from sparse_lens.circuits.edges.latents import as_channels
 from sparse_lens.circuits.paths import on_paths
 from sparse_lens.circuits.sites import FINAL_SITE, LAYER_SITES, NodeSpace
-from sparse_lens.circuits.weights import LayerWeights, WeightGraph, heads_of
+from sparse_lens.circuits.weights import WeightGraph, heads_of
 from sparse_lens.errors import CircuitError
 
 EDGE_KINDS = ("embedding", "q", "k", "v", "output", "mlp_in", "mlp_out", "unembedding")
@@ -59,7 +60,7 @@ class EdgeSpace:
 
 
 def candidate_edges(space: NodeSpace, mask: Bool[Tensor, " node"], graph: WeightGraph) -> EdgeSpace:
-    """All edges between the nodes of `mask`. Raises `CircuitError` for sites with dictionaries: latents have no weights."""
+    """All edges between the nodes of `mask`. Raises `CircuitError` for dictionaries elsewhere than in an MLP."""
     return EdgeSpace({name: pattern.nonzero() for name, pattern in possible_edges(space, mask, graph, nonzero_only=True).items()})
 
 
@@ -67,8 +68,7 @@ def possible_edges(
     space: NodeSpace, mask: Bool[Tensor, " node"], graph: WeightGraph, *, nonzero_only: bool
 ) -> dict[str, Bool[Tensor, "out in"]]:
     """By matrix, whether an entry lies between kept nodes, and, with `nonzero_only`, has a weight; raises as `candidate_edges`."""
-    if space.has_dictionaries:
-        raise CircuitError("edges are weights between neurons; a node space with dictionaries has none of its own")
+    space, graph = as_channels(space, graph)
     kept = space.split(mask)
     found: dict[str, Tensor] = {}
 
@@ -112,7 +112,7 @@ def _tokens(tokens: tuple[int, ...], matrix: Tensor) -> Bool[Tensor, " vocab"]:
 
 
 def only_edges(graph: WeightGraph, edges: EdgeSpace) -> WeightGraph:
-    """The weight graph with no other weights than `edges` (and those that no edge stands for: positions, other tokens)."""
+    """The weight graph with no other weights than `edges` (and those that no edge stands for: positions, other tokens, skips)."""
 
     def pattern(name: str, like: Tensor) -> Tensor:
         chosen = torch.zeros_like(like)
@@ -121,7 +121,7 @@ def only_edges(graph: WeightGraph, edges: EdgeSpace) -> WeightGraph:
         return chosen
 
     layers = tuple(
-        LayerWeights(**{field: pattern(f"{kind}.{layer}", getattr(weights, field)) for kind, field in _FIELDS.items()})
+        replace(weights, **{field: pattern(f"{kind}.{layer}", getattr(weights, field)) for kind, field in _FIELDS.items()})
         for layer, weights in enumerate(graph.layers)
     )
     embedding = graph.embedding.clone()
@@ -133,6 +133,7 @@ def edges_on_paths(
     space: NodeSpace, mask: Bool[Tensor, " node"], graph: WeightGraph, edges: EdgeSpace, keep: Bool[Tensor, " edge"]
 ) -> tuple[Bool[Tensor, " node"], Bool[Tensor, " edge"]]:
     """Nodes and edges of `keep` that lie on a path from any token to an answer along kept edges and the residual stream."""
+    space, graph = as_channels(space, graph)
     graph = only_edges(graph, edges.chosen(keep))
     mask = on_paths(space, mask, graph)
     between = possible_edges(space, mask, graph, nonzero_only=True)

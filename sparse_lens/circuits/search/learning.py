@@ -69,16 +69,20 @@ def learn_mask(
     seed: int,
     objective: Objective = TASK_LOSS,
     forbid: Bool[Tensor, " node"] | None = None,
+    require: Bool[Tensor, " node"] | None = None,
     on_step: Callable[[], Any] = lambda: None,
 ) -> LearnedMask:
     """Fit one gate per node so that the masked model's loss is near `target` with as few nodes as possible.
 
-    The gates of the nodes in `forbid` stay closed.
+    The gates of the nodes in `forbid` stay closed; the nodes of `require` are there and have none.
     """
     generator = torch.Generator().manual_seed(seed)
     start = 0.1 + 0.01 * torch.randn(space.n_nodes, generator=generator)
+    if require is not None:
+        forbid = require if forbid is None else forbid | require
 
     def run(mask: Tensor, batch: Prompts) -> Tensor:
+        mask = mask if require is None else torch.maximum(mask, require.to(mask.dtype))
         logits = answer_logits(bridge, batch, ablation.hooks(bridge, space, mask, batch), alike=ablation.fixed)
         return objective.losses(logits, batch)
 

@@ -141,7 +141,7 @@ def learn_masks(
     Raises `SearchInterrupted` with those so far after a Ctrl-C.
     """
     where = (problem.bridge, problem.space, problem.ablation, problem.search_prompts, target, config)
-    how: dict[str, Any] = {"objective": problem.objective, "forbid": problem.forbid, "on_step": on_step}
+    how: dict[str, Any] = {"objective": problem.objective, "forbid": problem.forbid, "require": problem.require, "on_step": on_step}
     restarts = [(seed * 1000 + restart, penalty) for restart in range(first, config.restarts) for penalty in config.penalties]
     return collected([partial(learn_mask, *where, penalty=penalty, seed=gates, **how) for gates, penalty in restarts])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sparse_lens.circuits.ablation import Ablation
-from sparse_lens.circuits.paths import on_paths
+from sparse_lens.circuits.paths import on_paths, paths_are_known
 from sparse_lens.circuits.prompts import Prompts, both_sides
 from sparse_lens.circuits.scoring import answer_logits
 from sparse_lens.circuits.search.candidates import Candidate
@@ -19,16 +19,20 @@ from sparse_lens.circuits.search.config import SearchConfig
 from sparse_lens.circuits.search.objectives import TASK_LOSS, Measured, Objective
 from sparse_lens.circuits.sites import NodeSpace
 from sparse_lens.circuits.weights import WeightGraph, weight_graph
-from sparse_lens.errors import CircuitError
+from sparse_lens.errors import CircuitError, UnknownNameError
 from sparse_lens.models_shipped import reference_windows
 from sparse_lens.tasks import AnyTask, TaskBatch
+
+ErrorMode = Literal["scored", "kept", "ablated"]
+"""What becomes of a dictionary's error node: a node like any other, in every circuit, or in none."""
 
 
 @dataclass(frozen=True, eq=False)
 class SearchProblem:
     """Everything a search of one task in one model needs, made once: nodes, means, prompts, weights.
 
-    No circuit may keep a node of `forbid`. Raises `CircuitError` if that is no Boolean vector over the nodes, or holds them all.
+    No circuit may keep a node of `forbid`, every circuit keeps those of `require` that lie on its paths. Raises `CircuitError` if
+    one of them is no Boolean vector over the nodes, or if all are forbidden.
     """
 
     bridge: Any
@@ -40,14 +44,14 @@ class SearchProblem:
     graph: WeightGraph
     forbid: Bool[Tensor, " node"] | None = None
     objective: Objective = TASK_LOSS
+    require: Bool[Tensor, " node"] | None = None
 
     def __post_init__(self) -> None:
-        if self.forbid is None:
-            return
-        if self.forbid.dtype != torch.bool or self.forbid.shape != (self.space.n_nodes,):
-            seen = f"{tuple(self.forbid.shape)} of {self.forbid.dtype}"
-            raise CircuitError(f"forbid must be Boolean with one entry for each of {self.space.n_nodes} nodes, got {seen}")
-        if bool(self.forbid.all()):
+        for name, nodes in (("forbid", self.forbid), ("require", self.require)):
+            if nodes is not None and (nodes.dtype != torch.bool or nodes.shape != (self.space.n_nodes,)):
+                seen = f"{tuple(nodes.shape)} of {nodes.dtype}"
+                raise CircuitError(f"{name} must be Boolean with one entry for each of {self.space.n_nodes} nodes, got {seen}")
+        if self.forbid is not None and bool(self.forbid.all()):
             raise CircuitError("every node is forbidden, so there is no circuit to find; allow some")
 
     def under(self, objective: Objective) -> SearchProblem:
@@ -72,9 +76,29 @@ class SearchProblem:
 
     def score(self, mask: Bool[Tensor, " node"], source: str) -> Candidate:
         """The mask without its nodes off all paths, and its loss."""
-        mask = on_paths(self.space, mask, self.graph)
+        mask = mask if self.require is None else mask | self.require
+        if paths_are_known(self.space):  # elsewhere nearly every node mixes with every other, and all are kept
+            mask = on_paths(self.space, mask, self.graph)
         measured = self.measure(mask)
         return Candidate(mask, measured.loss, source, measured)
+
+
+def with_errors(problem: SearchProblem, mode: str) -> SearchProblem:
+    """The problem with the error nodes of its dictionaries treated in one of the ways of `ErrorMode`.
+
+    Raises `UnknownNameError` for another way.
+    """
+    if mode not in get_args(ErrorMode):
+        raise UnknownNameError("error mode", mode, get_args(ErrorMode))
+    errors = torch.zeros(problem.space.n_nodes, dtype=torch.bool)
+    for site in problem.space.sites:
+        if not site.dictionary.exact:
+            errors[problem.space.slices[site.name].stop - 1] = True
+    if mode == "scored" or not bool(errors.any()):
+        return problem
+    name = "require" if mode == "kept" else "forbid"
+    before = getattr(problem, name)
+    return replace(problem, **{name: errors if before is None else before | errors})
 
 
 def search_problem(

@@ -96,22 +96,27 @@ def random_weights_size(searches: Searches, real: Circuit, *, windows: np.ndarra
 
 @contextmanager
 def random_weights(bridge: Any, *, seed: int = 0) -> Iterator[Any]:
-    """Inside the block, the nonzero entries of every tensor of the model have changed places at random; then it has its own again.
+    """Inside the block, the bridge's weights are shuffled (`shuffle_weights`); then it has its own again.
 
-    They are as many, as large, and leave the same zeros. (A deep copy of a bridge would share some hooks with it.)
+    (A deep copy of a bridge would share some hooks with it.)
     """
-    parameters, generator = dict(bridge.named_parameters()), torch.Generator().manual_seed(seed)
-    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    before = {name: parameter.detach().clone() for name, parameter in bridge.named_parameters()}
     try:
-        for name in sorted(parameters):
-            values = before[name].flatten()
-            places = values.nonzero().flatten()
-            drawn = places[torch.randperm(len(places), generator=generator).to(places.device)]
-            parameters[name].detach().copy_(values.index_copy(0, places, values[drawn]).view(before[name].shape))
+        shuffle_weights(bridge, seed=seed)
         yield bridge
     finally:
-        for name, parameter in parameters.items():
+        for name, parameter in bridge.named_parameters():
             parameter.detach().copy_(before[name])
+
+
+def shuffle_weights(bridge: Any, *, seed: int = 0) -> None:
+    """Let the nonzero entries of every tensor of the model change places at random: as many, as large, between the same zeros."""
+    parameters, generator = dict(bridge.named_parameters()), torch.Generator().manual_seed(seed)
+    for name in sorted(parameters):
+        values = parameters[name].detach().flatten()
+        places = values.nonzero().flatten()
+        drawn = places[torch.randperm(len(places), generator=generator).to(places.device)]
+        parameters[name].detach().copy_(values.index_copy(0, places, values[drawn]).view(parameters[name].shape))
 
 
 def _over(values: Sequence[float], *, n: int, null: float | None = None) -> Result:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sparse_lens.circuits.ablation import Ablation
 from sparse_lens.circuits.circuit import Circuit
+from sparse_lens.circuits.edges.latents import hooked_mask
 from sparse_lens.circuits.prompts import Prompts, per_pair
 from sparse_lens.circuits.scoring import logit_differences, recovered_share, task_loss
 from sparse_lens.circuits.sites import NodeSpace, full_mask
@@ -55,7 +56,9 @@ class CircuitRuns:
 
     @torch.no_grad()
     def within(self, mask: Mask, ablation: Ablation | None = None) -> Float[Tensor, " row"]:
-        """As `model`, without the edges that the circuit cuts."""
+        """As `model`, without the edges that the circuit cuts; of a circuit with edges of latents these stay as they are."""
+        if self.circuit.edges is not None:
+            mask = hooked_mask(self.space, mask)
         with self.edges_cut():
             return self.model(mask, ablation)
 

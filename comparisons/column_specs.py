@@ -1,0 +1,126 @@
+"""Columns as plain data: which model, in which basis or through which dictionaries, so that any process can open one.
+
+| kind | columns |
+|---|---|
+| A | dense neurons: the twin, and the loss-matched model, this one also in principal components and in singular vectors of heads |
+| B | SAEs of the loss-matched model: topk, batchtopk, matryoshka, jumprelu |
+| C | transcoders of the loss-matched model, plain and skip |
+| D | the weight-sparse model's own neurons |
+| controls | shuffled weights, frozen decoder, rotated neurons of both models, SAE of the sparse model, further dense arms |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from sparse_lens.circuits import Ablation, mean_reference, node_space
+from sparse_lens.circuits.sites import model_fingerprint
+from sparse_lens.circuits.trust.controls import shuffle_weights
+from sparse_lens.comparisons.bases import head_singular_vectors, random_bases, residual_components
+from sparse_lens.comparisons.columns import Column
+from sparse_lens.comparisons.pair import ModelPair
+from sparse_lens.dictionaries import Dictionary, IdentityDictionary, load_saelens
+from sparse_lens.errors import UnknownNameError
+from sparse_lens.hooks import load
+from sparse_lens.hooks.layout import decoder_layout
+
+Basis = Literal["neurons", "components", "singular_vectors", "rotated", "dictionaries"]
+
+_OPEN = 3
+"""Columns kept open in a process: each holds a model."""
+
+
+@dataclass(frozen=True)
+class ColumnSpec:
+    """One column: `model` is a role of the pair or a folder; `dictionaries` are folders, one list for each dictionary seed.
+
+    A search seed takes the dictionaries of that seed (the last list stands in for those beyond it), so that the spread over search
+    seeds holds that of the dictionaries, too.
+    """
+
+    name: str
+    model: str
+    basis: Basis = "neurons"
+    dictionaries: tuple[tuple[str, ...], ...] = ()
+    shuffled: bool = False
+    control: bool = False
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain JSON values; `from_plain` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, record: Mapping[str, Any]) -> ColumnSpec:
+        """A spec from `to_plain`, or from JSON, where tuples have become lists."""
+        return cls(**{**record, "dictionaries": tuple(tuple(folders) for folders in record["dictionaries"])})
+
+    def own_dictionaries(self, seed: int) -> tuple[str, ...]:
+        """Folders of the dictionaries for a search seed."""
+        return self.dictionaries[min(seed, len(self.dictionaries) - 1)] if self.dictionaries else ()
+
+
+def open_column(pair: str, spec: ColumnSpec | Mapping[str, Any], *, seed: int = 0) -> Column:
+    """The column of a pair (by its address) for a search seed; the last few stay open in this process."""
+    spec = spec if isinstance(spec, ColumnSpec) else ColumnSpec.from_plain(spec)
+    place = min(seed, max(len(spec.dictionaries) - 1, 0)) if spec.basis == "dictionaries" else 0
+    return _opened(pair, json.dumps(spec.to_plain(), sort_keys=True), place)
+
+
+@lru_cache(maxsize=_OPEN)
+def _opened(pair_name: str, plain: str, seed: int) -> Column:
+    pair, spec = ModelPair.at(pair_name), ColumnSpec.from_plain(json.loads(plain))
+    bridge = load(model_folder(pair, spec))
+    if spec.shuffled:
+        shuffle_weights(bridge)
+    windows = windows_of(pair, spec)["reference"]
+    space = node_space(bridge, _dictionaries(bridge, spec, windows, seed))
+    role = spec.model if spec.model in pair.record else "arm"
+    return Column(spec.name, role, bridge, space, Ablation(mean_reference(bridge, space, windows)))
+
+
+def _dictionaries(bridge: Any, spec: ColumnSpec, windows: np.ndarray, seed: int) -> Sequence[Dictionary]:
+    batches = np.array_split(windows, max(1, len(windows) // 16))
+    made = {
+        "neurons": lambda: (),
+        "components": lambda: residual_components(bridge, batches),
+        "singular_vectors": lambda: head_singular_vectors(bridge),
+        "rotated": lambda: random_bases(bridge, seed=0),
+        "dictionaries": lambda: [load_saelens(folder) for folder in spec.own_dictionaries(seed)],
+    }
+    if spec.basis not in made:
+        raise UnknownNameError("basis", spec.basis, made)
+    return made[spec.basis]()
+
+
+def model_folder(pair: ModelPair, spec: ColumnSpec) -> Path:
+    """Where the column's model lies."""
+    return pair.model_folder(spec.model) if spec.model in pair.record else Path(spec.model)
+
+
+def windows_of(pair: ModelPair, spec: ColumnSpec) -> dict[str, np.ndarray]:
+    """The pair's windows in the column's tokens; models given by folder have the pair's tokenizer."""
+    return pair.windows_of(spec.model) if spec.model in pair.record else pair.windows
+
+
+def fingerprints(pair: ModelPair, spec: ColumnSpec) -> list[str]:
+    """What a column's numbers depend on: its weights, and its dictionaries' files."""
+    bridge = load(model_folder(pair, spec))
+    return [model_fingerprint(bridge), *(load_saelens(f).hash for folders in spec.dictionaries for f in folders)]
+
+
+def mlp_units(column: Column) -> list[Dictionary]:
+    """What a column has for MLP units, layer by layer: its dictionaries there, or the neurons themselves."""
+    layout = decoder_layout(column.bridge)
+    found: dict[str, Dictionary] = {
+        s.name: s.dictionary for s in column.space.sites if s.kind == "mlp_neuron" and not s.is_identity
+    }
+    hooks = [f"blocks.{layer}.{layout.hooks['mlp_neuron']}" for layer in range(layout.n_layers)]
+    neurons = [IdentityDictionary(layout.widths["mlp_neuron"], hook) for hook in hooks]
+    return [found.get(f"mlp_neuron.{layer}", own) for layer, own in enumerate(neurons)]

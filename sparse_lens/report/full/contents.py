@@ -1,0 +1,80 @@
+"""The part `full` of the metrics, read: columns, curves by task, rows as means over layers and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sparse_lens.report.contents import part, sequence
+from sparse_lens.report.full.words import MOST_NUMBERS, ROWS
+from sparse_lens.report.numbers import Reading, read_number
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a row: its mean over layers and seeds, its least and largest over them, and the mean of the nulls."""
+
+    reading: Reading
+    null: float | None
+
+
+def columns(full: Mapping[str, Any]) -> dict[str, bool]:
+    """Every column, and whether it is a control; the base first."""
+    return {name: bool(part(full, "columns", name).get("control")) for name in part(full, "columns")}
+
+
+def row_numbers(full: Mapping[str, Any], row: str) -> list[str]:
+    """The numbers that the table of a row shows."""
+    found: dict[str, None] = {}
+    for column in part(full, "rows", row).values():
+        for results in column.values():
+            found |= dict.fromkeys(results)
+    shown = ROWS.get(row, (row, ()))[1]
+    return [name for name in shown if name in found] or list(found)[:MOST_NUMBERS]
+
+
+def row_cell(full: Mapping[str, Any], row: str, column: str, name: str) -> Cell:
+    """One number of a row in a column."""
+    places = part(full, "rows", row, column)
+    found = [read_number(part(places, place).get(name)) for place in places]
+    values = [reading for reading in found if reading.value is not None]
+    if not values:
+        return Cell(found[0] if found else Reading(), None)
+    nulls = [reading.null for reading in values if reading.null is not None]
+    if len(values) == 1:
+        return Cell(values[0], nulls[0] if nulls else None)
+    numbers = [reading.value for reading in values if reading.value is not None]
+    mean = Reading(sum(numbers) / len(numbers), min(numbers), max(numbers), n=values[0].n, reason="")
+    return Cell(mean, sum(nulls) / len(nulls) if nulls else None)
+
+
+def points(full: Mapping[str, Any], task: str, column: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Seed and results of each point of a column's curves on a task, the loosest target first."""
+    curves = part(full, "curves", task).get(column) or []
+    for curve in curves:
+        for point in sequence(curve, "points"):
+            yield int(curve.get("seed", 0)), part(point, "results")
+
+
+def mean_points(full: Mapping[str, Any], task: str, column: str, x: str, y: str) -> list[tuple[float, float, float, float, float]]:
+    """By target: geometric means over seeds of `x` and `y`, and the least and largest `y`; targets without both are left out."""
+    curves = part(full, "curves", task).get(column) or []
+    by_target: dict[float, list[tuple[float, float]]] = {}
+    for curve in curves:
+        for point in sequence(curve, "points"):
+            across, up = (read_number(part(point, "results").get(name)).value for name in (x, y))
+            if across and up and across > 0 and up > 0:
+                by_target.setdefault(float(point["target"]), []).append((across, up))
+    found = []
+    for _, pairs in sorted(by_target.items()):
+        ups = [up for _, up in pairs]
+        found.append((_geometric([a for a, _ in pairs]), _geometric(ups), min(ups), max(ups), float(len(pairs))))
+    return sorted(found)
+
+
+def _geometric(values: list[float]) -> float:
+    product = 1.0
+    for value in values:
+        product *= value ** (1 / len(values))
+    return product

@@ -1,0 +1,60 @@
+"""The files that the full comparison adds to a report: tables, one row a number, figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sparse_lens.report.contents import part
+from sparse_lens.report.full.figures import figures
+from sparse_lens.report.full.tables import latex, markdown
+from sparse_lens.report.standalone import png_is_available, write_png, write_svg
+from sparse_lens.report.strings import csv_cell
+
+FULL_FILES = ("full.md", "full.tex", "full.csv", "full.parquet", "figures")
+FIELDS = ("section", "name", "column", "place", "metric", "value", "lo", "hi", "null", "n", "seeds", "measurable", "reason")
+
+
+def write_full(full: Mapping[str, Any], folder: Path) -> None:
+    """Write tables (Markdown, LaTeX, CSV, Parquet) and figures (SVG; PNG with the extra `[figures]`) into `folder`."""
+    import pandas as pd
+
+    (folder / "full.md").write_text(markdown(full), encoding="utf-8")
+    (folder / "full.tex").write_text(latex(full), encoding="utf-8")
+    frame = pd.DataFrame(numbers(full), columns=pd.Index(FIELDS))
+    frame.to_parquet(folder / "full.parquet", index=False)
+    frame.map(csv_cell).to_csv(folder / "full.csv", index=False)
+    drawn, png = folder / "figures", png_is_available()
+    drawn.mkdir()
+    for name, (_, svg) in figures(full).items():
+        write_svg(svg, drawn / f"{_safe(name)}.svg")
+        if png:
+            write_png(svg, drawn / f"{_safe(name)}.png")
+
+
+def numbers(full: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every number of the part `full`, with where it stands."""
+    for column, ratios in part(full, "headline").items():
+        yield from _results("headline", "", column, "", ratios)
+    for row, by_column in part(full, "rows").items():
+        for column, places in by_column.items():
+            for place, results in places.items():
+                yield from _results("rows", row, column, place, results)
+    for task, by_column in part(full, "curves").items():
+        for column, curves in by_column.items():
+            for curve in curves:
+                for point in curve.get("points", ()):
+                    place = f"seed {curve.get('seed')}, target {point.get('target')}"
+                    yield from _results("curves", task, column, place, point.get("results", {}))
+
+
+def _results(section: str, name: str, column: str, place: str, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for metric, result in results.items():
+        where = {"section": section, "name": name, "column": column, "place": place, "metric": metric}
+        yield where | {field: result.get(field) for field in FIELDS[5:]}
+
+
+def _safe(name: str) -> str:
+    """A file's name from a figure's: task names come from outside."""
+    return "".join(character if character.isalnum() or character in "-_" else "_" for character in name)[:80]

@@ -1,0 +1,122 @@
+"""The tables of the full comparison as plain cells, and as Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from sparse_lens.report.contents import part
+from sparse_lens.report.full.contents import columns, points, row_cell, row_numbers
+from sparse_lens.report.full.words import ROWS, column_term
+from sparse_lens.report.numbers import DASH, MINUS, RANGE, TIMES, Reading, format_number, read_number
+from sparse_lens.report.strings import markdown_cell, visible
+
+_LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
+_LATEX |= {"^": r"\textasciicircum{}", "\\": r"\textbackslash{}", TIMES: r"$\times$", DASH: "---", RANGE: "--", MINUS: "$-$"}
+_POINT = ("kl_heldout", "total_bits", "total_without_dictionary_bits", "nodes", "structural_edges", "searched_edges")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of strings: a title, a head, rows; every row as long as the head."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+def tables(full: Mapping[str, Any]) -> Iterator[Table]:
+    """The headline's ratios, one table for each row, and the points of every curve."""
+    yield _headline(full)
+    for row, (title, _) in ROWS.items():
+        if part(full, "rows", row):
+            yield _row(full, row, title)
+    for task in part(full, "curves"):
+        yield _task(full, task)
+
+
+def _headline(full: Mapping[str, Any]) -> Table:
+    ratios = part(full, "headline")
+    names = list({name: None for column in ratios for name in part(ratios, column)})
+    rows = [[_label(full, c), *(_shown(read_number(part(ratios, c).get(n)), "ratio") for n in names)] for c in ratios]
+    return Table("Sizes over those of the sparse neurons, at equal divergence", ["column", *map(_spoken, names)], rows)
+
+
+def _row(full: Mapping[str, Any], row: str, title: str) -> Table:
+    names = row_numbers(full, row)
+    rows = []
+    for column in columns(full):
+        if column in part(full, "rows", row):
+            cells = [row_cell(full, row, column, name) for name in names]
+            texts = [_shown(c.reading) + (f" (null {format_number(c.null)})" if c.null is not None else "") for c in cells]
+            rows.append([_label(full, column), *texts])
+    return Table(title, ["column", *map(_spoken, names)], rows)
+
+
+def _task(full: Mapping[str, Any], task: str) -> Table:
+    rows = []
+    for column in columns(full):
+        for seed, results in points(full, task, column):
+            numbers = [read_number(results.get(name)) for name in _POINT]
+            rows.append([_label(full, column), str(seed), *(number.text() for number in numbers)])
+    return Table(f"Curve of {visible(task)}", ["column", "seed", *map(_spoken, _POINT)], rows)
+
+
+def _label(full: Mapping[str, Any], column: str) -> str:
+    return visible(column_term(column).label) + (" (control)" if columns(full).get(column) else "")
+
+
+def _spoken(name: str) -> str:
+    return visible(name).replace("_", " ")
+
+
+def _shown(reading: Reading, kind: str = "number") -> str:
+    if reading.value is None:
+        return DASH
+    interval = reading.interval(kind)
+    return reading.text(kind) + (f" [{interval}]" if interval else "")
+
+
+def headline_table(full: Mapping[str, Any]) -> RichTable:
+    """The headline's ratios for the terminal."""
+    content = _headline(full)
+    table = RichTable(title=content.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    for index, cell in enumerate(content.head):
+        table.add_column(Text(cell), justify="right" if index else "left", overflow="fold")
+    for row in content.rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def markdown(full: Mapping[str, Any]) -> str:
+    """All tables as GitHub-flavored Markdown."""
+    parts = []
+    for table in tables(full):
+        lines = [f"## {table.title}", "", _line(table.head), "|---|" + "---:|" * (len(table.head) - 1)]
+        parts.append("\n".join([*lines, *(_line(row) for row in table.rows)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(markdown_cell(cell) for cell in cells) + " |"
+
+
+def latex(full: Mapping[str, Any]) -> str:
+    """All tables as LaTeX tabulars (booktabs), every string escaped."""
+    parts = []
+    for table in tables(full):
+        body = [" & ".join(map(latex_text, row)) + r" \\" for row in table.rows]
+        head = " & ".join(map(latex_text, table.head)) + r" \\"
+        lines = [rf"% {latex_text(table.title)}", rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}", r"\toprule", head]
+        parts.append("\n".join([*lines, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def latex_text(text: str) -> str:
+    """Text that LaTeX prints as it is; control characters and line ends become spaces."""
+    return "".join(_LATEX.get(character, character) if character.isprintable() else " " for character in text)

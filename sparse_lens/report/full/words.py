@@ -1,0 +1,44 @@
+"""What the columns and rows of the full comparison are called, and which numbers of a row its tables show."""
+
+from __future__ import annotations
+
+from sparse_lens.report.glossary import COLUMNS, Term, term
+
+FURTHER = {
+    "dense_matched_components": Term("Dense, principal components", "matched PCA", "The matched model on principal components."),
+    "dense_matched_singular_vectors": Term("Dense, singular vectors of heads", "matched SVD", "The matched model, head by head."),
+    "dense_topk": Term("TopK SAE", "TopK", "SAEs of the matched model's MLP neurons."),
+    "dense_batchtopk": Term("BatchTopK SAE", "BatchTopK", "The same, chosen over a batch, its threshold fitted after training."),
+    "dense_matryoshka": Term("Matryoshka SAE", "Matryoshka", "The same with losses of nested prefixes."),
+    "dense_jumprelu": Term("JumpReLU SAE", "JumpReLU", "The same with learned thresholds."),
+    "dense_transcoder": Term("Transcoder", "transcoder", "From the matched model's MLP input to its MLP output."),
+    "dense_skip_transcoder": Term("Skip transcoder", "skip tc.", "The same with a linear path past the latents."),
+    "dense_frozen": Term("SAE, frozen random decoder", "frozen", "Control: its decoder was never trained."),
+    "dense_matched_rotated": Term("Dense neurons, rotated", "matched rot.", "Control: the same model in a random basis."),
+    "sparse_rotated": Term("Sparse neurons, rotated", "sparse rot.", "Control: the same model in a random basis."),
+    "shuffled_weights": Term("Shuffled weights", "shuffled", "Control: the matched model, its weights in random places."),
+    "sparse_topk": Term("TopK SAE of the sparse model", "sparse SAE", "Control: what an SAE finds in the sparse model."),
+}
+
+ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "capability": ("Capability", ("loss", "bits_per_byte", "nonzeros", "active_parameters", "loss_spliced")),
+    "reconstruction": (
+        "Reconstruction",
+        ("explained_variance", "cosine", "loss_added_spliced", "loss_recovered_mean", "kl_spliced", "kl_recovered_mean"),
+    ),
+    "activation": ("Activation", ("l0", "dead", "dense_above_1_percent", "kurtosis", "description_bits_per_token")),
+    "concepts": ("Concepts", ()),
+    "probes": ("Probes", ()),
+    "separability": ("Separability", ()),
+    "absorption": ("Absorption and splitting", ()),
+    "superposition": ("Superposition", ()),
+    "correspondence": ("Correspondence with the sparse neurons", ()),
+}
+"""Rows in order: title, and the numbers its table shows (none: the first ones)."""
+
+MOST_NUMBERS = 8
+
+
+def column_term(name: str) -> Term:
+    """The term of a column, here or in the basic comparison."""
+    return FURTHER.get(name) or term(COLUMNS, name)

@@ -1,0 +1,101 @@
+"""The files and the page of a full comparison, from a small record with hostile names in it."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from sparse_lens.report.full.contents import mean_points, row_cell
+from sparse_lens.report.full.figures import figures
+from sparse_lens.report.full.files import FULL_FILES, write_full
+from sparse_lens.report.full.tables import headline_table, latex, latex_text, markdown
+from sparse_lens.report.full.view import full_view
+from sparse_lens.results import Result, exact, not_measurable, to_plain
+
+HOSTILE = "<script>alert(1)</script> & 50% $x_1$"
+
+
+def curve(column: str, seed: int, factor: float) -> dict[str, Any]:
+    points = [
+        {
+            "target": target,
+            "results": {
+                "kl_heldout": exact(target * 1.1),
+                "total_bits": exact(factor * 1000 / target),
+                "nodes": exact(factor * 20 / target),
+                "structural_edges": not_measurable("not counted"),
+            },
+        }
+        for target in (2.0, 0.5)
+    ]
+    return {"column": column, "seed": seed, "points": points}
+
+
+def record() -> dict[str, Any]:
+    """Two columns, one of them a control, one task with a hostile name, two seeds."""
+    rows = {
+        "superposition": {"sparse_neurons": {"layer 0": {"psi": exact(0.5)}, "layer 1": {"psi": exact(0.7)}}},
+        "concepts": {"sparse_neurons": {"layer 0": {"coverage_f1": Result(0.4, 0.3, 0.5, null=0.2)}}},
+        "activation": {"sparse_neurons": {"layer 0": {"l0": exact(64)}}},
+        "probes": {HOSTILE: {"layer 0": {"probe_accuracy_k1": exact(0.6), "probe_accuracy_k2": exact(0.65)}}},
+    }
+    return to_plain(
+        {
+            "columns": {"sparse_neurons": {"control": False}, HOSTILE: {"control": True}},
+            "curves": {HOSTILE: {"sparse_neurons": [curve("a", 0, 1.0), curve("a", 1, 4.0)], HOSTILE: [curve("b", 0, 3.0)]}},
+            "rows": rows,
+            "headline": {HOSTILE: {"bits_ratio_at_0.5": Result(3.0, 1.5, 6.0, null=1.0)}},
+            "undistinguished": [HOSTILE],
+            "caveats": ["one"],
+        }
+    )
+
+
+def test_numbers_are_means_over_layers_and_geometric_means_over_seeds() -> None:
+    full = record()
+    psi = row_cell(full, "superposition", "sparse_neurons", "psi").reading
+    assert psi.value == pytest.approx(0.6) and (psi.lo, psi.hi) == (0.5, 0.7)
+    assert row_cell(full, "concepts", "sparse_neurons", "coverage_f1").null == 0.2
+    (tight, loose) = mean_points(full, HOSTILE, "sparse_neurons", "kl_heldout", "total_bits")
+    assert tight == pytest.approx((0.55, 4000, 2000, 8000, 2)) and loose[1] == pytest.approx(1000)
+
+
+def test_every_figure_is_well_formed_and_escaped() -> None:
+    found = figures(record())
+    assert {"coverage", "psi", "probes"} < set(found) and len(found) == 5
+    for _, svg in found.values():
+        ElementTree.fromstring(svg)
+        assert "<script>" not in svg
+
+
+def test_all_files_are_written(tmp_path: Path) -> None:
+    write_full(record(), tmp_path)
+    assert set(FULL_FILES) == {path.name for path in tmp_path.iterdir()}
+    assert all("/" not in path.stem and "<" not in path.stem for path in (tmp_path / "figures").iterdir())
+    rows = list(csv.DictReader((tmp_path / "full.csv").open()))
+    assert {row["section"] for row in rows} == {"headline", "rows", "curves"}
+    import pandas as pd
+
+    assert len(pd.read_parquet(tmp_path / "full.parquet")) == len(rows)
+
+
+def test_tables_are_safe_in_each_format() -> None:
+    full = record()
+    assert latex_text("50% of $x_1$ & \\a{b}\n") == r"50\% of \$x\_1\$ \& \textbackslash{}a\{b\} "
+    assert "<script>" not in markdown(full).replace("\\<", "") or "&lt;script" in markdown(full)
+    assert r"\begin{tabular}" in latex(full) and "50%" not in latex(full).replace(r"50\%", "")
+    assert headline_table(full).row_count == 1
+
+
+def test_the_page_shows_it_escaped(tmp_path: Path) -> None:
+    from sparse_lens.report import write_report
+
+    metrics = {"schema": 1, "tasks": {}, "models": {}, "summary": {}, "verdict": [], "full": record()}
+    page = write_report(metrics, tmp_path / "report").read_text(encoding="utf-8")
+    assert "The full comparison" in page and "<script>alert" not in page
+    write_report(metrics, tmp_path / "report")  # a report takes the place of a report, figures and all
+    assert full_view({}) is None
