@@ -76,9 +76,9 @@ def test_agrees_with_tokenize_on_standard_library():
 
 
 @pytest.mark.slow
-def test_agrees_with_tokenize_on_the_whole_library():
-    """But for its tests, and for the last Python 2 in it, whose numbers are others."""
-    for document in StandardLibrary().documents(FileFilter()):
+def test_agrees_with_tokenize_on_the_packages_of_the_library():
+    """A fourth of its files, but for the last Python 2 in it, whose numbers are others."""
+    for document in list(StandardLibrary().documents(FileFilter()))[::4]:
         if not document.text.startswith("\ufeff") and not document.path.startswith("lib2to3/"):
             check_against_tokenize(document.text)
 
