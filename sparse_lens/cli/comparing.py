@@ -68,7 +68,9 @@ def _compare(options: argparse.Namespace) -> None:
         comparison = _compare_fully(options, pair, tasks, config)
     else:
         kept = {"workers": options.workers, "cache": options.cache}
-        comparison = compare(pair, tasks=tasks, seeds=options.seeds or 1, config=config, command=command_line(), **kept)
+        comparison = compare(
+            pair, tasks=tasks, seeds=1 if options.seeds is None else options.seeds, config=config, command=command_line(), **kept
+        )
     metrics = to_plain(comparison.metrics)
     write_report(metrics, options.out)
     _show_metrics(metrics, models_table, comparison_table, patching_table)
@@ -82,7 +84,7 @@ def _compare_fully(options: argparse.Namespace, pair: Any, tasks: Any, config: A
     if options.quick:
         plan = quick_plan(tuple(tasks or ()), arms)
     else:
-        plan = FullPlan(tasks=tuple(tasks or ()), seeds=options.seeds or 3, config=config, arms=arms)
+        plan = FullPlan(tasks=tuple(tasks or ()), seeds=3 if options.seeds is None else options.seeds, config=config, arms=arms)
     cache = options.cache or options.out.with_name(options.out.name + ".cells")
     how = {"workers": options.workers, "ray_address": options.ray}
     return compare_fully(pair, plan, cache=cache, command=command_line(), **how)
