@@ -15,7 +15,7 @@ from typing import Any
 
 from sparse_lens.circuits import SearchConfig
 from sparse_lens.comparisons.cells import ROWS
-from sparse_lens.comparisons.circuit_curve import TARGETS
+from sparse_lens.comparisons.circuit_curve import SCHEMA, TARGETS
 from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints, model_folder
 from sparse_lens.comparisons.comparison import Comparison, compare
 from sparse_lens.comparisons.full_verdict import CAVEATS, undistinguished
@@ -160,7 +160,7 @@ def curve_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnSpec], tas
     }
     jobs = []
     for spec in specs:
-        depends = fingerprints(pair, spec)
+        depends = [*fingerprints(pair, spec), f"curve schema {SCHEMA}"]
         for task in tasks:
             for seed in range(1 if spec.control else plan.seeds):
                 place = {"column": spec.to_plain(), "task": task, "seed": seed}
