@@ -54,7 +54,7 @@ class Scale:
 
     def _linear_ticks(self) -> list[float]:
         step = _step(self.high - self.low)
-        first, last = round(self.low / step), round(self.high / step)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [index * step for index in range(first, last + 1)]
 
     def _log_ticks(self) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -35,6 +36,12 @@ def test_scales_hold_their_values_in_order_and_have_few_round_ticks(values: list
 def test_a_decade_is_as_long_as_the_next() -> None:
     scale = Scale.over([1, 1000], 0, 300, log=True)
     assert [scale.at(value) for value in (1, 10, 100, 1000)] == pytest.approx([0, 100, 200, 300])
+
+
+def test_ticks_of_a_linear_axis_are_as_far_apart_as_their_values() -> None:
+    pixels = [pixel for pixel, _ in Scale.over([0.19, 0.345], 500, 20).ticks()]
+    steps = [a - b for a, b in pairwise(pixels)]
+    assert len(steps) >= 2 and steps == pytest.approx([steps[0]] * len(steps))
 
 
 def test_every_point_is_told_and_text_is_escaped() -> None:
