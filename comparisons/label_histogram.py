@@ -34,15 +34,22 @@ class LabelHistogram:
     A latent fires above zero; `magnitude` counts by absolute value instead. Strengths lie on a fixed grid of 16 steps to an octave,
     so that nothing depends on batches or their order; memory is `latents x 128 x 2 labels x 4` bytes, whatever the number of
     tokens. With `top` the windows of strengths are those of another histogram, which makes slots comparable: train and test.
+    `sums [latent 2 * column]` are those of the strengths, if asked for.
     """
 
     def __init__(
-        self, n_latents: int, n_columns: int, *, magnitude: bool = False, top: Int[np.ndarray, " latent"] | None = None
+        self,
+        n_latents: int,
+        n_columns: int,
+        *,
+        magnitude: bool = False,
+        with_sums: bool = False,
+        top: Int[np.ndarray, " latent"] | None = None,
     ) -> None:
         self.n_columns, self.magnitude, self.moves = n_columns, magnitude, top is None
         self.top = np.full(n_latents, -1, dtype=np.int64) if top is None else top.copy()
         self.counts = np.zeros((n_latents, SLOTS, 2 * n_columns), dtype=np.uint32)
-        self.sums = np.zeros((n_latents, 2 * n_columns))
+        self.sums = np.zeros((n_latents, 2 * n_columns if with_sums else 0))
         self.maxima = np.zeros(n_latents)
         self.fired = np.zeros(n_latents, dtype=np.int64)
         self.totals = np.zeros(2 * n_columns, dtype=np.int64)
@@ -51,7 +58,7 @@ class LabelHistogram:
     def add(self, latents: Float[Tensor, "token latent"], columns: Int8[np.ndarray, "token column"]) -> None:
         """Take in tokens; a label of -1 is unknown and counts nowhere. Raises `DataError` for latents that are not finite."""
         values = np.ascontiguousarray(latents.detach().float().cpu().numpy())
-        if not np.isfinite(values).all():
+        if not np.isfinite(values.sum(dtype=np.float64)):  # one sweep: what is not finite stays so in the sum
             raise DataError(f"{int((~np.isfinite(values)).sum())} latents are not finite; see whether the dictionary is whole")
         if values.shape != (len(columns), len(self.top)) or columns.shape[1] != self.n_columns:
             raise DataError(
@@ -61,10 +68,10 @@ class LabelHistogram:
             raise DataError(f"more than {_MOST_TOKENS} tokens overflow the counts; score a sample")
         if self.magnitude:
             values = np.abs(values)
-        flags = np.concatenate([columns == 1, columns >= 0], axis=1).astype(np.uint8)
+        flags = np.concatenate([columns == 1, columns >= 0], axis=1).astype(np.uint32)
         count_firing(values, flags, self.counts, self.sums, self.top, moves=self.moves)
         self.maxima = np.maximum(self.maxima, values.max(0, initial=0))
-        self.fired += (values > 0).sum(0)
+        self.fired += np.count_nonzero(values > 0, axis=0)
         self.totals += flags.sum(0, dtype=np.int64)
         self.n_tokens += len(values)
 

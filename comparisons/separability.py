@@ -66,7 +66,7 @@ class SeparabilitySums:
 
     def __init__(self, n_latents: int, names: Sequence[str], *, magnitude: bool = False, seed: int = 0) -> None:
         self.names, self.seed = tuple(names), seed
-        self.histogram = LabelHistogram(n_latents, len(self.names), magnitude=magnitude)
+        self.histogram = LabelHistogram(n_latents, len(self.names), magnitude=magnitude, with_sums=True)
 
     def add(self, latents: Float[Tensor, "token latent"], batch: LabelledTokens) -> None:
         """Take in the latents of a batch of windows, `[window * pos, latent]`."""

@@ -24,9 +24,9 @@ def count_firing(
 ) -> None:
     """Add tokens to the counts: for every latent above zero, the token's `flags` at the latent's strength.
 
-    `latents [token latent]` float32, C-contiguous; `flags [token flag]` uint8; `counts [latent slot flag]` uint32; `sums [latent
-    flag]` float64 of the latents themselves; `top [latent]` int64, the grid step of slot 0 (-1: has not fired). With `moves` false
-    the windows stay, and what is stronger counts in slot 0.
+    `latents [token latent]` float32, C-contiguous; `flags [token flag]` uint32; `counts [latent slot flag]` uint32; `sums [latent
+    flag]` float64 of the latents themselves, or without flags if they are not wanted; `top [latent]` int64, the grid step of slot 0
+    (-1: has not fired). With `moves` false the windows stay, and what is stronger counts in slot 0.
     """
     bits = latents.view(np.int32)
     share_rows(
@@ -46,8 +46,9 @@ def _count(
     last: int,
     moves: bool,
 ) -> None:
-    n_slots, n_flags = counts.shape[1], counts.shape[2]
+    n_slots, n_flags, n_sums = counts.shape[1], counts.shape[2], sums.shape[1]
     for token in range(latents.shape[0]):
+        own = flags[token]
         for latent in range(first, last):
             value = latents[token, latent]
             if value > 0:
@@ -58,11 +59,11 @@ def _count(
                         top[latent] = step
                     else:
                         step = top[latent]
-                slot = min(top[latent] - step, n_slots - 1)
+                row, total = counts[latent, min(top[latent] - step, n_slots - 1)], sums[latent]
                 for flag in range(n_flags):
-                    counts[latent, slot, flag] += flags[token, flag]
-                for flag in range(n_flags):
-                    sums[latent, flag] += value * flags[token, flag]
+                    row[flag] = np.uint32(row[flag] + own[flag])
+                for flag in range(n_sums):
+                    total[flag] += value * own[flag]
 
 
 @numba.njit(cache=True, nogil=True)
