@@ -13,7 +13,7 @@ def data(seed=0, n_tokens=300, n_latents=40, n_flags=5):
     generator = np.random.default_rng(seed)
     latents = generator.lognormal(0, 1.5, (n_tokens, n_latents)).astype(np.float32)
     latents *= generator.choice([0, 1, -1], latents.shape, p=[0.6, 0.3, 0.1])
-    return latents.astype(np.float32), generator.integers(0, 2, (n_tokens, n_flags)).astype(np.uint8)
+    return latents.astype(np.float32), generator.integers(0, 2, (n_tokens, n_flags)).astype(np.uint32)
 
 
 def empty(n_latents=40, n_flags=5):
@@ -57,7 +57,7 @@ def test_windows_that_stay_count_what_is_stronger_in_the_first_slot():
     counts, sums, top = empty(1, 1)
     top[:] = grid_step(np.float32(1.0))
     count_firing(
-        np.array([[1.0], [64.0], [0.01]], dtype=np.float32), np.ones((3, 1), dtype=np.uint8), counts, sums, top, moves=False
+        np.array([[1.0], [64.0], [0.01]], dtype=np.float32), np.ones((3, 1), dtype=np.uint32), counts, sums, top, moves=False
     )
     assert counts[0, :, 0].tolist() == [2, 0, 0, 0, 0, 0, 0, 1] and top[0] == grid_step(np.float32(1.0))
 
