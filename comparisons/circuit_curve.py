@@ -22,6 +22,7 @@ from sparse_lens.circuits.edges.cutting import input_means
 from sparse_lens.circuits.edges.search import EdgeProblem, learn_edges, select_edges
 from sparse_lens.circuits.edges.space import candidate_edges
 from sparse_lens.circuits.paths import paths_are_known
+from sparse_lens.circuits.search.effort import size_of
 from sparse_lens.circuits.search.objectives import Objective
 from sparse_lens.circuits.search.problems import SearchProblem, search_problem, with_errors
 from sparse_lens.circuits.search.tracing import trace_circuits
@@ -40,9 +41,9 @@ if TYPE_CHECKING:
 TARGETS = (2.0, 1.0, 0.5, 0.25)
 """Divergences from the model that circuits are searched for, in nats."""
 
-EDGE_SLACK = 0.5
-"""Edges at a target are searched between the nodes that meet this share of it: nodes at the target itself leave an edge search no
-room, and it would have to keep nearly all of them."""
+EDGE_STARTS = (1.0, 0.5)
+"""Edges at a target are searched between the nodes that meet each of these shares of it, and the fewest are taken. Nodes at the
+target itself can leave an edge search no room, so that it keeps nearly all edges; nodes at half of it can be too many to drop."""
 
 SCHEMA = 2
 
@@ -118,7 +119,7 @@ def circuit_curve(
 
     `windows` are natural text, held-out real files in the column's tokens; `reference` those of the pretraining distribution, for
     the means that cut edges carry. Edges are searched at `edge_targets`, functional graphs found at `functional_targets`, both
-    among `targets`; edges are searched between nodes found at `EDGE_SLACK` of their target. Same effort for every column.
+    among `targets`; edges are searched as `EDGE_STARTS` says. Same effort for every column.
     """
     config, loss = config or SearchConfig(), Objective("kl")
     problem = search_problem(column.bridge, column.space, column.ablation, get_task(task), config, seed=seed, objective=loss)
@@ -130,31 +131,34 @@ def circuit_curve(
         reason = f"accuracy {accuracy} is below the gate of {ACCURACY_GATE}"
         return CircuitCurve(column.name, task, seed, accuracy, reason=reason, facts=facts)
     edge_targets = edge_targets if paths_are_known(problem.space) else ()
-    wanted = sorted({*targets, *(EDGE_SLACK * target for target in edge_targets)}, reverse=True)
+    wanted = sorted({*targets, *(share * target for target in edge_targets for share in EDGE_STARTS)}, reverse=True)
     found = dict(zip(wanted, trace_circuits(problem, wanted, config, seed=seed, on_step=on_step), strict=True))
     measures, points = CurveMeasures(column.bridge, column.space, column.ablation, prompts), []
     for target in sorted(set(targets), reverse=True):
         searched = None
         if target in edge_targets:
-            searched = _with_edges(problem, found[EDGE_SLACK * target], target, reference, config, seed, on_step)
+            starts = [found[share * target] for share in EDGE_STARTS]
+            searched = _fewest_edges(problem, starts, target, reference, config, seed, on_step)
         points.append(_point(problem, found[target], searched, measures, functional=target in functional_targets))
     return CircuitCurve(column.name, task, seed, accuracy, tuple(points), facts=facts)
 
 
-def _with_edges(
+def _fewest_edges(
     problem: SearchProblem,
-    nodes: Circuit,
+    starts: Sequence[Circuit],
     target: float,
     reference: np.ndarray,
     config: SearchConfig,
     seed: int,
     on_step: Callable[[], Any],
 ) -> Circuit:
-    """The fewest edges found at `target` between some nodes: same learner, effort and warm start in every column."""
-    means = input_means(problem.bridge, reference, problem.ablation.means, problem.graph.inputs)
-    edges = EdgeProblem(problem, nodes.mask, candidate_edges(problem.space, nodes.mask, problem.graph), means)
-    learned = learn_edges(edges, target, config, seed=seed, on_step=on_step)
-    return select_edges(edges, nodes, learned, target, config)
+    """The fewest edges found at `target` between the nodes of any start: same learner, effort and warm start in every column."""
+    means, found = input_means(problem.bridge, reference, problem.ablation.means, problem.graph.inputs), []
+    for nodes in starts:
+        edges = EdgeProblem(problem, nodes.mask, candidate_edges(problem.space, nodes.mask, problem.graph), means)
+        learned = learn_edges(edges, target, config, seed=seed, on_step=on_step)
+        found.append(select_edges(edges, nodes, learned, target, config))
+    return min(found, key=lambda circuit: (not circuit.reached, size_of(circuit) if circuit.reached else circuit.loss))
 
 
 def _point(
@@ -193,7 +197,7 @@ def _facts(
     return {
         "config": config.model_dump(mode="json"),
         "targets": list(targets),
-        "edges": f"searched between nodes found at {EDGE_SLACK:g} of their target",
+        "edges": f"the fewest found between nodes at {', '.join(f'{share:g}' for share in EDGE_STARTS)} of their target",
         "target": "KL(model, circuit) over the vocabulary at the answer position, nats",
         "error_nodes": error_mode if has_errors else "none: the dictionaries are exact",
         "ablation": "mean over the pretraining distribution",

@@ -27,7 +27,7 @@ from sparse_lens.results import to_plain
 
 Record = dict[str, Any]
 
-FORMAT = 1
+FORMAT = 2
 """Raised when what a job computes changes, so that older records are not taken for its."""
 
 
