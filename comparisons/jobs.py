@@ -154,7 +154,7 @@ def _in_processes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Reco
 
 def _over_ray(jobs: Sequence[Job], address: str) -> Iterator[tuple[Job, Record]]:
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ConfigError('running over Ray needs the extra: pip install "sparse-lens[ray]"') from error
     joined = ray.is_initialized()
