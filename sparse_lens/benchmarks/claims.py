@@ -10,7 +10,7 @@ _SECONDS, _GIGABYTES = 90, 1.5
 
 _EASE = f"""
 import torch
-from sparse_lens.comparisons.predictability import PredictabilitySums
+from sparse_lens.comparisons.predictability.measuring import PredictabilitySums
 from sparse_lens.dictionaries import IdentityDictionary
 
 def model():

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sparse_lens.benchmarks.large import cost_of
 from sparse_lens.benchmarks.timing import Row, fastest, row
-from sparse_lens.comparisons.concepts import ConceptScores, ConceptTraining
-from sparse_lens.comparisons.labelled_tokens import LabelledTokens
-from sparse_lens.comparisons.token_identity import LabelColumns
+from sparse_lens.comparisons.concepts.coverage import ConceptScores, ConceptTraining
+from sparse_lens.comparisons.concepts.labelled_tokens import LabelledTokens
+from sparse_lens.comparisons.concepts.token_identity import LabelColumns
 
 _LATENTS, _ACTIVE, _LABELS, _TOKENS = 4096, 32, 40, 1_000_000
 _MINUTES, _GIGABYTES = 3, 2

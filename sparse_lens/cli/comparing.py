@@ -78,7 +78,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _compare_fully(options: argparse.Namespace, pair: Any, tasks: Any, config: Any) -> Any:
-    from sparse_lens.comparisons.full_comparison import FullPlan, compare_fully, quick_plan
+    from sparse_lens.comparisons.full.full_comparison import FullPlan, compare_fully, quick_plan
 
     arms = dict(_named_folder(arm) for arm in options.arm)
     if options.quick:

@@ -191,8 +191,8 @@ def _describe(folder: Path, data: Any, config: Any) -> None:
     """Card and curves of the finished model."""
     import json
 
-    from sparse_lens.comparisons.assembling import corpus_sentence, public_manifest
-    from sparse_lens.comparisons.cards import write_card
+    from sparse_lens.comparisons.shipped.assembling import corpus_sentence, public_manifest
+    from sparse_lens.comparisons.shipped.cards import write_card
     from sparse_lens.files import new_file
     from sparse_lens.models_shipped import CORPUS_FILE
     from sparse_lens.report import write_curves

@@ -1,0 +1,1 @@
+"""What single latents tell about Python source: labels, scores, probes, separability, absorption."""

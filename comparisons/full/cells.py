@@ -1,0 +1,186 @@
+"""The cells of the full comparison: top-level functions of plain arguments with plain records, so that they run anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparse_lens.circuits import SearchConfig
+from sparse_lens.comparisons.column_specs import ColumnSpec, mlp_units, model_folder, open_column, windows_of
+from sparse_lens.comparisons.columns import Column
+from sparse_lens.comparisons.concepts.absorption import measure_absorption
+from sparse_lens.comparisons.concepts.coverage import measure_concepts
+from sparse_lens.comparisons.concepts.labelled_tokens import LabelledTokens, label_pair
+from sparse_lens.comparisons.concepts.probes import measure_probes
+from sparse_lens.comparisons.concepts.separability import measure_separability
+from sparse_lens.comparisons.curves.circuit_curve import circuit_curve
+from sparse_lens.comparisons.pair import ModelPair
+from sparse_lens.comparisons.reading import reading_windows
+from sparse_lens.comparisons.rows.activation import activation, decoder_geometry
+from sparse_lens.comparisons.rows.capability import capability
+from sparse_lens.comparisons.rows.correspondence import measure_correspondence
+from sparse_lens.comparisons.rows.reconstruction import reconstruction, spliced_loss
+from sparse_lens.comparisons.rows.superposition import measure_superposition
+from sparse_lens.data import load_tokenizer
+from sparse_lens.dictionaries import Dictionary, SAETrainingConfig, TranscoderTrainingConfig, train_sae, train_transcoder
+from sparse_lens.errors import UnknownNameError
+from sparse_lens.hooks import load
+from sparse_lens.results import Result
+
+Plain = dict[str, Any]
+
+NATURAL_WINDOWS = 64
+"""Held-out windows of real files that the divergence of a circuit is measured on."""
+
+LABELLED_TOKENS = 100_000
+
+
+def train_dictionary(
+    pair: str, model: str, kind: str, layer: int, tokens: int, d_sae: int, k: int, seed: int, folder: str
+) -> Plain:
+    """Train one dictionary for a layer's MLP of a model of the pair and keep it in `folder`.
+
+    `kind` is an SAE's architecture, `frozen` (topk with a frozen decoder), `transcoder` or `skip_transcoder`. The record holds the
+    folder, the dictionary's hash and its statistics on held-out tokens.
+    """
+    opened = ModelPair.at(pair)
+    spec = ColumnSpec("", model)
+    bridge, held_out = load(model_folder(opened, spec)), windows_of(opened, spec)["heldout"][:, :-1]
+    windows = reading_windows(opened, int(1.3 * tokens) + 131_072, seed=seed)
+    batches = (windows[start : start + 16] for start in range(0, len(windows), 16))
+    common: Plain = {"d_sae": d_sae, "k": k, "tokens": tokens, "batch_size": 2048, "seed": seed}
+    how: Plain = {"held_out": np.array_split(held_out, 16), "progress": False}
+    if kind in ("transcoder", "skip_transcoder"):
+        config = TranscoderTrainingConfig(skip=kind == "skip_transcoder", **common)
+        hooks = (f"blocks.{layer}.mlp.hook_act_in", f"blocks.{layer}.hook_mlp_out")
+        trained = train_transcoder(bridge, *hooks, batches, config, folder, **how)
+    else:
+        common |= {"architecture": "topk" if kind == "frozen" else kind, "frozen_decoder": kind == "frozen"}
+        sae = SAETrainingConfig(**common)
+        trained = train_sae(bridge, f"blocks.{layer}.mlp.hook_post", batches, sae, folder, **how)
+    return {"folder": str(Path(folder)), "hash": trained.dictionary.hash, "statistics": vars(trained.statistics)}
+
+
+def curve_cell(
+    pair: str,
+    column: Mapping[str, Any],
+    task: str,
+    seed: int,
+    targets: Sequence[float],
+    edge_targets: Sequence[float],
+    functional_targets: Sequence[float],
+    config: Mapping[str, Any],
+    error_mode: str = "scored",
+) -> Plain:
+    """The curve of one column on one task for one search seed; see `circuit_curve`."""
+    opened, spec = ModelPair.at(pair), ColumnSpec.from_plain(column)
+    windows = windows_of(opened, spec)
+    found = circuit_curve(
+        open_column(pair, spec, seed=seed),
+        task,
+        windows["heldout"][:NATURAL_WINDOWS, :-1],
+        windows["reference"],
+        targets=targets,
+        edge_targets=edge_targets,
+        functional_targets=functional_targets,
+        error_mode=error_mode,
+        config=SearchConfig(**config),
+        seed=seed,
+    )
+    return found.to_plain()
+
+
+def capability_cell(pair: str, column: Mapping[str, Any]) -> dict[str, Result]:
+    """Loss and size of a column's model, and, with dictionaries, the loss with all of them in place and their errors left out."""
+    opened, spec = ModelPair.at(pair), ColumnSpec.from_plain(column)
+    found, windows = open_column(pair, spec), windows_of(opened, spec)["heldout"]
+    results = capability(found.bridge, windows, load_tokenizer(model_folder(opened, spec)))
+    inexact = [site.dictionary for site in found.space.sites if not site.dictionary.exact]
+    return results | ({} if not inexact else _without(spliced_loss(found.bridge, inexact, windows), "loss"))
+
+
+def row_cell(pair: str, column: Mapping[str, Any], row: str, layer: int, seed: int = 0) -> dict[str, Result]:
+    """One row of one layer's MLP units in one column."""
+    if row not in ROWS:
+        raise UnknownNameError("row", row, ROWS)
+    opened, spec = ModelPair.at(pair), ColumnSpec.from_plain(column)
+    found = open_column(pair, spec, seed=seed)
+    return ROWS[row](opened, spec, found, mlp_units(found)[layer])
+
+
+def _reconstruction(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary) -> dict[str, Result]:
+    windows = windows_of(pair, spec)["heldout"]
+    rows = reconstruction(column.bridge, units, _batches(windows[:, :-1]))
+    return rows if units.exact else rows | spliced_loss(column.bridge, [units], windows)
+
+
+def _activation(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary) -> dict[str, Result]:  # noqa: ARG001
+    windows = reading_windows(pair, LABELLED_TOKENS, seed=1)
+    return activation(column.bridge, units, _batches(windows)) | ({} if units.exact else decoder_geometry(units))
+
+
+def _superposition(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary) -> dict[str, Result]:
+    return measure_superposition(column.bridge, units, _batches(windows_of(pair, spec)["heldout"][:, :-1]))
+
+
+def _concepts(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary) -> dict[str, Result]:
+    train, test = _labelled(pair.address, spec.model)
+    return dict(measure_concepts(column.bridge, units, train, test, magnitude=units.exact).results)
+
+
+def _probes(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary) -> dict[str, Result]:
+    return dict(measure_probes(column.bridge, units, *_labelled(pair.address, spec.model)).results)
+
+
+def _separability(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary) -> dict[str, Result]:
+    return dict(measure_separability(column.bridge, units, _all_labelled(pair.address, spec.model), magnitude=units.exact).results)
+
+
+def _absorption(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary) -> dict[str, Result]:
+    return dict(measure_absorption(column.bridge, units, *_labelled(pair.address, spec.model)).results)
+
+
+Row = Callable[[ModelPair, ColumnSpec, Column, Dictionary], dict[str, Result]]
+
+ROWS: dict[str, Row] = {
+    "reconstruction": _reconstruction,
+    "activation": _activation,
+    "superposition": _superposition,
+    "concepts": _concepts,
+    "probes": _probes,
+    "separability": _separability,
+    "absorption": _absorption,
+}
+"""Rows of MLP units by name; none of them asks which column it is for."""
+
+
+def correspondence_cell(pair: str, first: Mapping[str, Any], second: Mapping[str, Any], layer: int) -> dict[str, Result]:
+    """Units of one column's layer matched with those of another's, on held-out windows; for models of one tokenizer."""
+    opened = ModelPair.at(pair)
+    sides = [open_column(pair, side) for side in (first, second)]
+    units = [mlp_units(side)[layer] for side in sides]
+    tokens = _batches(opened.windows["heldout"][:, :-1])
+    return dict(measure_correspondence(sides[0].bridge, units[0], sides[1].bridge, units[1], tokens).results)
+
+
+@lru_cache(maxsize=2)
+def _all_labelled(pair: str, model: str) -> LabelledTokens:
+    opened = ModelPair.at(pair)
+    return label_pair(opened, model if model in opened.record else "sparse", n_tokens=LABELLED_TOKENS)
+
+
+@lru_cache(maxsize=2)
+def _labelled(pair: str, model: str) -> tuple[LabelledTokens, LabelledTokens]:
+    return _all_labelled(pair, model).split()
+
+
+def _batches(windows: np.ndarray) -> list[np.ndarray]:
+    return np.array_split(windows, max(1, len(windows) // 16))
+
+
+def _without(results: Mapping[str, Result], name: str) -> dict[str, Result]:
+    return {key: value for key, value in results.items() if key != name}

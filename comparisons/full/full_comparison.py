@@ -1,0 +1,270 @@
+"""`compare_fully`: every column and control, every row, and the curve of bits against divergence, from cells that are kept.
+
+    sparse-lens compare --full --out report
+
+runs it on the shipped pair. Cells are independent (`jobs`): killed and started again it goes on, over processes or over Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparse_lens.circuits import SearchConfig
+from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints, model_folder
+from sparse_lens.comparisons.comparison import Comparison, compare
+from sparse_lens.comparisons.curves.circuit_curve import SCHEMA, TARGETS
+from sparse_lens.comparisons.full.cells import ROWS
+from sparse_lens.comparisons.full.full_verdict import CAVEATS, undistinguished
+from sparse_lens.comparisons.full.headline import headline
+from sparse_lens.comparisons.full.jobs import Job, Record, run_jobs
+from sparse_lens.comparisons.pair import ModelPair
+from sparse_lens.errors import ConfigError
+from sparse_lens.hooks import load
+from sparse_lens.results import from_plain
+from sparse_lens.tasks import available_tasks, get_task
+
+BASE = "sparse_neurons"
+_CELLS = "sparse_lens.comparisons.full.cells"
+
+
+@dataclass(frozen=True)
+class FullPlan:
+    """What the full comparison does; the defaults are those of `sparse-lens compare --full`.
+
+    `seeds` are search seeds; a control gets one of them. Dictionaries have `d_sae` latents, `k` active ones, and read `tokens`;
+    `dictionary_seeds` are trained of the main kind (topk). `arms` are further dense models by name, as folders.
+    """
+
+    tasks: Sequence[str] = ()
+    seeds: int = 3
+    targets: Sequence[float] = TARGETS
+    edge_targets: Sequence[float] = (0.5,)
+    functional_targets: Sequence[float] = ()
+    config: SearchConfig = field(default_factory=SearchConfig)
+    d_sae: int = 1024
+    k: int = 16
+    tokens: int = 400_000
+    dictionary_seeds: int = 3
+    kinds: Sequence[str] = ("topk", "batchtopk", "matryoshka", "jumprelu", "frozen", "transcoder", "skip_transcoder")
+    arms: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or self.dictionary_seeds < 1:
+            raise ConfigError(f"seeds and dictionary_seeds must be at least 1, got {self.seeds} and {self.dictionary_seeds}")
+
+
+def quick_plan(tasks: Sequence[str] = (), arms: Mapping[str, str] | None = None) -> FullPlan:
+    """Everything at its smallest: to see that it runs, not to learn from it."""
+    config = SearchConfig(steps=20, search_pairs=64, evaluation_pairs=32, evaluations=6)
+    return FullPlan(
+        tasks=tasks or ("if_equals", "with_as"),
+        seeds=1,
+        targets=(2.0, 0.5),
+        config=config,
+        **{"d_sae": 64, "k": 4, "tokens": 6000, "dictionary_seeds": 1, "kinds": ("topk", "frozen", "skip_transcoder")},
+        arms=arms or {},
+    )
+
+
+def compare_fully(
+    pair: ModelPair | str = "python",
+    plan: FullPlan | None = None,
+    *,
+    cache: str | Path,
+    workers: int = 2,
+    ray_address: str | None = None,
+    command: str = "sparse_lens.compare_fully(...)",
+    progress: bool = True,
+) -> Comparison:
+    """The comparison of `compare`, and under `full` in its metrics everything else; cells are kept in the folder `cache`.
+
+    Raises what `compare` and `run_jobs` raise. Dictionaries that are trained on the way are kept in `cache/dictionaries`.
+    """
+    plan, pair = plan or FullPlan(), ModelPair.open(pair) if isinstance(pair, str) else pair
+    tasks = list(plan.tasks or pair.default_tasks or available_tasks())
+    for task in tasks:
+        get_task(task)
+    cache, how = Path(cache), {"workers": workers, "ray_address": ray_address, "progress": progress}
+    basic = compare(
+        pair, tasks=tasks, seeds=plan.seeds, config=plan.config, command=command, progress=progress, workers=workers, cache=cache
+    )
+    trained = run_jobs(training_jobs(pair, plan, cache / "dictionaries"), cache, **how)
+    specs = column_specs(pair, plan, trained)
+    curves = curve_jobs(pair, plan, specs, tasks)
+    rows = [*capability_jobs(pair, specs), *row_jobs(pair, specs), *correspondence_jobs(pair, specs)]
+    found = run_jobs([*curves, *rows], cache, **how)
+    full = assemble(plan, specs, trained, _named(curves, found), _named(rows, found[len(curves) :]))
+    return Comparison({**basic.metrics, "full": full})
+
+
+def training_jobs(pair: ModelPair, plan: FullPlan, folder: Path) -> list[Job]:
+    """One job for every dictionary: kinds × layers on the loss-matched model, more seeds of topk, and topk on the sparse model."""
+    wanted = [("dense_matched", kind, 0) for kind in plan.kinds]
+    wanted += [("dense_matched", plan.kinds[0], seed) for seed in range(1, plan.dictionary_seeds)]
+    wanted += [("sparse", plan.kinds[0], 0)]
+    jobs = []
+    for model, kind, seed in wanted:
+        spec = ColumnSpec(model, model)
+        depends = fingerprints(pair, spec)
+        for layer in range(int(load(model_folder(pair, spec)).cfg.n_layers)):
+            settings = {"model": model, "kind": kind, "layer": layer, "seed": seed}
+            settings |= {"tokens": plan.tokens, "d_sae": plan.d_sae, "k": plan.k}
+            place = hashlib.sha256(repr((sorted(settings.items()), depends)).encode()).hexdigest()[:12]
+            where = str((folder / f"{kind}-{model}-{layer}-{seed}-{place}").absolute())
+            name = f"train {kind} {seed} of layer {layer}, {model}"
+            jobs.append(Job(name, f"{_CELLS}:train_dictionary", _for(pair) | settings | {"folder": where}, depends))
+    return jobs
+
+
+def column_specs(pair: ModelPair, plan: FullPlan, trained: Sequence[Record]) -> list[ColumnSpec]:
+    """Every column: neurons and bases of the pair's models, one for each kind of dictionary, and the controls."""
+    specs = [
+        ColumnSpec(BASE, "sparse"),
+        ColumnSpec("dense_neurons", "dense"),
+        ColumnSpec("dense_matched_neurons", "dense_matched"),
+        ColumnSpec("dense_matched_components", "dense_matched", "components"),
+        ColumnSpec("dense_matched_singular_vectors", "dense_matched", "singular_vectors"),
+    ]
+    specs += [_with_dictionaries(pair, plan, kind, trained, "dense_matched") for kind in plan.kinds]
+    specs += [
+        ColumnSpec("dense_matched_rotated", "dense_matched", "rotated", control=True),
+        ColumnSpec("sparse_rotated", "sparse", "rotated", control=True),
+        ColumnSpec("shuffled_weights", "dense_matched", shuffled=True, control=True),
+        _with_dictionaries(pair, plan, plan.kinds[0], trained, "sparse"),
+    ]
+    return specs + [ColumnSpec(name, folder, control=True) for name, folder in plan.arms.items()]
+
+
+def _with_dictionaries(pair: ModelPair, plan: FullPlan, kind: str, trained: Sequence[Record], model: str) -> ColumnSpec:
+    jobs = training_jobs(pair, plan, Path())
+    found: dict[int, list[str]] = {}
+    for job, record in zip(jobs, trained, strict=True):
+        if job.arguments["model"] == model and job.arguments["kind"] == kind:
+            found.setdefault(job.arguments["seed"], []).append(record["folder"])
+    name = f"sparse_{kind}" if model == "sparse" else f"dense_{kind}"
+    folders = tuple(tuple(found[seed]) for seed in sorted(found))
+    return ColumnSpec(name, model, "dictionaries", folders, control=model == "sparse" or kind == "frozen")
+
+
+def curve_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnSpec], tasks: Sequence[str]) -> list[Job]:
+    """One job for every task, column and search seed (a control gets the first seed only)."""
+    settings = {
+        "targets": list(plan.targets),
+        "edge_targets": list(plan.edge_targets),
+        "functional_targets": list(plan.functional_targets),
+        "config": plan.config.model_dump(mode="json"),
+    }
+    jobs = []
+    for spec in specs:
+        depends = [*fingerprints(pair, spec), f"curve schema {SCHEMA}"]
+        for task in tasks:
+            for seed in range(1 if spec.control else plan.seeds):
+                place = {"column": spec.to_plain(), "task": task, "seed": seed}
+                name = f"curve {task} in {spec.name}, seed {seed}"
+                jobs.append(Job(name, f"{_CELLS}:curve_cell", _for(pair) | place | settings, depends))
+    return jobs
+
+
+def capability_jobs(pair: ModelPair, specs: Sequence[ColumnSpec]) -> list[Job]:
+    """One job a column."""
+    jobs = []
+    for spec in specs:
+        where = _for(pair) | {"column": spec.to_plain()}
+        jobs.append(Job(f"capability {spec.name}", f"{_CELLS}:capability_cell", where, fingerprints(pair, spec)))
+    return jobs
+
+
+def row_jobs(pair: ModelPair, specs: Sequence[ColumnSpec]) -> list[Job]:
+    """One job for every row, layer and column whose MLP units are its own; further dictionary seeds of the main kind too."""
+    jobs = []
+    for spec in specs:
+        if spec.basis in ("components", "singular_vectors"):
+            continue  # their MLP units are the neurons
+        depends = fingerprints(pair, spec)
+        for layer in range(int(load(model_folder(pair, spec)).cfg.n_layers)):
+            for row in ROWS:
+                for seed in range(max(1, len(spec.dictionaries))):
+                    place = {"column": spec.to_plain(), "row": row, "layer": layer, "seed": seed}
+                    name = f"{row} {spec.name}, layer {layer}, seed {seed}"
+                    jobs.append(Job(name, f"{_CELLS}:row_cell", _for(pair) | place, depends))
+    return jobs
+
+
+def correspondence_jobs(pair: ModelPair, specs: Sequence[ColumnSpec]) -> list[Job]:
+    """The sparse model's neurons matched with the units of every column that has its own, layer by layer.
+
+    Where a column's model reads other tokens than the pair's there is nothing to match: such columns are left out, and named in
+    the record's caveats by `compare`.
+    """
+    base = next(spec for spec in specs if spec.name == BASE)
+    layers = int(load(model_folder(pair, base)).cfg.n_layers)
+    jobs = []
+    for spec in specs:
+        own = spec.basis not in ("components", "singular_vectors") and spec is not base
+        alike = spec.model not in pair.record or pair.shares_tokens(spec.model)
+        depth = int(load(model_folder(pair, spec)).cfg.n_layers)
+        if own and alike and depth == layers:
+            depends = [*fingerprints(pair, base), *fingerprints(pair, spec)]
+            for layer in range(layers):
+                place = {"first": base.to_plain(), "second": spec.to_plain(), "layer": layer}
+                name = f"correspondence {spec.name}, layer {layer}"
+                jobs.append(Job(name, f"{_CELLS}:correspondence_cell", _for(pair) | place, depends))
+    return jobs
+
+
+def assemble(
+    plan: FullPlan,
+    specs: Sequence[ColumnSpec],
+    trained: Sequence[Record],
+    curves: Sequence[tuple[Job, Record]],
+    rows: Sequence[tuple[Job, Record]],
+) -> dict[str, Any]:
+    """The part `full` of the metrics from the cells' records."""
+    by_task: dict[str, dict[str, list[Record]]] = {}
+    for job, record in curves:
+        by_task.setdefault(job.arguments["task"], {}).setdefault(job.arguments["column"]["name"], []).append(record)
+    by_row: dict[str, dict[str, dict[str, Any]]] = {}
+    for job, record in rows:
+        row, column, place = _place(job)
+        by_row.setdefault(row, {}).setdefault(column, {})[place] = from_plain(record)
+    summary = headline(by_task, specs)
+    return {
+        "schema": 1,
+        "columns": {spec.name: _about(spec) for spec in specs},
+        "dictionaries": [dict(record) for record in trained],
+        "targets": list(plan.targets),
+        "curves": by_task,
+        "rows": by_row,
+        "headline": summary,
+        "undistinguished": undistinguished(summary, by_row, specs),
+        "caveats": list(CAVEATS),
+    }
+
+
+def _place(job: Job) -> tuple[str, str, str]:
+    """Row, column, and layer and seed, of a cell that is no curve."""
+    arguments = job.arguments
+    if "second" in arguments:
+        return "correspondence", arguments["second"]["name"], f"layer {arguments['layer']}"
+    if "row" in arguments:
+        seed = f", seed {arguments['seed']}" if len(arguments["column"]["dictionaries"]) > 1 else ""
+        return arguments["row"], arguments["column"]["name"], f"layer {arguments['layer']}{seed}"
+    return "capability", arguments["column"]["name"], "model"
+
+
+def _about(spec: ColumnSpec) -> dict[str, Any]:
+    return {"model": spec.model, "basis": spec.basis, "control": spec.control, "shuffled": spec.shuffled} | {
+        "dictionary_seeds": len(spec.dictionaries)
+    }
+
+
+def _for(pair: ModelPair) -> dict[str, Any]:
+    return {"pair": pair.address}
+
+
+def _named(jobs: Sequence[Job], records: Sequence[Record]) -> list[tuple[Job, Record]]:
+    return list(zip(jobs, records, strict=False))

@@ -1,0 +1,55 @@
+"""The rule on synthetic results: each verdict, and each reason for none."""
+
+from __future__ import annotations
+
+import pytest
+
+from sparse_lens.comparisons.claims.verdicts import judge
+from sparse_lens.errors import DataError
+
+MATCHED = [0.01, -0.02, 0.04]
+
+
+def test_a_clear_difference_supports_or_contradicts() -> None:
+    sparse, dense = [1.0, 1.1, 0.9], [2.0, 2.2, 2.1]
+    claim = judge(sparse, dense, loss_gaps=MATCHED, larger="dense")
+    assert claim.verdict == "supports" and claim.difference.value == pytest.approx(-1.1)
+    assert judge(sparse, dense, loss_gaps=MATCHED, larger="sparse").verdict == "contradicts"
+    assert judge(dense, sparse, loss_gaps=MATCHED, larger="sparse").verdict == "supports"
+
+
+def test_the_interval_is_students() -> None:
+    """By hand: differences 1, 2, 3 have mean 2, standard error 1/sqrt(3), and t = 4.3027 at two degrees of freedom."""
+    found = judge([1.0, 2.0, 3.0], [0.0, 0.0, 0.0], loss_gaps=MATCHED, larger="sparse")
+    assert found.difference.lo == pytest.approx(2 - 4.3027 / 3**0.5, abs=1e-4)
+    assert found.verdict == "indistinguishable"  # 0 lies inside: three seeds that agree in sign are not enough
+
+
+def test_identical_models_are_indistinguishable() -> None:
+    assert judge([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], loss_gaps=[0.0] * 3, larger="sparse").verdict == "indistinguishable"
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"loss_gaps": [0.01, 0.06, 0.0]}, "apart, by +0.060"),
+        ({"loss_gaps": [float("nan"), 0.0, 0.0]}, "not matched"),
+        ({"controls": {"rotated twin": False, "random weights": True}}, "control failed: rotated twin"),
+    ],
+)
+def test_what_fails_is_not_measurable_and_says_why(changed: dict[str, object], reason: str) -> None:
+    options: dict[str, object] = {"loss_gaps": MATCHED, "larger": "sparse"} | changed
+    found = judge([2.0, 2.1, 2.2], [1.0, 1.0, 1.0], **options)  # pyright: ignore[reportArgumentType]
+    assert found.verdict == "not measurable" and reason in " ".join(found.reasons)
+    assert found.difference.value == pytest.approx(1.1)  # reported, but no verdict rests on it
+
+
+def test_two_seeds_are_too_few() -> None:
+    found = judge([2.0, 2.1, None], [1.0, 1.0, 1.0], loss_gaps=MATCHED, larger="sparse")
+    assert found.verdict == "not measurable" and "2 training seed(s)" in found.reasons[0]
+    assert judge([None], [1.0], loss_gaps=[0.0], larger="sparse").verdict == "not measurable"
+
+
+def test_unlike_lengths_are_refused() -> None:
+    with pytest.raises(DataError, match="each training seed"):
+        judge([1.0], [1.0, 2.0], loss_gaps=[0.0], larger="sparse")

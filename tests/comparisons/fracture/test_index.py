@@ -1,0 +1,226 @@
+"""Fracture: hand-built mechanisms give 0, 1 and 2; the published networks come out as they were measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sparse_lens.comparisons.fracture.index import FractureSums, effective_dimension, picture_fracture, picture_network_fracture
+from sparse_lens.comparisons.fracture.picture_networks import PictureNetwork, read_picture_network
+from sparse_lens.errors import ConfigError, DataError, UnknownNameError
+
+PUBLISHED = Path(__file__).parents[4] / "shared" / "data" / "fer"
+FIGURES = {
+    # F(unit), F(weight), ER(weight) of the reference's own measurement, whose size of picture is not stated
+    "picbreeder_skull": (0.515, 0.504, 0.175),
+    "sgd_skull": (0.827, 0.889, 0.783),
+    "picbreeder_butterfly": (0.481, 0.516, 0.244),
+    "sgd_butterfly": (0.803, 0.889, 0.751),
+}
+
+needs_published = pytest.mark.skipif(
+    not PUBLISHED.is_dir(), reason="the published networks (akarshkumar0101/fer as npz) are absent"
+)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def sums_of(here: Tensor, there: Tensor, behaviour: Tensor | None = None, kinds: int = 1) -> FractureSums:
+    sums = FractureSums(len(here), kinds)
+    ones = torch.ones(here.shape[1])
+    sums.add(here, there, outputs=ones, partner_outputs=ones, behaviour=behaviour)
+    return sums
+
+
+def test_one_mechanism_is_0_two_are_1_opposite_ones_are_2() -> None:
+    """A shared detector changes both instances alike; of two detectors each changes its own; a bias changes them oppositely."""
+    effect = drawn(6, 40)
+    shared, opposite = sums_of(effect, effect), sums_of(effect, -effect)
+    nothing = torch.zeros(3, 40)
+    two = sums_of(torch.cat([effect[:3], nothing]), torch.cat([nothing, effect[3:]]))
+    values = [sums.results()["fracture"].value for sums in (shared, two, opposite)]
+    assert values == pytest.approx([0, 1, 2], abs=1e-12)
+
+
+def test_independent_effects_give_the_nulls() -> None:
+    """Fracture .997 to 1.003, as in the reference, and dimension and entanglement at their nulls."""
+    kinds = torch.arange(2000) % 4
+    found = sums_of(drawn(50, 2000), drawn(50, 2000, seed=1), kinds, 4).results()
+    assert found["fracture"].value == pytest.approx(1, abs=0.02) and found["fracture"].null == 1
+    for name in ("effective_dimension", "entanglement"):
+        assert found[name].value == pytest.approx(found[name].null, abs=0.02)
+
+
+def test_the_plain_formulas() -> None:
+    """A witness with whole arrays: scaled effects, singular values, participation ratios."""
+    here, there = drawn(7, 30) * torch.arange(1, 8)[:, None], drawn(7, 30, seed=1)
+    kinds = torch.arange(30) % 3
+    found = sums_of(here, there, kinds, 3).results()
+    stacked = torch.cat([here, there], 1)
+    unit = stacked / stacked.norm(dim=1, keepdim=True)
+    assert found["fracture"].value == pytest.approx(float((unit[:, :30] - unit[:, 30:]).square().sum(1).mean()))
+    energy = torch.linalg.svdvals(unit) ** 2
+    p = energy / energy.sum()
+    assert found["effective_dimension"].value == pytest.approx(float(torch.exp(-(p * p.log()).sum())) / 7)
+    sizes = torch.stack([(here[:, kinds == kind].abs() + there[:, kinds == kind].abs()).mean(1) for kind in range(3)], 1)
+    assert found["entanglement"].value == pytest.approx(float((sizes.sum(1) ** 2 / sizes.square().sum(1) / 3).mean()))
+
+
+def test_entanglement_of_specialists_and_of_generalists() -> None:
+    """A unit that serves one of four behaviours gives 1/4, one that serves all alike gives 1."""
+    kinds = torch.arange(40) // 10
+    specialists = torch.nn.functional.one_hot(kinds, 4).T.double()
+    assert sums_of(specialists, specialists, kinds, 4).results()["entanglement"].value == pytest.approx(0.25)
+    assert sums_of(torch.ones(4, 40), torch.ones(4, 40), kinds, 4).results()["entanglement"].value == pytest.approx(1)
+    assert not sums_of(specialists, specialists).results()["entanglement"].measurable
+
+
+def test_dimension_of_equal_and_of_orthogonal_effects() -> None:
+    """Five equal effects are one mode, five orthogonal ones are five."""
+    assert effective_dimension(torch.ones(5, 5, dtype=torch.float64)) == pytest.approx(0.2)
+    assert effective_dimension(torch.eye(5, dtype=torch.float64)) == pytest.approx(1)
+
+
+def test_dead_units_are_left_out_and_scale_does_not_matter() -> None:
+    """A unit with a millionth of the energy is not counted; units of any strength count alike."""
+    here, there = drawn(4, 20), drawn(4, 20, seed=1)
+    scaled = here * torch.tensor([1.0, 1e-6, 3, 30])[:, None], there * torch.tensor([1.0, 1e-6, 3, 30])[:, None]
+    found, full = sums_of(*scaled).measure(), sums_of(here, there).measure()
+    assert found.units.tolist() == [0, 2, 3] and found.results["live_units"].n == 4
+    torch.testing.assert_close(found.fracture, full.fracture[[0, 2, 3]])
+    none = sums_of(torch.zeros(3, 5), torch.zeros(3, 5)).results()
+    assert not none["fracture"].measurable and none["fracture"].value is None and none["live_units"].value == 0
+    one = sums_of(here[:1], here[:1]).results()
+    assert one["fracture"].value == 0 and not one["effective_dimension"].measurable
+
+
+def test_batches_do_not_matter() -> None:
+    """Instances one by one, in another order, all at once."""
+    here, there, outputs, kinds = drawn(5, 12), drawn(5, 12, seed=1), drawn(12, seed=2), torch.arange(12) % 2
+    together, apart = FractureSums(5, 2), FractureSums(5, 2)
+    together.add(here, there, outputs=outputs, partner_outputs=outputs, behaviour=kinds)
+    for i in reversed(range(12)):
+        part = slice(i, i + 1)
+        apart.add(here[:, part], there[:, part], outputs=outputs[part], partner_outputs=outputs[part], behaviour=kinds[part])
+    for name, result in together.results().items():
+        assert result.value == pytest.approx(apart.results()[name].value, abs=1e-12)
+
+
+def test_effects_that_are_not_finite_are_refused() -> None:
+    """Counted, on both sides."""
+    with pytest.raises(DataError, match="2 effects are NaN"):
+        sums_of(torch.tensor([[1.0, torch.nan]]), torch.tensor([[torch.inf, 1.0]]))
+
+
+def saved(path: Path, first: np.ndarray, last: np.ndarray, activations: list[str]) -> Path:
+    np.savez(path, W0=first, W1=last, activations=np.array(activations), image64=np.zeros((64, 64, 3)))
+    return path
+
+
+def value_network(*inputs: list[float], activations: list[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Hidden units that read the inputs (right, down, radius, 1) so, and write to the value alone; its size is what is drawn."""
+    first = np.array(inputs).T
+    last = np.zeros((first.shape[1], 3))
+    last[:, 2] = 0.2
+    return first, last, activations
+
+
+def test_hand_built_pictures(tmp_path: Path) -> None:
+    """Units that are even in left and right give 0; odd ones on a constant ground 2; each half its own unit gives 1."""
+    ground = [0.0, 0.0, 0.0, 1.5]
+    even = value_network([0, 0, 0.5, 0], [0, 0.3, 0, 1], activations=["identity:2"])
+    assert picture_network_fracture(saved(tmp_path / "even.npz", *even)) == pytest.approx(0, abs=1e-12)
+    halves = value_network([1, 0, 0, 0], [-1, 0, 0, 0], activations=["relu:2"])
+    assert picture_network_fracture(saved(tmp_path / "halves.npz", *halves)) == pytest.approx(1, abs=1e-12)
+    odd = value_network([0.5, 0, 0, 0], [-0.4, 0, 0, 0], ground, activations=["identity:2", "cache:1"])
+    network = read_picture_network(saved(tmp_path / "odd.npz", *odd))
+    found = picture_fracture(network)["fracture"]
+    assert found.value == pytest.approx(4 / 3, abs=1e-9)  # two odd units, and the ground, which is even
+    by_weight = picture_fracture(network, units="weight")["fracture"].value
+    assert by_weight == pytest.approx(8 / 6, abs=1e-9)
+
+
+@needs_published
+@pytest.mark.parametrize("name", FIGURES)
+def test_published_networks_draw_their_pictures(name: str) -> None:
+    """The forward pass is the original's: the stored picture, to rounding."""
+    with np.load(PUBLISHED / f"{name}.npz", allow_pickle=False) as arrays:
+        image = arrays["image64"]
+    network = read_picture_network(PUBLISHED / f"{name}.npz")
+    np.testing.assert_allclose(network.draw(64), image, atol=1e-6)
+    np.testing.assert_allclose(network.rotated(1).draw(64), image, atol=1e-6)
+
+
+@needs_published
+@pytest.mark.parametrize("picture", ["skull", "butterfly"])
+def test_evolved_networks_are_less_fractured(picture: str) -> None:
+    """By unit and by weight, in fracture and in dimension, near the reference's figures: evolved below trained on both."""
+    found = {}
+    for name in (f"picbreeder_{picture}", f"sgd_{picture}"):
+        network = read_picture_network(PUBLISHED / f"{name}.npz")
+        by_unit = picture_network_fracture(PUBLISHED / f"{name}.npz")
+        by_weight = picture_fracture(network, units="weight", size=48)
+        found[name] = by_unit, by_weight["fracture"].value or 0, by_weight["effective_dimension"].value or 0
+        assert by_unit == pytest.approx(FIGURES[name][0], abs=0.012)
+        assert found[name][1] == pytest.approx(FIGURES[name][1], abs=0.06)
+        assert found[name][2] == pytest.approx(FIGURES[name][2], abs=0.09)
+    evolved, trained = found.values()
+    assert all(low < high for low, high in zip(evolved, trained, strict=True))
+
+
+@needs_published
+@pytest.mark.parametrize("picture", ["skull", "butterfly"])
+def test_the_rotated_twin_keeps_the_fracture_by_unit(picture: str) -> None:
+    """Densified by a rotation of its linear units, an evolved network stays below the trained one; by weight it moves more."""
+    network = read_picture_network(PUBLISHED / f"picbreeder_{picture}.npz")
+    twin = network.rotated(0)
+    moved = {
+        kind: (picture_fracture(twin, units=kind)["fracture"].value or 0)
+        - (picture_fracture(network, units=kind)["fracture"].value or 0)
+        for kind in ("unit", "weight")
+    }
+    assert abs(moved["unit"]) < 0.04 < moved["weight"]
+    zeros = [float((other != 0).mean()) for other in (network.weights[3], twin.weights[3])]
+    assert zeros[1] > 5 * zeros[0]
+
+
+def test_controls_of_a_network_keep_its_zeros() -> None:
+    """The random-weights twin has the same nonzero entries in other places of the same pattern."""
+    weights = np.array([[0.0, 1], [2, 0], [3, 4], [0, 5]])
+    network = PictureNetwork((weights, np.ones((2, 3))), ("sin", "cache"))
+    twin = network.shuffled(1)
+    assert ((twin.weights[0] != 0) == (weights != 0)).all() and sorted(twin.weights[0].ravel()) == sorted(weights.ravel())
+    with pytest.raises(UnknownNameError, match="neuron"):
+        list(network.perturbed("neuron"))
+    with pytest.raises(ConfigError, match="even size"):
+        picture_fracture(network, size=33)
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    """No npz, no layers, other shapes, unknown activations, NaN, and anything pickled."""
+    good = value_network([0, 0, 0.5, 0], activations=["identity:1"])
+    (tmp_path / "text.npz").write_text("no archive")
+    with pytest.raises(DataError, match="no picture network"):
+        read_picture_network(tmp_path / "text.npz")
+    with pytest.raises(DataError, match="no picture network"):
+        read_picture_network(tmp_path / "absent.npz")
+    with pytest.raises(DataError, match=r"layers of shapes \[\(4, 2\), \(1, 3\)\]"):
+        read_picture_network(saved(tmp_path / "shape.npz", np.ones((4, 2)), good[1], good[2]))
+    with pytest.raises(UnknownNameError, match="gausian"):
+        read_picture_network(saved(tmp_path / "name.npz", good[0], good[1], ["gausian:1"]))
+    with pytest.raises(DataError, match="no picture network"):
+        read_picture_network(saved(tmp_path / "count.npz", good[0], good[1], ["sin:many"]))
+    with pytest.raises(DataError, match="NaN"):
+        read_picture_network(saved(tmp_path / "nan.npz", good[0] * np.nan, good[1], good[2]))
+    np.savez(tmp_path / "pickle.npz", W0=np.array([{}], dtype=object), W1=good[1], activations=np.array(good[2]))
+    with pytest.raises(DataError, match="no picture network"):
+        read_picture_network(tmp_path / "pickle.npz")
+    dead = saved(tmp_path / "dead.npz", good[0] * 0, good[1], good[2])
+    with pytest.raises(DataError, match=r"no unit of .*dead\.npz changes the picture"):
+        picture_network_fracture(dead)

@@ -1,0 +1,57 @@
+"""The hierarchical bootstrap: known means, known variances, and what it must not do."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from sparse_lens.comparisons.full.hierarchical import hierarchical_ratio
+from sparse_lens.errors import DataError
+
+
+def test_equal_ratios_give_that_ratio_and_no_width() -> None:
+    result = hierarchical_ratio({"0": {"a": [2.0, 2.0], "b": [2.0]}, "1": {"a": [2.0], "b": [2.0, 2.0, 2.0]}})
+    assert result.value == pytest.approx(2) and result.lo == pytest.approx(2) and result.hi == pytest.approx(2)
+    assert (result.n, result.seeds, result.null) == (2, 2, 1.0)
+
+
+def test_every_task_weighs_the_same_whatever_its_search_seeds() -> None:
+    result = hierarchical_ratio({"0": {"a": [4.0, 4.0, 4.0, 4.0], "b": [1.0]}})
+    assert result.value == pytest.approx(2)
+
+
+def test_the_interval_has_the_width_of_the_standard_error_of_nested_means() -> None:
+    """One training seed, many tasks, one search seed: the bootstrap must give the plain standard error of a mean."""
+    logs = np.random.default_rng(0).normal(0.5, 0.8, 40)
+    result = hierarchical_ratio({"0": {str(i): [float(math.exp(v))] for i, v in enumerate(logs)}}, n_resamples=8000)
+    assert result.lo is not None and result.hi is not None
+    width = math.log(result.hi / result.lo)
+    assert width == pytest.approx(2 * 1.96 * logs.std(ddof=1) / math.sqrt(len(logs)), rel=0.05)
+
+
+def test_few_tasks_do_not_make_the_interval_too_narrow() -> None:
+    """The variance at k = 4 tasks is that of a mean, s^2 / 4; draws of k would give three quarters of it."""
+    logs = np.array([-1.0, 0.0, 0.5, 1.5])
+    from sparse_lens.comparisons.full import hierarchical
+
+    generator = np.random.default_rng(1)
+    nested = {"0": {str(i): np.array([v]) for i, v in enumerate(logs)}}
+    means = [hierarchical._resampled(nested, generator) for _ in range(20000)]
+    assert np.var(means) == pytest.approx(logs.var(ddof=1) / 4, rel=0.05)
+
+
+def test_spread_between_training_seeds_widens_the_interval() -> None:
+    one = {"0": {str(i): [2.0 + 0.1 * i] for i in range(6)}}
+    three = one | {"1": {str(i): [4.0 + 0.1 * i] for i in range(6)}, "2": {str(i): [1.0 + 0.1 * i] for i in range(6)}}
+    narrow, wide = hierarchical_ratio(one), hierarchical_ratio(three)
+    assert narrow.lo is not None and narrow.hi is not None and wide.lo is not None and wide.hi is not None
+    assert wide.hi / wide.lo > 2 * narrow.hi / narrow.lo
+
+
+def test_one_task_is_no_mean_and_a_ratio_of_zero_is_an_error() -> None:
+    assert not hierarchical_ratio({"0": {"a": [2.0, 3.0]}, "1": {"a": [2.0]}}).measurable
+    assert not hierarchical_ratio({"0": {"a": [2.0], "b": []}}).measurable
+    with pytest.raises(DataError, match="positive"):
+        hierarchical_ratio({"0": {"a": [0.0], "b": [1.0]}})

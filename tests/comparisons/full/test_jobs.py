@@ -1,0 +1,76 @@
+"""Jobs run here, in processes and over Ray: same records, kept ones read, errors named, killed runs resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from sparse_lens.comparisons.full.jobs import Job, missing_jobs, run_jobs
+from sparse_lens.errors import ConfigError, DataError
+
+CARDS = "sparse_lens.comparisons.pair:facts_of_role"
+
+
+def _facts(role: str) -> Job:
+    """A real cell: the loss and size of a shipped model."""
+    return Job(f"facts of {role}", CARDS, {"pair": "python", "role": role, "windows": 4})
+
+
+def _parsed(text: str, depends: Sequence[str] = ()) -> Job:
+    return Job("parse", "json:loads", {"s": text}, depends)
+
+
+def test_records_come_back_in_the_order_of_the_jobs() -> None:
+    jobs = [_parsed(json.dumps({"n": n})) for n in (3, 1, 2)]
+    assert [record["n"] for record in run_jobs(jobs, workers=1, progress=False)] == [3, 1, 2]
+
+
+def test_processes_give_the_same_records_as_running_here() -> None:
+    jobs = [_facts("sparse"), _facts("dense_matched")]
+    here, apart = (run_jobs(jobs, workers=workers, progress=False) for workers in (1, 2))
+    assert here == apart
+    assert here[0]["loss"]["measurable"] and here[0]["loss"]["n"] == 4
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_records(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs the extra [ray]")
+    jobs = [_facts("sparse"), _facts("dense_matched")]
+    assert run_jobs(jobs, tmp_path, ray_address="local", progress=False) == run_jobs(jobs, workers=1, progress=False)
+    assert not missing_jobs(jobs, tmp_path)
+
+
+def test_a_run_that_failed_goes_on_where_it_was(tmp_path: Path) -> None:
+    good, bad = _parsed('{"n": 1}'), _parsed("no json")
+    with pytest.raises(ValueError) as failed:
+        run_jobs([good, bad], tmp_path, workers=1, progress=False)
+    assert "in the cell 'parse' (json:loads)" in failed.value.__notes__
+    assert missing_jobs([good, bad], tmp_path) == [bad]
+    (kept,) = tmp_path.iterdir()
+    content = json.loads(kept.read_text())
+    kept.write_text(json.dumps(content | {"record": {"n": "from the cache"}}))
+    assert run_jobs([good], tmp_path, workers=1, progress=False) == [{"n": "from the cache"}]
+
+
+def test_the_fingerprint_knows_arguments_and_what_else_the_record_depends_on() -> None:
+    jobs = [_parsed("{}"), _parsed('{"a": 1}'), _parsed("{}", depends=["weights"]), Job("other name", "json:loads", {"s": "{}"})]
+    prints = [job.fingerprint for job in jobs]
+    assert len(set(prints)) == 3 and prints[0] == prints[3]
+
+
+def test_equal_jobs_are_computed_once(tmp_path: Path) -> None:
+    assert run_jobs([_parsed("{}")] * 3, tmp_path, workers=1, progress=False) == [{}] * 3
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="workers"):
+        run_jobs([], workers=0)
+    (tmp_path / f"{_parsed('{}').fingerprint}.json").write_text("half a rec")
+    with pytest.raises(DataError, match="delete it"):
+        run_jobs([_parsed("{}")], tmp_path, workers=1, progress=False)
+    with pytest.raises(TypeError, match="a job gives a dict"):
+        run_jobs([_parsed("[1]")], workers=1, progress=False)
