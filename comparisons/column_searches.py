@@ -17,7 +17,7 @@ from sparse_lens.circuits import Circuit, SearchConfig
 from sparse_lens.circuits.sites import model_fingerprint
 from sparse_lens.comparisons.circuit_sizes import Setting, column_results, nonsense_circuit, search_column
 from sparse_lens.comparisons.columns import Column
-from sparse_lens.comparisons.full.jobs import Job, keep_record, read_record
+from sparse_lens.comparisons.jobs import Job, keep_record, read_record
 from sparse_lens.results import from_plain, to_plain
 
 

@@ -20,8 +20,8 @@ from sparse_lens.comparisons.circuit_sizes import (
 )
 from sparse_lens.comparisons.column_searches import search_columns
 from sparse_lens.comparisons.columns import Column, open_columns
-from sparse_lens.comparisons.full.jobs import single_threaded
 from sparse_lens.comparisons.head_patching import pairs_of_one_layout, patch_task
+from sparse_lens.comparisons.jobs import single_threaded
 from sparse_lens.comparisons.pair import ROLES, ModelPair, model_facts
 from sparse_lens.comparisons.shipped.cards import bits_per_byte
 from sparse_lens.comparisons.summary import summarize

@@ -20,7 +20,7 @@ from sparse_lens.comparisons.curves.circuit_curve import SCHEMA, TARGETS
 from sparse_lens.comparisons.full.cells import ROWS
 from sparse_lens.comparisons.full.full_verdict import CAVEATS, undistinguished
 from sparse_lens.comparisons.full.headline import headline
-from sparse_lens.comparisons.full.jobs import Job, Record, run_jobs
+from sparse_lens.comparisons.jobs import Job, Record, run_jobs
 from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.errors import ConfigError
 from sparse_lens.hooks import load

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse_lens.comparisons.full.jobs import Job, missing_jobs, run_jobs
+from sparse_lens.comparisons.jobs import Job, missing_jobs, run_jobs
 from sparse_lens.errors import ConfigError, DataError
 
 CARDS = "sparse_lens.comparisons.pair:facts_of_role"
