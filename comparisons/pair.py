@@ -28,8 +28,9 @@ ROLES = ("sparse", "dense", "dense_matched")
 class ModelPair:
     """A folder with `pair.json`; models are opened when first asked for.
 
-    `pair.json` names the folders of `sparse`, `dense` and `dense_matched`, of the `dictionaries` trained on the matched model, and
-    the `tasks` of the default comparison. `replaced` puts other models, by role, in the place of its own.
+    `pair.json` names the folders of `sparse`, `dense` and `dense_matched`, of the `dictionaries` trained on the matched model, the
+    `tasks` of the default comparison, and under `seeds` the models of further training seeds by role. `replaced` puts other models,
+    by role, in the place of its own.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class ModelPair:
                 raise CheckpointError(f"{pair.folder / PAIR_FILE}: {part} must be a list of names, got {names!r}")
         for name in [*(pair.model_name(role) for role in ROLES), *pair.record.get("dictionaries", [])]:
             pair._part(name)
+        pair.training_seeds()
         return pair
 
     def with_models(self, **models: str | Path) -> ModelPair:
@@ -61,6 +63,16 @@ class ModelPair:
                 raise UnknownNameError("role", role, ROLES)
             _vocabulary(Path(folder))
         return replace(self, replaced={**self.replaced, **{role: Path(folder) for role, folder in models.items()}})
+
+    def training_seeds(self) -> list[ModelPair]:
+        """The pair itself and, for each further training seed that its folder holds, the pair with the models of that seed.
+
+        A pair with replaced models stands alone: nobody knows which seed they belong to.
+        """
+        further = [] if self.replaced else self.record.get("seeds", [])
+        if not isinstance(further, list) or not all(_names_models(models) for models in further):
+            raise CheckpointError(f"{self.folder / PAIR_FILE}: seeds must list objects from role to folder, got {further!r}")
+        return [self, *(self.with_models(**{role: self._part(name) for role, name in models.items()}) for models in further)]
 
     @property
     def address(self) -> str:
@@ -141,6 +153,10 @@ class ModelPair:
         if Path(name).name != name or name in ("", ".", ".."):
             raise CheckpointError(f"{self.folder / PAIR_FILE} names {name!r}, a place outside its own folder; refused")
         return self.folder / name
+
+
+def _names_models(models: Any) -> bool:
+    return isinstance(models, dict) and bool(models) and all(isinstance(name, str) for name in models.values())
 
 
 def _vocabulary(folder: Path) -> Any:

@@ -15,6 +15,7 @@ from sparse_lens.circuits import EDGE_KINDS, SearchConfig
 from sparse_lens.comparisons import COLUMNS, ModelPair, compare, patch_task
 from sparse_lens.comparisons.circuit_sizes import Setting
 from sparse_lens.comparisons.head_patching import pairs_of_one_layout
+from sparse_lens.errors import CheckpointError
 from sparse_lens.hooks import load
 from sparse_lens.models_shipped import find_pair
 from sparse_lens.results import to_plain
@@ -131,3 +132,17 @@ def test_an_error_in_one_column_stops_the_others(tmp_path: Path, monkeypatch: py
     with pytest.raises(KeyError, match="planted"):
         compare(pair_of_equals(tmp_path / "pair"), tasks=["if_equals"], config=QUICK, progress=False)
     assert len(steps) < 200_000
+
+
+def test_training_seeds_of_a_pair(tmp_path: Path) -> None:
+    """The shipped pair has three, with matched losses by their cards; a pair with a replaced model stands alone."""
+    pair = ModelPair.open()
+    seeds = pair.training_seeds()
+    assert seeds[0] is pair and [seed.model_name("sparse") for seed in seeds[1:]] == ["python-sparse-seed1", "python-sparse-seed2"]
+    for seed in seeds:
+        losses = [json.loads((seed.model_folder(role) / "card.json").read_text())["loss"] for role in ("sparse", "dense_matched")]
+        assert abs(losses[0] - losses[1]) <= 0.05
+    assert pair.with_models(dense=pair.model_folder("dense")).training_seeds()[1:] == []
+    shutil.copytree(pair.folder, tmp_path / "pair", ignore=shutil.ignore_patterns("*seed*"))
+    with pytest.raises(CheckpointError, match="seed1"):
+        ModelPair.open(tmp_path / "pair")

@@ -113,7 +113,7 @@ def test_the_page_holds_the_kept_results() -> None:
 
 
 def test_the_shipped_models_are_those_of_the_family() -> None:
-    """Seed 0 of the main set: loss and nonzeros of the results are those of the cards in the wheel."""
+    """Loss and nonzeros of the results are those of the cards in the wheel."""
     results = {result["name"]: result for result in read_family(FAMILY)}
     for name, folder in shipped_models().items():
         card = json.loads((folder / "card.json").read_text())
