@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sparse_lens.circuits import score_circuit as score_circuit
     from sparse_lens.comparisons import Comparison as Comparison
     from sparse_lens.comparisons import ModelPair as ModelPair
+    from sparse_lens.comparisons import Report as Report
+    from sparse_lens.comparisons import claims as claims
     from sparse_lens.comparisons import compare as compare
     from sparse_lens.errors import SparseLensError as SparseLensError
     from sparse_lens.hooks import available_models as available_models
@@ -37,12 +39,14 @@ __all__ = [
     "CircuitScores",
     "Comparison",
     "ModelPair",
+    "Report",
     "SparseLensError",
     "TrainingConfig",
     "TrainingResult",
     "__version__",
     "available_models",
     "available_tasks",
+    "claims",
     "compare",
     "evaluate_circuit",
     "find_circuit",
@@ -56,7 +60,7 @@ __all__ = [
 
 _HOMES = {
     "circuits": ("Circuit", "CircuitCard", "CircuitScores", "evaluate_circuit", "find_circuit", "score_circuit"),
-    "comparisons": ("Comparison", "ModelPair", "compare"),
+    "comparisons": ("Comparison", "ModelPair", "Report", "claims", "compare"),
     "errors": ("SparseLensError",),
     "hooks": ("available_models", "load", "sparsity_report"),
     "tasks": ("available_tasks", "get_task", "register_task"),

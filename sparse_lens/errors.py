@@ -45,3 +45,7 @@ class UnknownNameError(SparseLensError):
             hint = "known: " + (", ".join(names) if names else "none")
         super().__init__(f"unknown {kind} {name!r}: {hint}")
         self.kind, self.name, self.known = kind, name, names
+
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, str, list[str]]]:
+        """Errors cross from one process to another as they were made."""
+        return type(self), (self.kind, self.name, self.known)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from sparse_lens.cli.bench import add_bench
 from sparse_lens.cli.circuits import add_circuit, add_patch
+from sparse_lens.cli.claiming import add_claims
 from sparse_lens.cli.comparing import add_compare, add_report
 from sparse_lens.cli.models import add_check, add_models
 from sparse_lens.cli.training import add_train
@@ -21,6 +22,7 @@ from sparse_lens.errors import SparseLensError
 _EPILOG = """examples:
   sparse-lens models                                   what ships with the package
   sparse-lens compare --out report                     the whole comparison, as a page that opens offline
+  sparse-lens claims --out claims                      the neighbouring claims re-tested, with verdicts
   sparse-lens patch python-sparse if_equals            TransformerLens' activation patching on one task
   sparse-lens circuit python-sparse if_equals          the smallest circuit found for one task
   sparse-lens train --recipe smoke --out tiny   a small model in a few minutes
@@ -55,6 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is being done, and show warnings of other packages")
     commands = parser.add_subparsers(title="subcommands", required=True, metavar="COMMAND")
-    for add in (add_models, add_check, add_train, add_patch, add_circuit, add_compare, add_report, add_bench):
+    for add in (add_models, add_check, add_train, add_patch, add_circuit, add_compare, add_claims, add_report, add_bench):
         add(commands)
     return parser

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparse_lens.comparisons.claims.verdicts import judge
+from sparse_lens.comparisons.instrument.verdicts import judge
 from sparse_lens.errors import DataError
 
 MATCHED = [0.01, -0.02, 0.04]
@@ -34,7 +34,7 @@ def test_identical_models_are_indistinguishable() -> None:
     [
         ({"loss_gaps": [0.01, 0.06, 0.0]}, "apart, by +0.060"),
         ({"loss_gaps": [float("nan"), 0.0, 0.0]}, "not matched"),
-        ({"controls": {"rotated twin": False, "random weights": True}}, "control failed: rotated twin"),
+        ({"controls": {"rotated": [0.1, None, 0.1]}}, "rotated has no number"),
     ],
 )
 def test_what_fails_is_not_measurable_and_says_why(changed: dict[str, object], reason: str) -> None:
@@ -42,6 +42,18 @@ def test_what_fails_is_not_measurable_and_says_why(changed: dict[str, object], r
     found = judge([2.0, 2.1, 2.2], [1.0, 1.0, 1.0], **options)  # pyright: ignore[reportArgumentType]
     assert found.verdict == "not measurable" and reason in " ".join(found.reasons)
     assert found.difference.value == pytest.approx(1.1)  # reported, but no verdict rests on it
+
+
+def test_a_control_that_shows_as_much() -> None:
+    """Differences of about 1.1: a control with 0.1 leaves the claim, one with as much takes it; where 0 is inside none is asked."""
+    sparse, dense = [2.0, 2.1, 2.2], [1.0, 1.0, 1.0]
+    how = {"loss_gaps": MATCHED, "larger": "sparse"}
+    small, same = {"random weights": [0.1, 0.1, 0.2]}, {"rotated": [1.0, 1.1, 1.2]}
+    assert judge(sparse, dense, controls=small, **how).verdict == "supports"  # pyright: ignore[reportArgumentType]
+    taken = judge(sparse, dense, controls=small | same, **how)  # pyright: ignore[reportArgumentType]
+    assert taken.verdict == "indistinguishable" and "rotated shows as much" in taken.reasons[0] and len(taken.reasons) == 1
+    unasked = judge(dense, dense, controls={"rotated": [None] * 3}, **how)  # pyright: ignore[reportArgumentType]
+    assert unasked.verdict == "indistinguishable" and unasked.reasons == ()
 
 
 def test_two_seeds_are_too_few() -> None:

@@ -1,0 +1,168 @@
+"""A claim about weight-sparse and dense models: what is measured, in which of them it should be larger, and its controls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["durable", "perishable"]
+"""Durable: a question that stays whatever is found, answered by a number. Perishable: a statement that one result can end."""
+
+CONTROLS = ("random_weights", "rotated")
+"""The same estimator on every tensor's nonzero weights shuffled, and on random orthogonal mixtures of the units."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`text` says which model's `metric` of the `measure` is `larger`; its controls are the metrics `CONTROL_METRIC`.
+
+    `against` is a fixed number that the sparse model is held against in place of the dense one. `unit` is what the metric counts.
+    `source` names who makes the claim. `only_if` is the reason a default run cannot measure it, if there is one.
+    """
+
+    id: str
+    text: str
+    kind: Kind
+    source: str
+    measure: str = ""
+    metric: str = ""
+    larger: Literal["sparse", "dense"] = "sparse"
+    controls: tuple[str, ...] = CONTROLS
+    against: float | None = None
+    unit: str = ""
+    only_if: str = ""
+
+
+CLAIMS = (
+    Claim(
+        "T1a",
+        "superposition persists under weight sparsity: the neurons of the sparse model carry more features than there are neurons",
+        "perishable",
+        "seed question after arXiv:2511.13653; measure of arXiv:2512.13568",
+        *("superposition", "psi", "sparse", (), 1.0),
+        unit="effective features of an SAE per neuron, against 1",
+    ),
+    Claim(
+        "T1a-dose",
+        "weight sparsity lowers superposition: a dense model of equal loss has more features per neuron",
+        "durable",
+        "arXiv:2511.13653",
+        *("superposition", "psi", "dense", ("random_weights",)),
+        unit="effective features of an SAE per neuron",
+    ),
+    Claim(
+        "MONO",
+        "neurons of the sparse model stand for fewer concepts each",
+        "durable",
+        "arXiv:2511.13653",
+        *("concepts", "concepts_per_unit", "dense"),
+        unit="labels of Python source per neuron that stands for any",
+    ),
+    Claim(
+        "CONCEPTS",
+        "single neurons of the sparse model tell concepts better, beyond what the token gives away",
+        "durable",
+        "arXiv:2511.13653",
+        *("concepts", "coverage_f1_over_tokens_ambiguous", "sparse"),
+        unit="F1 over that of a token table, on positions that it leaves open",
+    ),
+    Claim(
+        "T1b",
+        "sparse training does better than pruning a dense model afterwards, at equal nonzeros",
+        "durable",
+        "arXiv:2511.13653 against arXiv:2603.25325",
+        only_if="needs pruned models as arms, three training seeds of each: --arm NAME=FOLDER for each of them",
+    ),
+    Claim(
+        "T1c",
+        "sparsity costs robustness: the loss of the sparse model rises faster as the text moves away from what it was trained on",
+        "durable",
+        "arXiv:2603.03415",
+        *("robustness", "loss_slope", "sparse", ()),
+        unit="nats of loss per nat of surprise of a third model",
+    ),
+    Claim(
+        "T2",
+        "superposition and small circuits coexist in one model",
+        "perishable",
+        "seed question",
+        unit="cells with more features than neurons and a circuit smaller than the dense one",
+    ),
+    Claim(
+        "T3a",
+        "sparsity prevents superposition, rather than only making it dear: fewer features per neuron the fewer the weights",
+        "durable",
+        "seed question",
+        only_if="needs trained models of several densities: `sparse_lens.comparisons.mechanism` and its page",
+    ),
+    Claim(
+        "T3b",
+        "sparse training gives smaller circuits than a dense model of equal loss has",
+        "durable",
+        "arXiv:2511.13653 against arXiv:2601.22594",
+        *("circuits", "log2_nodes", "dense", ("nonsense",)),
+        unit="log2 of nodes, mean over tasks; control: the nonsense task at the same targets",
+    ),
+    Claim(
+        "COMP",
+        "subroutines of the sparse model can be taken out one by one: removing one harms the other less",
+        "durable",
+        "arXiv:2301.10884",
+        *("compositionality", "d_abl", "dense", ("random_weights",)),
+        unit="D_abl, which is negative where a subroutine can be removed alone",
+    ),
+    Claim(
+        "EASE",
+        "features of the sparse model are less predictable from each other",
+        "durable",
+        "arXiv:1905.03375, the measure alone",
+        *("predictability", "heldout_r2_mean", "dense"),
+        unit="held-out R² of a linear prediction from the other neurons",
+    ),
+    Claim(
+        "FRACTURE",
+        "the sparse model is less fractured: the same neurons carry a concept on mirrored prompts",
+        "durable",
+        "arXiv:2505.11581",
+        *("fracture", "mirror_fracture", "dense"),
+        unit="fracture index F, 0 to 2",
+    ),
+    Claim(
+        "ENTANGLE",
+        "a neuron of the sparse model serves fewer tasks",
+        "durable",
+        "arXiv:2505.11581, arXiv:2511.13653",
+        *("fracture", "entanglement", "dense"),
+        unit="share of the tasks that a neuron moves",
+    ),
+    Claim(
+        "BIND",
+        "the sparse model binds variables to values through vectors that can be swapped, more cleanly than the dense one",
+        "durable",
+        "arXiv:2310.17191, arXiv:2505.20896",
+        *("binding", "representation", "sparse"),
+        unit="flips and restorations under swaps, less those of random vectors",
+    ),
+    Claim(
+        "SHIFT",
+        "representations grow sparser with shift, more so in the sparse model",
+        "durable",
+        "arXiv:2603.03415",
+        *("shift", "hoyer_slope", "sparse"),
+        unit="Hoyer sparsity of the last hidden state per nat of surprise",
+    ),
+    Claim(
+        "DEPTH",
+        "depth lowers entanglement at equal weights, and sparsity changes by how much",
+        "durable",
+        "arXiv:2402.14905",
+        only_if="needs a grid of models trained for it: `sparse_lens.comparisons.depth_width` and its page",
+    ),
+    Claim(
+        "ALWAYS",
+        "sparsity always disentangles",
+        "perishable",
+        "the strong reading of arXiv:2511.13653",
+        unit="measures in which the sparse model, averaged over seeds, is not better",
+    ),
+)

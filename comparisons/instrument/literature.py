@@ -1,0 +1,93 @@
+"""What has been published for and against the claims, as data that users can extend: `literature.yaml`, or a file of its form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparse_lens.errors import DataError
+
+SIDES = ("for", "against", "warning", "theory")
+_FIELDS = {"id", "side", "claims", "grounds", "finding"}
+_MOST_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Item:
+    """One publication: on which side of which claims it stands, what it found, and how we know (`grounds`)."""
+
+    id: str
+    side: str
+    claims: tuple[str, ...]
+    grounds: str
+    finding: str
+
+
+@dataclass(frozen=True)
+class Literature:
+    """All items, until when they were looked for, what the grounds mean, and what could not be grounded at all."""
+
+    items: tuple[Item, ...]
+    covered_until: str
+    grounds: dict[str, str]
+    not_grounded: tuple[str, ...]
+
+    def about(self, claim: str) -> list[Item]:
+        """The items that name a claim, or the part of its name before a hyphen, those for it first."""
+        named = [item for item in self.items if claim.split("-")[0] in item.claims]
+        return sorted(named, key=lambda item: SIDES.index(item.side))
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """No aliases: a few lines of them can stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read here; write the text out")
+        return super().compose_node(parent, index)
+
+
+def read_literature(path: str | Path | None = None) -> Literature:
+    """The literature that comes with the package, or a file of the same form; raises `DataError` saying what is wrong with it."""
+    source = Path(__file__).with_name("literature.yaml") if path is None else Path(path)
+    try:
+        text = source.read_text(encoding="utf-8")
+        if len(text) > _MOST_BYTES:
+            raise DataError(f"{source} has {len(text):,} characters, a list of literature at most {_MOST_BYTES:,}")
+        content = yaml.load(text, _PlainLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise DataError(f"{source} cannot be read as a list of literature: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != 1:
+        raise DataError(
+            f"{source} is no list of literature; it begins with `format: 1` and holds `items` as the package's own does"
+        )
+    grounds = {str(name): str(meaning) for name, meaning in _mapping(content, "grounds", source).items()}
+    items = tuple(_item(raw, grounds, source) for raw in _list(content, "items", source))
+    unknown = tuple(str(text) for text in _list(content, "not_grounded", source))
+    return Literature(items, str(content.get("covered_until", "unknown")), grounds, unknown)
+
+
+def _item(raw: Any, grounds: dict[str, str], source: Any) -> Item:
+    if not isinstance(raw, dict) or set(raw) != _FIELDS or not isinstance(raw["claims"], list):
+        raise DataError(f"{source}: an item has {', '.join(sorted(_FIELDS))}, claims being a list; got {str(raw)[:200]}")
+    item = Item(str(raw["id"]), str(raw["side"]), tuple(map(str, raw["claims"])), str(raw["grounds"]), str(raw["finding"]))
+    if item.side not in SIDES or item.grounds not in grounds:
+        raise DataError(f"{source}: {item.id}: side is one of {', '.join(SIDES)} and grounds one of {', '.join(grounds)}")
+    return item
+
+
+def _mapping(content: dict[str, Any], name: str, source: Any) -> dict[Any, Any]:
+    value = content.get(name, {})
+    if not isinstance(value, dict):
+        raise DataError(f"{source}: {name} must be a mapping, got a {type(value).__name__}")
+    return value
+
+
+def _list(content: dict[str, Any], name: str, source: Any) -> list[Any]:
+    value = content.get(name, [])
+    if not isinstance(value, list):
+        raise DataError(f"{source}: {name} must be a list, got a {type(value).__name__}")
+    return value

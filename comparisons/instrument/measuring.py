@@ -1,0 +1,203 @@
+"""What the claims rest on: each measure on the two models of one pair, at a default and at a smoke size; cells of plain arguments.
+
+A cell gives `{role: {metric: Result}}` for `sparse` and `dense` (the model of equal loss), with the controls of a metric beside it
+under `random_weights_METRIC` and `rotated_METRIC`. Measures of MLP neurons are means over layers.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparse_lens.circuits import SearchConfig
+from sparse_lens.circuits.trust.controls import random_weights
+from sparse_lens.comparisons.circuit_sizes import common_target, nonsense_circuit, prepare_setting, search_column
+from sparse_lens.comparisons.column_specs import ColumnSpec, mlp_units, open_column
+from sparse_lens.comparisons.concepts.coverage import measure_concepts
+from sparse_lens.comparisons.concepts.labelled_tokens import label_pair
+from sparse_lens.comparisons.fracture.model_fracture import FractureConfig, fracture_table
+from sparse_lens.comparisons.pair import ModelPair, model_facts
+from sparse_lens.comparisons.predictability.measuring import predictability_table
+from sparse_lens.comparisons.reading import reading_windows
+from sparse_lens.comparisons.rows.superposition import measure_superposition
+from sparse_lens.dictionaries import Dictionary, RotationDictionary, SAETrainingConfig, random_rotation, train_sae
+from sparse_lens.errors import UnknownNameError
+from sparse_lens.results import Result, exact, not_measurable
+
+Measured = dict[str, dict[str, Result]]
+
+ROLES = {"sparse": "sparse", "dense": "dense_matched"}
+"""What a claim calls the sides, and what the pair calls them."""
+
+
+SAE_K = 16
+"""Latents of an SAE that are active at a token."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much each measure reads; the default, and the least that still runs everything."""
+
+    tokens: int = 60_000
+    labelled_tokens: int = 60_000
+    sae_tokens: int = 400_000
+    fracture: FractureConfig = FractureConfig(n_pairs=8)  # noqa: RUF009 - frozen
+    tasks: int = 5
+    search: SearchConfig = SearchConfig()  # noqa: RUF009 - frozen
+
+
+SMOKE = Size(
+    tokens=12_800,
+    labelled_tokens=12_800,
+    sae_tokens=8_192,
+    fracture=FractureConfig(n_pairs=2, n_units=16),
+    tasks=1,
+    search=SearchConfig(steps=20, search_pairs=64, evaluation_pairs=32, evaluations=6),
+)
+
+
+def measured(pair: str, measure: str, *, smoke: bool = False) -> Measured:
+    """One measure on both models of a pair, given by its address: a cell. Raises `UnknownNameError` for another measure."""
+    if measure not in MEASURES:
+        raise UnknownNameError("measure", measure, MEASURES)
+    return MEASURES[measure](ModelPair.at(pair), SMOKE if smoke else Size())
+
+
+def _losses(pair: ModelPair, size: Size) -> Measured:  # noqa: ARG001 - all windows are read: the match of losses decides
+    found = {}
+    for role, own in ROLES.items():
+        found[role] = model_facts(pair.open_model(own), pair.windows_of(own)["heldout"])
+    return found
+
+
+def _superposition(pair: ModelPair, size: Size) -> Measured:
+    """Effective features of SAEs on the neurons (arXiv:2512.13568), of twice as many latents as neurons in either model.
+
+    Neurons themselves cannot be more features than neurons. An SAE is as good in one basis as in another: the control is the
+    model with shuffled weights, and an SAE of its own.
+    """
+    batches = _batches(pair, size.tokens)
+
+    def measure(bridge: Any, units: Dictionary) -> dict[str, Result]:
+        buffer = min(65_536, size.sae_tokens)
+        sae = SAETrainingConfig(d_sae=2 * units.n_latents, k=SAE_K, tokens=size.sae_tokens, batch_size=2048, buffer_tokens=buffer)
+        reading = reading_windows(pair, int(1.3 * size.sae_tokens) + 2 * buffer)
+        with tempfile.TemporaryDirectory() as folder:
+            training = np.array_split(reading, max(1, len(reading) // 16))
+            trained = train_sae(bridge, units.hook_in, training, sae, Path(folder) / "sae", held_out=batches, progress=False)
+            found = measure_superposition(bridge, trained.dictionary, batches)
+        return {name: found[name] for name in ("psi", "effective_features")} | {"fvu": exact(trained.statistics.fvu)}
+
+    return _with_controls(pair, measure, ("psi",), rotated=False)
+
+
+def _concepts(pair: ModelPair, size: Size) -> Measured:
+    train, test = label_pair(pair, n_tokens=size.labelled_tokens).split()
+
+    def measure(bridge: Any, units: Dictionary) -> Mapping[str, Result]:
+        return measure_concepts(bridge, units, train, test, magnitude=True).results
+
+    return _with_controls(pair, measure, ("concepts_per_unit", "coverage_f1_over_tokens_ambiguous"))
+
+
+def _predictability(pair: ModelPair, size: Size) -> Measured:
+    batches = _batches(pair, size.tokens)
+    return _by_layer(pair, lambda columns: predictability_table(columns, batches))
+
+
+def _fracture(pair: ModelPair, size: Size) -> Measured:
+    return _by_layer(pair, lambda columns: fracture_table(columns, _tasks(pair), size.fracture))
+
+
+def _circuits(pair: ModelPair, size: Size) -> Measured:
+    """Nodes of the smallest circuits found at one target a task, as log2, mean over the tasks that both models do."""
+    columns = {role: open_column(pair.address, ColumnSpec(own, own)) for role, own in ROLES.items()}
+    sizes: dict[str, dict[str, list[float]]] = {role: {"log2_nodes": [], "nonsense_log2_nodes": []} for role in ROLES}
+    for task in _tasks(pair)[: size.tasks]:
+        settings = {role: prepare_setting(column, task, size.search, seed=0) for role, column in columns.items()}
+        if not all(setting.passes for setting in settings.values()):
+            continue
+        target = common_target(list(settings.values()))
+        for role, setting in settings.items():
+            found = search_column(setting, target, size.search, seed=0, on_step=_nothing).circuit
+            nonsense = nonsense_circuit(columns[role], target, size.search, seed=0, on_step=_nothing)
+            sizes[role]["log2_nodes"].append(float(np.log2(max(found.n_nodes, 1))))
+            sizes[role]["nonsense_log2_nodes"].append(float(np.log2(max(nonsense.n_nodes, 1))))
+    failed = not_measurable(f"no task of {', '.join(_tasks(pair)[: size.tasks])} is done by both models")
+    return {
+        role: {name: exact(float(np.mean(values)), n=len(values)) if values else failed for name, values in parts.items()}
+        for role, parts in sizes.items()
+    }
+
+
+MEASURES: dict[str, Callable[[ModelPair, Size], Measured]] = {
+    "losses": _losses,
+    "superposition": _superposition,
+    "concepts": _concepts,
+    "predictability": _predictability,
+    "fracture": _fracture,
+    "circuits": _circuits,
+}
+
+
+def _with_controls(
+    pair: ModelPair, measure: Callable[[Any, Dictionary], Mapping[str, Result]], controlled: Sequence[str], *, rotated: bool = True
+) -> Measured:
+    """A measure of MLP neurons with its controls: the same on shuffled weights, and, if `rotated`, on random mixtures of them."""
+    found: Measured = {}
+    for role, own in ROLES.items():
+        column = open_column(pair.address, ColumnSpec(own, own))
+        layers = []
+        for units in mlp_units(column):
+            results = dict(measure(column.bridge, units))
+            with random_weights(column.bridge, seed=0):
+                shuffled = measure(column.bridge, units)
+            results |= {f"random_weights_{name}": shuffled[name] for name in controlled}
+            if rotated:
+                mixed = measure(column.bridge, RotationDictionary(random_rotation(units.n_latents), units.hook_in))
+                results |= {f"rotated_{name}": mixed[name] for name in controlled}
+            layers.append(results)
+        found[role] = mean_results(layers)
+    return found
+
+
+def _by_layer(pair: ModelPair, table: Callable[[Mapping[str, tuple[Any, Dictionary]]], Measured]) -> Measured:
+    """A table over both models' MLP neurons, layer by layer, and its mean; a deeper model's further layers are left out."""
+    columns = {role: open_column(pair.address, ColumnSpec(own, own)) for role, own in ROLES.items()}
+    units = {role: mlp_units(column) for role, column in columns.items()}
+    tables = [
+        table({role: (columns[role].bridge, units[role][layer]) for role in ROLES})
+        for layer in range(min(len(layers) for layers in units.values()))
+    ]
+    return {role: mean_results([found[role] for found in tables]) for role in ROLES}
+
+
+def mean_results(layers: Sequence[Mapping[str, Result]]) -> dict[str, Result]:
+    """The mean over layers of every result, without an interval; not measurable where a layer's is not."""
+    found = {}
+    for name in layers[0]:
+        results = [layer[name] for layer in layers]
+        failed = next((result for result in results if result.value is None), None)
+        values = [result.value for result in results if result.value is not None]
+        nulls = [result.null for result in results if result.null is not None]
+        null = float(np.mean(nulls)) if len(nulls) == len(results) else None
+        found[name] = failed or Result(float(np.mean(values)), null=null, n=sum(result.n for result in results))
+    return found
+
+
+def _batches(pair: ModelPair, n_tokens: int) -> list[np.ndarray]:
+    windows = reading_windows(pair, n_tokens, seed=1)
+    return np.array_split(windows, max(1, len(windows) // 16))
+
+
+def _tasks(pair: ModelPair) -> list[str]:
+    return list(pair.default_tasks or ())
+
+
+def _nothing(*_: Any) -> None:
+    pass

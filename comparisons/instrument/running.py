@@ -1,0 +1,134 @@
+"""`claims`: every claim re-tested on a pair and its further training seeds, from cells that are kept.
+
+sparse-lens claims --out claims
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints
+from sparse_lens.comparisons.instrument.claim import CLAIMS, Claim
+from sparse_lens.comparisons.instrument.literature import Literature, read_literature
+from sparse_lens.comparisons.instrument.measuring import ROLES
+from sparse_lens.comparisons.instrument.rows import ClaimRow, Seed, claim_rows, loss_gaps
+from sparse_lens.comparisons.jobs import Job, run_jobs
+from sparse_lens.comparisons.pair import ModelPair
+from sparse_lens.errors import ConfigError, UnknownNameError
+from sparse_lens.results import Result, from_plain, to_frame, to_plain
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+_FORMAT = "claims 1"
+_CELL = "sparse_lens.comparisons.instrument.measuring:measured"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The rows, what they were measured on (`scope`), everything measured by training seed, and what could not be grounded."""
+
+    rows: tuple[ClaimRow, ...]
+    scope: dict[str, Any]
+    seeds: tuple[Seed, ...]
+    literature: Literature
+    command: str = ""
+
+    def to_plain(self) -> dict[str, Any]:
+        """The content of `claims.json`."""
+        content = {
+            "schema": SCHEMA,
+            "command": self.command,
+            "scope": self.scope,
+            "claims": [row.to_plain() for row in self.rows],
+            "measured": [dict(seed) for seed in self.seeds],
+            "covered_until": self.literature.covered_until,
+            "grounds": self.literature.grounds,
+            "not_grounded": list(self.literature.not_grounded),
+        }
+        return to_plain(content)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Everything measured as a tidy table: one row a number, with its training seed, measure, side and metric."""
+        return to_frame({str(number): dict(seed) for number, seed in enumerate(self.seeds)}, ("seed", "measure", "side"))
+
+
+def claims(
+    pair: ModelPair | str | Sequence[ModelPair | str] = "python",
+    *,
+    only: Sequence[str] | None = None,
+    smoke: bool = False,
+    cache: str | Path | None = None,
+    literature: str | Path | None = None,
+    workers: int = 2,
+    command: str = "sparse_lens.claims(...)",
+    progress: bool = True,
+) -> Report:
+    """Re-test the claims (`only` these ids: default all) on a pair and its further training seeds, or on the pairs given.
+
+    `smoke` reads the first pair alone, with as little as runs everything: nothing can be learned from it. Cells are kept in the
+    folder `cache`, and a run that was stopped goes on. Raises `UnknownNameError` for another id, and what `ModelPair.open`,
+    `read_literature` and `run_jobs` raise.
+    """
+    chosen = choose_claims(only)
+    known = read_literature(literature)
+    pairs = _pairs(pair)[: 1 if smoke else None]
+    jobs = [job for opened in pairs for job in _jobs(opened, chosen, smoke=smoke)]
+    found = dict(zip([job.fingerprint for job in jobs], run_jobs(jobs, cache, workers=workers, progress=progress), strict=True))
+    seeds = tuple(_seed(opened, chosen, found, smoke=smoke) for opened in pairs)
+    return Report(tuple(claim_rows(seeds, known, chosen)), _scope(pairs, seeds, smoke=smoke), seeds, known, command)
+
+
+def choose_claims(only: Sequence[str] | None) -> list[Claim]:
+    """The claims of these ids, in the order of the table; raises `UnknownNameError`."""
+    known = {claim.id: claim for claim in CLAIMS}
+    for name in only or ():
+        if name not in known:
+            raise UnknownNameError("claim", name, known)
+    return [claim for claim in CLAIMS if only is None or claim.id in only]
+
+
+def _pairs(pair: ModelPair | str | Sequence[ModelPair | str]) -> list[ModelPair]:
+    given = [pair] if isinstance(pair, (str, ModelPair)) else list(pair)
+    if not given:
+        raise ConfigError("claims are re-tested on at least one pair, got none")
+    opened = [ModelPair.open(each) if isinstance(each, str) else each for each in given]
+    return opened[0].training_seeds() if len(opened) == 1 else opened
+
+
+def needed_measures(chosen: Sequence[Claim]) -> list[str]:
+    """The measures that the chosen claims rest on, the losses first."""
+    derived = {"T2": ("superposition", "circuits"), "ALWAYS": tuple(claim.measure for claim in CLAIMS if claim.measure)}
+    names = [name for claim in chosen for name in (derived.get(claim.id, (claim.measure,) if claim.measure else ()))]
+    return ["losses", *dict.fromkeys(names)]
+
+
+def _jobs(pair: ModelPair, chosen: Sequence[Claim], *, smoke: bool) -> list[Job]:
+    depends = [_FORMAT, *(part for own in ROLES.values() for part in fingerprints(pair, ColumnSpec(own, own)))]
+    return [
+        Job(f"{measure} of {pair.model_name('sparse')}", _CELL, {"pair": pair.address, "measure": measure, "smoke": smoke}, depends)
+        for measure in needed_measures(chosen)
+    ]
+
+
+def _seed(pair: ModelPair, chosen: Sequence[Claim], found: dict[str, Any], *, smoke: bool) -> Seed:
+    return {str(job.arguments["measure"]): from_plain(found[job.fingerprint]) for job in _jobs(pair, chosen, smoke=smoke)}
+
+
+def _scope(pairs: Sequence[ModelPair], seeds: Sequence[Seed], *, smoke: bool) -> dict[str, Any]:
+    def of(role: str, metric: str) -> list[Result]:
+        return [seed["losses"][role][metric] for seed in seeds]
+
+    nonzeros = max(result.value or 0 for role in ROLES for result in of(role, "nonzeros"))
+    return {
+        "pairs": [{role: pair.model_name(own) for role, own in ROLES.items()} for pair in pairs],
+        "training_seeds": len(pairs),
+        "loss_gaps": loss_gaps(seeds),
+        **{f"{role}_{metric}": of(role, metric) for role in ROLES for metric in ("loss", "nonzeros", "matrix_nonzeros")},
+        "largest": f"tested up to {nonzeros:,.0f} nonzero parameters; no result on a billion weights could be grounded",
+        "smoke": smoke,
+    }

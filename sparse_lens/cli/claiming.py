@@ -1,0 +1,61 @@
+"""`sparse-lens claims`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from sparse_lens.cli.printing import add_command, command_line, print_json, print_line, print_rich
+
+
+def add_claims(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "claims",
+        _claims,
+        "re-test the claims about weight-sparse models",
+        "Measure each neighbouring claim (superposition, compositionality, predictability, fracture, binding, shift and more) on "
+        "the sparse model and the dense one of equal loss, over the pair's training seeds and beside controls; say of each: "
+        "supports, contradicts, indistinguishable, or not measurable.",
+    )
+    parser.add_argument(
+        "--pair",
+        action="append",
+        default=None,
+        metavar="PAIR",
+        help="a shipped pair (with its training seeds), or a folder with a pair.json; repeated: one for each training seed "
+        "(default: python)",
+    )
+    parser.add_argument("--only", nargs="+", default=None, metavar="CLAIM", help="ids of claims, such as T1a or FRACTURE")
+    parser.add_argument("--smoke", action="store_true", help="one pair, and as little as runs everything; to try it out")
+    parser.add_argument("--out", type=Path, default=Path("claims"), help="folder of the page, the JSON and the tables")
+    parser.add_argument("--cache", type=Path, default=None, metavar="DIR", help="what is done is kept there (default: OUT.cells)")
+    parser.add_argument("--literature", type=Path, default=None, metavar="FILE", help="a YAML of publications in place of ours")
+    parser.add_argument("--workers", type=int, default=2, help="processes side by side, one thread each")
+    parser.add_argument("--json", action="store_true", help="print the content of claims.json instead of the table")
+
+
+def _claims(options: argparse.Namespace) -> None:
+    from sparse_lens.report.verdicts import check_claims_folder, claims_table, write_claims
+
+    check_claims_folder(options.out)
+    from sparse_lens.comparisons import claims
+
+    cache = options.cache or options.out.with_name(options.out.name + ".cells")
+    report = claims(
+        options.pair or "python",
+        only=options.only,
+        smoke=options.smoke,
+        cache=cache,
+        literature=options.literature,
+        workers=options.workers,
+        command=command_line(),
+    )
+    content = report.to_plain()
+    page = write_claims(content, options.out)
+    if options.json:
+        print_json(content)
+        return
+    print_rich(claims_table(content))
+    print_line(f"wrote {page.parent / 'claims.json'} and {page}")

@@ -1,0 +1,84 @@
+"""Writing the claims: a folder with the page, the JSON, a tidy CSV and the table as Markdown; all of it or nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from sparse_lens.errors import DataError
+from sparse_lens.files import check_writable, new_directory, refuse_foreign
+from sparse_lens.report.strings import csv_cell, script_json, visible
+from sparse_lens.report.verdicts.figure import difference_line
+from sparse_lens.report.verdicts.tables import HEAD, claims_markdown, row_cells, scope_lines
+from sparse_lens.results import from_plain, to_frame, to_plain
+
+CLAIMS_FILES = ("index.html", "claims.json", "claims.csv", "table.md")
+_GENERATOR = '<meta name="generator" content="sparse-lens claims">'
+
+
+def write_claims(content: Mapping[str, Any], folder: str | Path) -> Path:
+    """Write the content of a `Report` (`to_plain`) into `folder`; returns the page's path.
+
+    A folder that holds claims is replaced, anything else is left alone. Raises `OutputError` where other files stand there or it
+    cannot be written, `DataError` for a number that is not finite; then nothing has changed.
+    """
+    folder, plain = Path(folder), to_plain(content)
+    try:
+        text = json.dumps(plain, indent=1, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise DataError("the claims hold a number that is not finite; what cannot be measured has no value and a reason") from error
+    written = {
+        "claims.json": text,
+        "claims.csv": _csv(plain),
+        "table.md": claims_markdown(plain) + "\n",
+        "index.html": _environment().get_template("claims.html.jinja").render(_view(plain)),
+    }
+    refuse_foreign(folder, CLAIMS_FILES)
+    with new_directory(folder) as staging:
+        for name, content_of_file in written.items():
+            (staging / name).write_text(content_of_file, encoding="utf-8")
+    return folder / "index.html"
+
+
+def check_claims_folder(folder: str | Path) -> None:
+    """Raise `OutputError` now, before the work, if `write_claims` would not write `folder` after it."""
+    refuse_foreign(Path(folder), CLAIMS_FILES)
+    check_writable(folder)
+
+
+def _csv(plain: Mapping[str, Any]) -> str:
+    seeds = {str(number): from_plain(seed) for number, seed in enumerate(plain["measured"])}
+    frame = to_frame(seeds, ("seed", "measure", "side"))
+    return frame.map(csv_cell).to_csv(index=False)
+
+
+def _view(plain: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "head": HEAD,
+        "scope": scope_lines(plain),
+        "claims": [_claim(claim, plain["grounds"]) for claim in plain["claims"]],
+        "command": visible(plain["command"]),
+        "data": script_json(plain),
+    }
+
+
+def _claim(claim: Mapping[str, Any], grounds: Mapping[str, str]) -> dict[str, Any]:
+    texts = {name: visible(claim[name]) for name in ("id", "text", "kind", "source", "unit", "verdict")}
+    lists = {name: [visible(entry) for entry in claim[name]] for name in ("reasons", "found")}
+    literature = [{name: visible(item[name]) for name in ("id", "side", "finding", "grounds")} for item in claim["literature"]]
+    known = [item | {"meaning": visible(grounds.get(item["grounds"], ""))} for item in literature]
+    return texts | lists | {"cells": row_cells(claim)[1:-1], "literature": known, "figure": Markup(difference_line(claim))}
+
+
+@cache
+def _environment() -> Environment:
+    loader = PackageLoader("sparse_lens.report", package_path="")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.globals |= {"generator": _GENERATOR}
+    return environment

@@ -1,0 +1,81 @@
+"""The claims as a table: for the terminal and as Markdown, from the content of `claims.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from sparse_lens.report.numbers import DASH, read_number
+from sparse_lens.report.strings import markdown_cell, visible
+
+HEAD = ("claim", "sparse", "dense", "difference", "controls", "verdict")
+VERDICT_STYLES = {"supports": "bold green", "contradicts": "bold red", "indistinguishable": "yellow", "not measurable": "dim"}
+
+
+def claims_table(content: Mapping[str, Any]) -> Table:
+    """One row a claim for the terminal, with the verdict's reasons under it."""
+    scope = content["scope"]
+    title = f"Claims re-tested over {scope['training_seeds']} training seed(s); difference: sparse less dense, 95 % interval"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    for place, name in enumerate(HEAD):
+        table.add_column(
+            name, justify="left" if place in (0, 4, 5) else "right", overflow="fold", max_width=44 if place == 0 else None
+        )
+    for claim in content["claims"]:
+        cells = row_cells(claim)
+        verdict = Text(cells[-1], style=VERDICT_STYLES.get(cells[-1], ""))
+        for reason in claim["reasons"][:1]:
+            verdict.append(f"\n{visible(reason)}", style="dim")
+        named = Text(visible(claim["id"]), style="bold").append(f" {visible(claim['text'])}", style="not bold")
+        table.add_row(named, *map(Text, cells[1:-1]), verdict)
+    return table
+
+
+def claims_markdown(content: Mapping[str, Any], *, texts: bool = True) -> str:
+    """The same as a Markdown table; without `texts` a claim is its id alone."""
+    lines = ["| " + " | ".join(HEAD) + " |", "|---|" + "---:|" * 3 + "---|---|"]
+    for claim in content["claims"]:
+        cells = row_cells(claim)
+        name = f"**{markdown_cell(claim['id'])}** {markdown_cell(claim['text'])}" if texts else markdown_cell(claim["id"])
+        reasons = "; ".join(markdown_cell(reason) for reason in claim["reasons"])
+        verdict = markdown_cell(cells[-1]) + (f": {reasons}" if reasons else "")
+        lines.append("| " + " | ".join([name, *(markdown_cell(cell) for cell in cells[1:-1]), verdict]) + " |")
+    return "\n".join(lines)
+
+
+def row_cells(claim: Mapping[str, Any]) -> list[str]:
+    """The cells of a claim's row as plain text, in the order of `HEAD`."""
+    controls = ", ".join(f"{visible(name).replace('_', ' ')} {shown(value)}" for name, value in claim["controls"].items())
+    return [
+        visible(claim["id"]),
+        *(shown(claim[side]) for side in ("sparse", "dense", "difference")),
+        controls or DASH,
+        visible(claim["verdict"]),
+    ]
+
+
+def shown(raw: Any) -> str:
+    """A number with its interval, an em dash where there is none."""
+    reading = read_number(raw)
+    interval = reading.interval()
+    return reading.text() + (f" [{interval}]" if interval else "")
+
+
+def scope_lines(content: Mapping[str, Any]) -> Sequence[str]:
+    """What the claims were tested on, and what could not be grounded, as sentences."""
+    scope = content["scope"]
+    gaps = ", ".join(f"{gap:+.3f}" for gap in scope["loss_gaps"])
+    pairs = "; ".join(f"{pair['sparse']} with {pair['dense']}" for pair in scope["pairs"])
+    lines = [
+        f"Pairs: {pairs}. Loss of the dense model less that of the sparse one: {gaps} nats per token (allowed 0.05).",
+        f"{scope['largest'][:1].upper()}{scope['largest'][1:]}.",
+        f"The literature is covered until {content['covered_until']}.",
+        "Not grounded: " + "; ".join(content["not_grounded"]) + ".",
+    ]
+    if scope["smoke"]:
+        lines.insert(0, "A smoke run: one pair, as little as runs everything. Nothing can be learned from its numbers.")
+    return [visible(line) for line in lines]

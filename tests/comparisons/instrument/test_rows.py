@@ -1,0 +1,120 @@
+"""Rows on synthetic measurements: every verdict, the claims that are decided otherwise, and what was not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparse_lens.comparisons.instrument.claim import CLAIMS
+from sparse_lens.comparisons.instrument.literature import read_literature
+from sparse_lens.comparisons.instrument.measuring import MEASURES, mean_results
+from sparse_lens.comparisons.instrument.rows import ClaimRow, claim_rows
+from sparse_lens.comparisons.instrument.running import choose_claims, needed_measures
+from sparse_lens.errors import UnknownNameError
+from sparse_lens.results import exact, not_measurable
+
+LITERATURE = read_literature()
+
+
+def synthetic(sparse: float, dense: float, *, seed: int, gap: float = 0.01, controls: float = 0.0) -> dict[str, Any]:
+    """Every metric of every claim with these values (jittered by seed), controls that differ by `controls`."""
+    jitter = 0.01 * np.sin(seed + 1.0)
+    found: dict[str, Any] = {"losses": {"sparse": {"loss": exact(3.0)}, "dense": {"loss": exact(3.0 + gap)}}}
+    for claim in CLAIMS:
+        if claim.measure:
+            for role, value in (("sparse", sparse + jitter), ("dense", dense)):
+                metrics = found.setdefault(claim.measure, {}).setdefault(role, {})
+                metrics[claim.metric] = exact(value)
+                for control in claim.controls:
+                    metrics[f"{control}_{claim.metric}"] = exact(controls if role == "sparse" else 0.0)
+    return found
+
+
+def rows_of(seeds: Sequence[dict[str, Any]]) -> dict[str, ClaimRow]:
+    return {row.claim.id: row for row in claim_rows(seeds, LITERATURE)}
+
+
+def test_a_larger_sparse_value_decides_every_claim_by_its_direction() -> None:
+    rows = rows_of([synthetic(2.0, 1.5, seed=seed) for seed in range(3)])
+    for claim in CLAIMS:
+        if claim.measure and claim.against is None:
+            assert rows[claim.id].verdict == ("supports" if claim.larger == "sparse" else "contradicts"), claim.id
+    assert rows["T1a"].verdict == "supports"  # held against 1, whatever the dense model has
+    assert rows["T1b"].verdict == rows["DEPTH"].verdict == "not measurable" and "--arm" in rows["T1b"].judgement.reasons[0]
+    assert rows["T1a"].judgement.difference.value == pytest.approx(1.0, abs=0.01)
+
+
+def test_identical_models_are_indistinguishable_in_every_row() -> None:
+    rows = rows_of([synthetic(1.2, 1.2, seed=seed) for seed in (0, 1, 2)])
+    same = [{**found, **{m: {"sparse": v["sparse"], "dense": v["sparse"]} for m, v in found.items()}} for found in
+            (synthetic(1.2, 1.2, seed=seed) for seed in range(3))]  # fmt: skip
+    rows = rows_of(same)
+    assert {rows[claim.id].verdict for claim in CLAIMS if claim.measure and claim.against is None} == {"indistinguishable"}
+    assert rows["ALWAYS"].verdict == "contradicts" and len(rows["ALWAYS"].found) == rows["ALWAYS"].sparse.n
+
+
+def test_a_control_that_shows_as_much_takes_the_verdict() -> None:
+    rows = rows_of([synthetic(2.0, 1.5, seed=seed, controls=0.5) for seed in range(3)])
+    assert rows["EASE"].verdict == "indistinguishable" and "shows as much" in rows["EASE"].judgement.reasons[0]
+    assert rows["EASE"].controls["rotated"].value == pytest.approx(0.5)
+
+
+def test_losses_that_are_apart_and_two_seeds() -> None:
+    apart = rows_of([synthetic(2.0, 1.5, seed=seed, gap=0.08) for seed in range(3)])
+    assert apart["EASE"].verdict == "not measurable" and "+0.080" in apart["EASE"].judgement.reasons[0]
+    few = rows_of([synthetic(2.0, 1.5, seed=seed) for seed in range(2)])
+    assert few["EASE"].verdict == few["T2"].verdict == few["ALWAYS"].verdict == "not measurable"
+
+
+def test_a_failed_gate_is_never_zero() -> None:
+    """One seed fails: its reason is printed, and the side has no mean."""
+    seeds = [synthetic(2.0, 1.5, seed=seed) for seed in range(3)]
+    seeds[1]["binding"]["dense"]["representation"] = not_measurable("accuracy 0.4 is below the gate of 0.9")
+    row = rows_of(seeds)["BIND"]
+    assert row.verdict == "not measurable" and row.dense.value is None
+    assert any("below the gate" in reason for reason in row.judgement.reasons)
+
+
+def test_coexistence_needs_both_in_every_seed() -> None:
+    both = rows_of([synthetic(1.4, 1.5, seed=seed) for seed in range(3)])["T2"]
+    assert both.verdict == "supports" and both.sparse.value == 3 and len(both.found) == 3
+    assert rows_of([synthetic(0.6, 1.5, seed=seed) for seed in range(3)])["T2"].verdict == "contradicts"
+    mixed = [synthetic(1.4, 1.5, seed=0), synthetic(0.6, 1.5, seed=1), synthetic(1.4, 1.5, seed=2)]
+    assert rows_of(mixed)["T2"].verdict == "indistinguishable"
+
+
+def test_always_is_ended_by_one_measure() -> None:
+    """All better: no run proves it. One worse on average: that one is printed."""
+    seeds = [synthetic(1.0, 2.0, seed=seed) for seed in range(3)]
+    for seed in seeds:
+        for claim in CLAIMS:
+            if claim.measure and claim.larger == "sparse" and claim.against is None:
+                seed[claim.measure]["sparse"][claim.metric] = exact(3.0)
+    row = rows_of(seeds)["ALWAYS"]
+    assert row.verdict == "indistinguishable" and row.sparse.value == 0
+    for seed in seeds:
+        seed["fracture"]["sparse"]["entanglement"] = exact(2.5)
+    row = rows_of(seeds)["ALWAYS"]
+    assert row.verdict == "contradicts" and len(row.found) == 1 and row.found[0].startswith("ENTANGLE")
+
+
+def test_every_claim_has_a_measure_or_says_what_it_needs() -> None:
+    for claim in CLAIMS:
+        assert claim.measure in MEASURES or claim.only_if or claim.id in ("T2", "ALWAYS"), claim.id
+    assert len({claim.id for claim in CLAIMS}) == len(CLAIMS)
+
+
+def test_what_a_choice_needs() -> None:
+    assert needed_measures(choose_claims(["EASE"])) == ["losses", "predictability"]
+    assert needed_measures(choose_claims(["T2"])) == ["losses", "superposition", "circuits"]
+    assert set(needed_measures(choose_claims(None))) == {"losses", *(claim.measure for claim in CLAIMS if claim.measure)}
+    with pytest.raises(UnknownNameError, match="FRACTURE"):
+        choose_claims(["FRACTUR"])
+
+
+def test_means_over_layers() -> None:
+    found = mean_results([{"a": exact(1.0), "b": exact(1.0)}, {"a": exact(3.0), "b": not_measurable("dead")}])
+    assert found["a"].value == 2.0 and found["b"].reason == "dead"

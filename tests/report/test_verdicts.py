@@ -1,0 +1,63 @@
+"""The page and the tables of claims: every row, hostile text, and folders that are not ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from sparse_lens.errors import OutputError
+from sparse_lens.report.verdicts import claims_markdown, claims_table, write_claims
+
+NUMBER = {"value": 1.25, "lo": 1.0, "hi": 1.5, "null": None, "n": 3, "seeds": 3, "measurable": True, "reason": None}
+NONE = NUMBER | {"value": None, "lo": None, "hi": None, "measurable": False, "reason": "gate"}
+
+
+def content(text: str = "a claim") -> dict[str, Any]:
+    claim = {
+        "id": "X1", "text": text, "kind": "durable", "source": text, "measure": "m", "metric": "n", "larger": "sparse",
+        "unit": text,
+        "sparse": NUMBER, "dense": NUMBER, "difference": NUMBER, "controls": {"rotated": NUMBER, "random_weights": NONE},
+        "verdict": "supports", "reasons": [text], "found": [text],
+        "literature": [{"id": text, "side": "for", "claims": ["X1"], "grounds": "abstract", "finding": text}],
+    }  # fmt: skip
+    empty = claim | {"id": "X2", "sparse": NONE, "dense": NONE, "difference": NONE, "controls": {}, "verdict": "not measurable"}
+    return {
+        "schema": 1, "command": text, "claims": [claim, empty],
+        "measured": [{"m": {"sparse": {"n": NUMBER}, "dense": {"n": NONE}}}],
+        "covered_until": "2026-07", "grounds": {"abstract": text}, "not_grounded": [text],
+        "scope": {"pairs": [{"sparse": text, "dense": "d"}], "training_seeds": 3, "loss_gaps": [0.01],
+                  "largest": "tested", "smoke": True},
+    }  # fmt: skip
+
+
+def test_everything_is_written(tmp_path: Path) -> None:
+    page = write_claims(content(), tmp_path / "claims").read_text()
+    assert page.count("<section") == 5 and "1.25 [1.00\N{EN DASH}1.50]" in page and page.count("<svg") == 1
+    assert json.loads((tmp_path / "claims" / "claims.json").read_text())["claims"][0]["id"] == "X1"
+    rows = (tmp_path / "claims" / "claims.csv").read_text().splitlines()
+    assert rows[0].startswith("seed,measure,side,metric,value") and len(rows) == 3
+    assert (tmp_path / "claims" / "table.md").read_text() == claims_markdown(content()) + "\n"
+    write_claims(content("another"), tmp_path / "claims")
+    assert "another" in (tmp_path / "claims" / "index.html").read_text()
+
+
+def test_hostile_text_acts_nowhere(tmp_path: Path) -> None:
+    evil = '</script><script>alert(1)</script><img src=x onerror=alert(2)>"\u202e|`'
+    page = write_claims(content(evil), tmp_path / "claims").read_text()
+    assert "<script>alert" not in page and "<img" not in page and "\u202e" not in page
+    console = Console(width=200, record=True, file=(tmp_path / "out").open("w"))
+    console.print(claims_table(content("[bold red]x[/bold red]")))
+    assert "[bold red]x[/bold red]" in console.export_text()
+    lines = claims_markdown(content("a | b <i>")).splitlines()
+    assert all(line.replace("\\|", "").count("|") == 7 for line in lines) and "<i>" not in "".join(lines)
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(OutputError, match="thesis"):
+        write_claims(content(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
