@@ -156,22 +156,30 @@ def _search(options: argparse.Namespace, bridge: Any, task: Any, config: Any) ->
     """The circuit, of nodes or of edges, at one effort or a converged one."""
     from dataclasses import replace
 
-    from sparse_lens.circuits import find_circuit, find_edges
+    from sparse_lens.circuits import find_edges
+    from sparse_lens.circuits.edges.search import edge_problem
     from sparse_lens.circuits.search.effort import converge
+    from sparse_lens.circuits.search.growing import growing_edge_search, growing_search
+    from sparse_lens.circuits.search.nodes import prepare_search, search_circuit
+    from sparse_lens.circuits.search.objectives import Objective
 
-    how = {"ablation": options.ablation, "frozen_norms": options.frozen_norms, "target_loss": options.target}
-    how |= {"target_kind": options.target_kind, "calibrate": options.calibrate, "seed": options.seed}
-
-    def find(config: Any) -> Any:
-        circuit = find_circuit(bridge, task, config=config, **how)
-        if not options.edges or circuit.search["interrupted"]:
-            return circuit
-        try:
+    converged, how = options.effort == "converged", {"seed": options.seed, "progress": True}
+    setup = {"ablation": options.ablation, "frozen_norms": options.frozen_norms}
+    setup["objective"] = Objective(options.target_kind, options.calibrate)
+    problem = prepare_search(bridge, task, config, **setup, **how)
+    if converged:
+        circuit = converge(growing_search(problem, options.target, **how), config).circuits[0]
+    else:
+        circuit = search_circuit(problem, options.target, config, keep_interrupted=True, **how)
+    if not options.edges or circuit.search["interrupted"]:
+        return circuit
+    try:
+        if not converged:
             return find_edges(bridge, circuit, task, config=config, seed=options.seed)
-        except KeyboardInterrupt:  # before any edge was learned: the nodes are what there is
-            return replace(circuit, search=circuit.search | {"interrupted": True})
-
-    return converge(find, config).circuits[0] if options.effort == "converged" else find(config)
+        edges = edge_problem(bridge, circuit, task, config, seed=options.seed)
+        return converge(growing_edge_search(edges, circuit, circuit.target_loss, **how), config).circuits[0]
+    except KeyboardInterrupt:  # before any edge was learned: the nodes are what there is
+        return replace(circuit, search=circuit.search | {"interrupted": True})
 
 
 def _model(options: argparse.Namespace) -> str:

@@ -12,6 +12,7 @@ from sparse_lens.circuits.circuit import Circuit
 from sparse_lens.circuits.edges.search import EdgeProblem, found_edges, learn_edges
 from sparse_lens.circuits.search.candidates import Candidate, Score, score_masks
 from sparse_lens.circuits.search.config import SearchConfig
+from sparse_lens.circuits.search.interrupting import so_far
 from sparse_lens.circuits.search.learning import LearnedMask, frozen
 from sparse_lens.circuits.search.nodes import found_circuit, learn_masks
 from sparse_lens.circuits.search.problems import SearchProblem
@@ -22,7 +23,8 @@ Find = Callable[[SearchConfig], Circuit]
 def growing_search(problem: SearchProblem, target: float, *, seed: int = 0, progress: bool = False) -> Find:
     """A search of nodes that keeps what it has learned and scored: at an effort it gives what `find_circuit` gives.
 
-    Each configuration must be the one before with more restarts.
+    Each configuration must be the one before with more restarts. After a Ctrl-C the best of what was learned by then comes back,
+    with `interrupted` in its record.
     """
     learn = partial(learn_masks, problem, target, seed=seed)
     finish = partial(found_circuit, problem)
@@ -52,10 +54,11 @@ def _growing(
         first = len(learned) // len(config.penalties)
         total = (config.restarts - first) * len(config.penalties) * config.steps
         with tqdm(total=total, desc=name, disable=not progress, leave=False) as bar:
-            new = learn(config=config, first=first, on_step=bar.update)
+            new, stopped = so_far(lambda: learn(config=config, first=first, on_step=bar.update), keep=True)
         with frozen(bridge):
-            candidates.extend(score_masks(score, new, target, config))
+            scored, cut = so_far(lambda: score_masks(score, new, target, config), keep=not stopped)
+        candidates.extend(scored)
         learned.extend(new)
-        return finish(learned, candidates, target, config)
+        return finish(learned, candidates, target, config, interrupted=stopped or cut)
 
     return find

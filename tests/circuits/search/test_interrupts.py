@@ -12,6 +12,7 @@ import torch
 from sparse_lens.circuits.circuit import Circuit
 from sparse_lens.circuits.edges import search as edge_search
 from sparse_lens.circuits.edges.search import find_edges
+from sparse_lens.circuits.search import growing
 from sparse_lens.circuits.search import nodes as search
 from sparse_lens.circuits.search.candidates import Candidate, score_masks
 from sparse_lens.circuits.search.config import SearchConfig
@@ -74,6 +75,16 @@ def test_the_best_circuit_so_far_comes_back(planted: Planted, monkeypatch: pytes
     assert circuit.search["interrupted"] is True
     assert circuit.reached  # "everything" is always a candidate
     assert circuit.search["seeds"] == ([0] if step <= 20 else [0, 1])
+
+
+def test_a_growing_search_keeps_what_both_efforts_learned(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted in the second half: the masks of the first half and the cut one are in the record."""
+    monkeypatch.setattr(growing, "tqdm", Bar(50))
+    find = growing.growing_search(problem_of(planted), 0.1)
+    first = find(CONFIG)
+    assert first.search["interrupted"] is False
+    second = find(CONFIG.doubled())
+    assert second.search["interrupted"] is True and second.search["seeds"] == [0, 1, 2] and second.loss <= 0.1
 
 
 def test_uninterrupted_searches_say_so(planted: Planted) -> None:
