@@ -140,8 +140,8 @@ CLAIMS = (
         "the sparse model binds variables to values through vectors that can be swapped, more cleanly than the dense one",
         "durable",
         "arXiv:2310.17191, arXiv:2505.20896",
-        *("binding", "representation", "sparse"),
-        unit="flips and restorations under swaps, less those of random vectors",
+        *("binding", "representation", "sparse", ()),
+        unit="flips and restorations under swaps, less those of random vectors of equal norm",
     ),
     Claim(
         "SHIFT",

@@ -16,8 +16,10 @@ import numpy as np
 
 from sparse_lens.circuits import SearchConfig
 from sparse_lens.circuits.trust.controls import random_weights
+from sparse_lens.comparisons.binding import binding_table
 from sparse_lens.comparisons.circuit_sizes import common_target, nonsense_circuit, prepare_setting, search_column
 from sparse_lens.comparisons.column_specs import ColumnSpec, mlp_units, open_column
+from sparse_lens.comparisons.compositionality import CHEAP, MaskConfig, compositionality_table
 from sparse_lens.comparisons.concepts.coverage import measure_concepts
 from sparse_lens.comparisons.concepts.labelled_tokens import label_pair
 from sparse_lens.comparisons.fracture.model_fracture import FractureConfig, fracture_table
@@ -48,6 +50,8 @@ class Size:
     sae_tokens: int = 400_000
     fracture: FractureConfig = FractureConfig(n_pairs=8)  # noqa: RUF009 - frozen
     tasks: int = 5
+    masks: MaskConfig = MaskConfig()  # noqa: RUF009 - frozen
+    binding_pairs: int = 240
     search: SearchConfig = SearchConfig()  # noqa: RUF009 - frozen
 
 
@@ -57,6 +61,8 @@ SMOKE = Size(
     sae_tokens=8_192,
     fracture=FractureConfig(n_pairs=2, n_units=16),
     tasks=1,
+    masks=CHEAP.model_copy(update={"steps": 20}),
+    binding_pairs=48,
     search=SearchConfig(steps=20, search_pairs=64, evaluation_pairs=32, evaluations=6),
 )
 
@@ -135,6 +141,17 @@ def _circuits(pair: ModelPair, size: Size) -> Measured:
     }
 
 
+def _compositionality(pair: ModelPair, size: Size) -> Measured:
+    """On the quote and the bracket subroutine, which both are asked of the same prompts."""
+    return compositionality_table(_bridges(pair), config=size.masks, seeds=(0,), progress=False)
+
+
+def _binding(pair: ModelPair, size: Size) -> Measured:
+    """On two variables and their values, the form that all others build on."""
+    table = binding_table(_bridges(pair), forms=(("value", 2, 0),), n_pairs=size.binding_pairs)
+    return {role: forms["value_2_0"] for role, forms in table.items()}
+
+
 MEASURES: dict[str, Callable[[ModelPair, Size], Measured]] = {
     "losses": _losses,
     "superposition": _superposition,
@@ -142,7 +159,13 @@ MEASURES: dict[str, Callable[[ModelPair, Size], Measured]] = {
     "predictability": _predictability,
     "fracture": _fracture,
     "circuits": _circuits,
+    "compositionality": _compositionality,
+    "binding": _binding,
 }
+
+
+def _bridges(pair: ModelPair) -> dict[str, Any]:
+    return {role: open_column(pair.address, ColumnSpec(own, own)).bridge for role, own in ROLES.items()}
 
 
 def _with_controls(

@@ -14,6 +14,7 @@ import numpy as np
 
 from sparse_lens.errors import UnknownNameError
 from sparse_lens.tasks.batch import AnyTask, PromptPair, TaskBatch
+from sparse_lens.tasks.metrics import Metric
 from sparse_lens.tasks.tokens import Encoder
 
 ControlKind = Literal["shuffled", "random"]
@@ -37,6 +38,11 @@ class ControlTask:
     def description(self) -> str:
         labels = "answers swapped by a coin for each pair" if self.kind == "shuffled" else "two random tokens for its answers"
         return f"Control: {self.base.name} with {labels}."
+
+    @property
+    def metric(self) -> Metric | None:
+        """The task's own, if it has one."""
+        return getattr(self.base, "metric", None)
 
     def sample(self, tokenizer: Any, n: int, *, seed: int, split: str) -> TaskBatch:
         """The task's own pairs, with this control's labels."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from sparse_lens.errors import DataError, UnknownNameError
 from sparse_lens.tasks.batch import SPLITS, EncodedPair, PromptPair, TaskBatch, common_start, encode_pair, make_batch
+from sparse_lens.tasks.metrics import Metric
 from sparse_lens.tasks.tokens import Encoder
 
 COLUMNS = ("clean", "corrupt", "target", "distractor")
@@ -29,6 +30,7 @@ class PairTask:
     description: str
     pairs: Mapping[str, tuple[PromptPair, ...]]
     control: bool = False
+    metric: Metric | None = None
 
     def sample(self, tokenizer: Any, n: int, *, seed: int, split: str) -> TaskBatch:
         """`n` pairs of a split in random order, or all of them where there are fewer.
@@ -57,12 +59,15 @@ class PairTask:
         return make_batch(rows, answers, encoder.end)
 
 
-def task_from_pairs(name: str, pairs: Iterable[Mapping[str, str]], *, description: str = "") -> PairTask:
+def task_from_pairs(
+    name: str, pairs: Iterable[Mapping[str, str]], *, description: str = "", metric: Metric | None = None
+) -> PairTask:
     """A task from mappings with `clean`, `corrupt`, `target`, `distractor`, and perhaps `split`.
 
     The clean prompt is answered by `target`, the corrupt one by `distractor`. Pairs without a split are shared out by a hash of
     their text: three fifths to search on, a fifth each to choose on and to score on. What the two prompts have
-    in common at their ends is not taken for an input of the task. Raises `DataError` for a row that lacks something.
+    in common at their ends is not taken for an input of the task. Circuits are searched by the `metric`, if there is one, in place
+    of the cross-entropy of the two answers. Raises `DataError` for a row that lacks something.
     """
     found: dict[str, list[PromptPair]] = {}
     for number, row in enumerate(pairs, 1):
@@ -70,10 +75,13 @@ def task_from_pairs(name: str, pairs: Iterable[Mapping[str, str]], *, descriptio
         found.setdefault(split, []).append(pair)
     if not found:
         raise DataError(f"task {name!r} has no pairs; give at least one for each of {', '.join(SPLITS[:3])}")
-    return PairTask(name, description or f"{name}: pairs of one's own", {key: tuple(dict.fromkeys(v)) for key, v in found.items()})
+    by_split = {key: tuple(dict.fromkeys(pairs)) for key, pairs in found.items()}
+    return PairTask(name, description or f"{name}: pairs of one's own", by_split, metric=metric)
 
 
-def task_from_file(path: str | Path, *, name: str | None = None, description: str = "") -> PairTask:
+def task_from_file(
+    path: str | Path, *, name: str | None = None, description: str = "", metric: Metric | None = None
+) -> PairTask:
     """A task from a `.csv` (with a header) or `.jsonl` file; see `task_from_pairs`. Raises `DataError` if it cannot be read."""
     path = Path(path)
     try:
@@ -83,7 +91,7 @@ def task_from_file(path: str | Path, *, name: str | None = None, description: st
             rows = list(islice(_rows(path, file), _MOST_ROWS))
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as prompt pairs: {error}") from error
-    return task_from_pairs(name or path.stem, rows, description=description)
+    return task_from_pairs(name or path.stem, rows, description=description, metric=metric)
 
 
 def _rows(path: Path, file: Any) -> Iterator[Mapping[str, str]]:

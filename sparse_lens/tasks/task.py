@@ -9,6 +9,7 @@ from typing import Any
 
 from sparse_lens.errors import DataError, UnknownNameError
 from sparse_lens.tasks.batch import MAX_TOKENS, SPLITS, EncodedPair, PromptPair, TaskBatch, encode_pair, make_batch
+from sparse_lens.tasks.metrics import Metric
 from sparse_lens.tasks.pools import HELDOUT_WORDS, SEARCH_WORDS, WordPools
 from sparse_lens.tasks.rephrasing import rephrasings
 from sparse_lens.tasks.slots import fill, has_fork, slot_kinds, take_side
@@ -25,7 +26,8 @@ class Task:
     far as the pool reaches. `«A|B»` gives A in prompts whose answer is `answers[0]`, B in prompts whose answer is `answers[1]`.
     `spellings` are the answers as different tokenizers write them, in order of preference, `answers` among them. Both prompts
     of a pair end in the same token, unless `same_last_token` is off. Without `validation` templates those of the search stand
-    in. A control is a task with labels that no rule of Python gives; it is not listed by default.
+    in. A control is a task with labels that no rule of Python gives; it is not listed by default. Circuits are searched by
+    the `metric`, if there is one, in place of the cross-entropy of the two answers.
     Raises `DataError` for a template without a fork or with a slot of unknown kind.
     """
 
@@ -40,6 +42,7 @@ class Task:
     search_words: WordPools = field(default_factory=lambda: SEARCH_WORDS, repr=False, hash=False)
     heldout_words: WordPools = field(default_factory=lambda: HELDOUT_WORDS, repr=False, hash=False)
     control: bool = False
+    metric: Metric | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for split in SPLITS:

@@ -29,7 +29,7 @@ from sparse_lens.circuits.search.problems import SearchProblem, default_windows,
 from sparse_lens.circuits.sites import full_mask, model_fingerprint, node_space
 from sparse_lens.circuits.weights import weight_graph
 from sparse_lens.dictionaries import Dictionary
-from sparse_lens.tasks import AnyTask, get_task
+from sparse_lens.tasks import AnyTask, get_task, metric_name
 
 DEFAULT_TARGET = 0.15
 """Target two-token task loss of arXiv:2511.13653, in nats."""
@@ -124,7 +124,7 @@ def circuit_edges(bridge: Any, circuit: Circuit, task: AnyTask | None = None) ->
     """
     task, config = task or get_task(circuit.task), SearchConfig()
     batch = task.sample(bridge.tokenizer, config.search_pairs + config.evaluation_pairs, seed=0, split="search")
-    return count_edges(circuit.check_model(bridge), circuit.mask, objective_of(circuit).graph(weight_graph(bridge, batch)))
+    return count_edges(circuit.check_model(bridge), circuit.mask, objective_of(circuit).on(task).graph(weight_graph(bridge, batch)))
 
 
 def learn_masks(
@@ -200,6 +200,7 @@ def search_record(
         "evaluations": len(candidates),
         "source": best.source,
         "target_kind": problem.objective.kind,
+        "metric": None if problem.objective.metric is None else metric_name(problem.objective.metric),
         "task_loss": best.measured.task_loss,
         "model_loss": model.task_loss,
         "beats_model": best.measured.task_loss < model.task_loss,

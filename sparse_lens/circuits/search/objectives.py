@@ -17,6 +17,7 @@ from sparse_lens.circuits.scoring import answer_differences, answer_logits, task
 from sparse_lens.circuits.search.calibration import Calibration, fit_calibration
 from sparse_lens.circuits.weights import WeightGraph
 from sparse_lens.errors import CircuitError, ConfigError, UnknownNameError
+from sparse_lens.tasks import AnyTask, Metric, metric_name
 
 TargetKind = Literal["task", "kl"]
 
@@ -49,17 +50,26 @@ class Objective:
 
     Both are at the answer position, in nats, means over prompts. `calibrate` fits scale and shift of the logit difference on the
     search prompts before a circuit, or the whole model, is scored. Raises `UnknownNameError` for another kind and `ConfigError`
-    for a calibrated KL: a difference of two logits is not what it is measured on.
+    for a calibrated KL: a difference of two logits is not what it is measured on. A task's own `metric` takes the place of the
+    cross-entropy, and cannot be calibrated either.
     """
 
     kind: TargetKind = "task"
     calibrate: bool = False
+    metric: Metric | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(TargetKind):
             raise UnknownNameError("kind of target", self.kind, get_args(TargetKind))
         if self.kind == "kl" and self.calibrate:
             raise ConfigError("calibration acts on the two answers' logits, a KL target on all of them; choose one of the two")
+        if self.metric is not None and self.calibrate:
+            raise ConfigError("calibration acts on the two answers' logits, the task has a metric of its own; choose one")
+
+    def on(self, task: AnyTask) -> Objective:
+        """The objective as a task asks for it: with the task's own metric, if it has one and the target is the task's."""
+        metric = getattr(task, "metric", None) if self.kind == "task" else None
+        return self if metric is None else replace(self, metric=metric)
 
     def prepared(self, bridge: Any, prompts: Prompts) -> Prompts:
         """Prompts with what the objective needs to know of the whole model's output on them."""
@@ -70,10 +80,14 @@ class Objective:
 
     def graph(self, graph: WeightGraph) -> WeightGraph:
         """A task's weights up to the logits that the objective reads: the two answers', or those of the whole vocabulary."""
-        return graph if self.kind == "task" else replace(graph, answers=tuple(range(len(graph.unembedding))))
+        if self.kind == "task" and self.metric is None:
+            return graph
+        return replace(graph, answers=tuple(range(len(graph.unembedding))))
 
     def losses(self, logits: Float[Tensor, "row vocab"], prompts: Prompts) -> Float[Tensor, " row"]:
         """What masks are learned on, one value for each prompt: differentiable, never calibrated."""
+        if self.metric is not None:
+            return _checked(self.metric(logits, prompts.right, prompts.wrong), self.metric, len(prompts))
         if self.kind == "task":
             return task_loss(answer_differences(logits, prompts))
         assert prompts.model_log_probs is not None
@@ -95,12 +109,24 @@ class Objective:
         return Measured(loss, loss, fitted, plain)
 
 
+def _checked(losses: Any, metric: Metric, n_prompts: int) -> Float[Tensor, " row"]:
+    """The losses of a user's metric; raises `CircuitError` where they are not one finite number for each prompt."""
+    if not isinstance(losses, Tensor) or losses.shape != (n_prompts,):
+        seen = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise CircuitError(f"the metric {metric_name(metric)!r} must give one loss a prompt, ({n_prompts},), got {seen}")
+    if not bool(losses.isfinite().all()):
+        raise CircuitError(f"the metric {metric_name(metric)!r} gave a loss that is not finite; no circuit can be searched by it")
+    return losses
+
+
 TASK_LOSS = Objective()
 """The two-token task loss as it is."""
 
 
 def objective_of(circuit: Circuit) -> Objective:
     """The objective that a circuit was found under; task loss where that is not recorded, as for derived circuits.
+
+    A metric of the task's own is not in the record but its name: `Objective.on` takes it from the task.
 
     Raises `CircuitError` for a record of something else.
     """

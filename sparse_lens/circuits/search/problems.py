@@ -111,7 +111,11 @@ def search_problem(
     seed: int = 0,
     objective: Objective = TASK_LOSS,
 ) -> SearchProblem:
-    """Sample the prompts of a search: those it learns on and those it must meet the target on are disjoint."""
+    """Sample the prompts of a search: those it learns on and those it must meet the target on are disjoint.
+
+    A task with a `metric` of its own is searched by that, unless the objective is a KL.
+    """
+    objective = objective.on(task)
     if bridge.tokenizer is None:
         raise CircuitError("the model has no tokenizer, so no prompts can be made; load it from a folder with tokenizer.json")
     n = config.search_pairs + config.evaluation_pairs

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from sparse_lens.circuits import find_circuit, find_edges
 from sparse_lens.circuits.circuit import Circuit
 from sparse_lens.circuits.prompts import Prompts
 from sparse_lens.circuits.scoring import answer_logits, task_loss
 from sparse_lens.circuits.search.calibration import Calibration, fit_calibration
 from sparse_lens.circuits.search.config import SearchConfig
-from sparse_lens.circuits.search.nodes import search_circuit
+from sparse_lens.circuits.search.nodes import learn_masks, search_circuit
 from sparse_lens.circuits.search.objectives import Objective, objective_of
 from sparse_lens.circuits.sites import full_mask
 from sparse_lens.errors import CircuitError, ConfigError
+from sparse_lens.hooks import load
+from sparse_lens.tasks import get_task, task_from_pairs
+from sparse_lens.tasks.controls import control_of
 
 from ..conftest import Planted, problem_of
 
@@ -133,6 +138,64 @@ def test_the_objective_of_a_saved_circuit(planted: Planted, tmp_path: object) ->
     assert objective_of(replace(circuit, search={"derived": "a | b"})) == Objective()
     with pytest.raises(CircuitError, match="kind of target"):
         objective_of(replace(circuit, search={"target_kind": ["task"]}))
+
+
+def cross_entropy(logits: torch.Tensor, right: torch.Tensor, wrong: torch.Tensor) -> torch.Tensor:
+    """Of the right answer among all tokens."""
+    del wrong
+    return torch.nn.functional.cross_entropy(logits, right, reduction="none")
+
+
+def test_a_metric_of_ones_own(planted: Planted) -> None:
+    """The two-token loss as a metric learns and scores as without one; another one is met as a plain sum gives it.
+
+    Only the paths differ: a metric may read every logit.
+    """
+    plain, own = (problem_of(planted).under(o) for o in (Objective(), Objective("task", metric=_two_tokens)))
+    rankings = [learn_masks(problem, 0.1, CONFIG)[0].ranking for problem in (plain, own)]
+    torch.testing.assert_close(*rankings, atol=1e-4, rtol=0)
+    assert plain.loss(some_nodes(planted)) == pytest.approx(own.loss(some_nodes(planted)), abs=1e-6)
+    problem = problem_of(planted).under(Objective("task", metric=cross_entropy))
+    circuit = search_circuit(problem, 10.0, CONFIG)
+    assert circuit.search["metric"] == "cross_entropy" and circuit.reached
+    prompts = problem.evaluation_prompts
+    hooks = problem.ablation.hooks(planted.bridge, planted.space, circuit.mask, prompts)
+    with torch.no_grad():
+        chances = answer_logits(planted.bridge, prompts, hooks).softmax(-1)[torch.arange(len(prompts)), prompts.right]
+    assert circuit.loss == pytest.approx(float(-chances.log().mean()), rel=1e-5)
+
+
+def _two_tokens(logits: torch.Tensor, right: torch.Tensor, wrong: torch.Tensor) -> torch.Tensor:
+    rows = torch.arange(len(logits))
+    return task_loss(logits[rows, right] - logits[rows, wrong])
+
+
+def test_a_tasks_metric_is_used_for_nodes_and_edges() -> None:
+    """A task from pairs, on a shipped model: five lines, and the metric goes with them; a control of it keeps it."""
+    bridge, batch = load("python-dense-matched"), get_task("if_equals")
+    drawn = batch.sample(bridge.tokenizer, 60, seed=0, split="search").pairs
+    rows = [{"clean": p.clean, "corrupt": p.corrupt, "target": p.target, "distractor": p.distractor} for p in drawn]
+    task = task_from_pairs("own", rows, metric=cross_entropy)
+    config = CONFIG.model_copy(update={"steps": 3, "evaluations": 4})
+    circuit = find_circuit(bridge, task, target_loss=20.0, config=config, progress=False)
+    edges = find_edges(bridge, circuit, task, config=config, progress=False)
+    assert circuit.search["metric"] == edges.search["metric"] == "cross_entropy"
+    assert control_of(task, "shuffled").metric is cross_entropy
+    with pytest.raises(ConfigError, match="metric of its own"):
+        find_circuit(bridge, task, calibrate=True, config=config, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("metric", "match"),
+    [
+        (lambda logits, right, wrong: logits.mean(), "one loss a prompt"),
+        (lambda logits, right, wrong: 0.5, "got float"),
+        (lambda logits, right, wrong: logits[:, 0] * torch.nan, "not finite"),
+    ],
+)
+def test_metrics_that_are_none(planted: Planted, metric: Any, match: str) -> None:
+    with pytest.raises(CircuitError, match=match):
+        search_circuit(problem_of(planted).under(Objective("task", metric=metric)), 0.1, CONFIG)
 
 
 def test_a_calibrated_divergence_is_refused() -> None:
