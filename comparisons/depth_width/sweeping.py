@@ -1,0 +1,177 @@
+"""The sweep over the grid: every run a kept job, the best learning rate of each cell, and what depth does at each density."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sparse_lens.comparisons.depth_width.grid import GridCell, Matching, Place, cell_recipe, make_grid
+from sparse_lens.comparisons.instrument.verdicts import difference_over_seeds
+from sparse_lens.comparisons.jobs import Job, Record, read_record, run_jobs
+from sparse_lens.data import TokenData
+from sparse_lens.errors import ConfigError
+from sparse_lens.results import Result, exact, from_plain, not_measurable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEARNING_RATES = (9e-3, 1.8e-2, 3.6e-2)
+"""Tried in every cell: sparse models need larger ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class SweepCell:
+    """The runs of a cell at its best learning rate, one a seed: their losses in nats a token, counts, and measures."""
+
+    cell: GridCell
+    learning_rate: float
+    runs: tuple[Record, ...]
+
+    @property
+    def results(self) -> dict[str, Result]:
+        """`loss` and every measure as means over seeds with Student's interval, and exact counts."""
+        found = {"loss": _over_seeds([exact(run["loss"]) for run in self.runs])}
+        for name in self.runs[0]["measures"]:
+            found[name] = _over_seeds([_result(run["measures"][name]) for run in self.runs])
+        counts = {name: exact(self.runs[0][name]) for name in ("core", "nonzeros", "embeddings", "total")}
+        return found | counts | {"learning_rate": exact(self.learning_rate)}
+
+
+@dataclass(frozen=True, eq=False)
+class DepthWidthSweep:
+    """The table of a sweep under one matching; `missing` names every cell of the grid that is not in `cells`, with the reason."""
+
+    matching: Matching
+    cells: Mapping[Place, SweepCell]
+    missing: Mapping[Place, str]
+
+    @property
+    def results(self) -> dict[str, Result]:
+        """`depth_slopes` of the losses."""
+        return depth_slopes({place: [run["loss"] for run in cell.runs] for place, cell in self.cells.items()})
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a cell, missing ones too: its shape, every result's value, and the loss's deviation over seeds."""
+        import pandas as pd
+
+        rows: list[dict[str, Any]] = []
+        for place in sorted({*self.cells, *self.missing}):
+            row: dict[str, Any] = {"matching": self.matching, "depth": place[0], "density": place[1], "missing": ""}
+            if place in self.missing:
+                rows.append(row | {"missing": self.missing[place]})
+                continue
+            cell = self.cells[place]
+            losses = [run["loss"] for run in cell.runs]
+            deviation = float(np.std(losses, ddof=1)) if len(losses) > 1 else None
+            values = {name: result.value for name, result in cell.results.items()}
+            rows.append(row | {"width": cell.cell.width, "seeds": len(losses), "loss_deviation": deviation} | values)
+        return pd.DataFrame(rows)
+
+
+def depth_width_sparsity_sweep(
+    data: TokenData,
+    folder: str | Path,
+    *,
+    budget_core: int = 786_432,
+    depths: Sequence[int] = (1, 4, 16),
+    densities: Sequence[float] = (1.0, 1 / 4, 1 / 16),
+    seeds: Sequence[int] = (0, 1, 2),
+    tokens: int = 5_000_000,
+    matching: Matching = "core",
+    learning_rates: Sequence[float] = LEARNING_RATES,
+    measures: Mapping[str, str] | None = None,
+    d_head: int = 16,
+    workers: int = 1,
+    train: bool = True,
+    progress: bool = True,
+) -> DepthWidthSweep:
+    """Train every depth, density, learning rate and seed on as many tokens, and tabulate each cell at its best learning rate.
+
+    Models and records are kept in `folder`: begun anew the sweep goes on where it was, and `train=False` tabulates what is there.
+    `measures` are addresses `package.module:name` of functions from a bridge to a `Result`. A default cell takes 5 to 10 minutes a
+    run by estimate; the whole default sweep is 81 runs. Raises what `make_grid`, `train` and `run_jobs` raise, and `ConfigError`
+    without seeds or learning rates.
+    """
+    if not seeds or not learning_rates:
+        raise ConfigError("a sweep needs at least one seed and one learning rate")
+    grid, missing = make_grid(budget_core, depths, densities, matching=matching, d_head=d_head)
+    cache = Path(folder) / "records"
+    jobs: dict[Place, dict[float, list[Job]]] = {}
+    for place, cell in grid.items():
+        jobs[place] = {}
+        for rate in learning_rates:
+            recipes = [cell_recipe(cell, tokens=tokens, seed=seed, learning_rate=rate, d_head=d_head) for seed in seeds]
+            jobs[place][rate] = [_job(recipe, data, Path(folder), measures or {}) for recipe in recipes]
+    if train:
+        run_jobs(
+            [job for rates in jobs.values() for runs in rates.values() for job in runs], cache, workers=workers, progress=progress
+        )
+    cells = {}
+    for place, rates in jobs.items():
+        records = {rate: [read_record(cache, job) for job in runs] for rate, runs in rates.items()}
+        lacking = sum(record is None for runs in records.values() for record in runs)
+        if lacking:
+            missing[place] = f"{lacking} of {len(learning_rates) * len(seeds)} runs are not trained yet"
+        else:
+            cells[place] = best_rate(grid[place], {rate: [run for run in runs if run] for rate, runs in records.items()})
+    return DepthWidthSweep(matching, cells, missing)
+
+
+def _job(recipe: Any, data: TokenData, folder: Path, measures: Mapping[str, str]) -> Job:
+    arguments = {
+        "data": str(data.directory),
+        "folder": str(folder / "models"),
+        "config": recipe.model_dump(mode="json"),
+        "measures": dict(measures),
+    }
+    address = "sparse_lens.comparisons.depth_width.training_cell:train_cell"
+    return Job(recipe.name, address, arguments, depends=[str(data.manifest["config_hash"])])
+
+
+def best_rate(cell: GridCell, runs: Mapping[float, Sequence[Record]]) -> SweepCell:
+    """The runs at the learning rate with the least mean loss over seeds."""
+    rate = min(runs, key=lambda rate: float(np.mean([run["loss"] for run in runs[rate]])))
+    return SweepCell(cell, rate, tuple(runs[rate]))
+
+
+def depth_slopes(losses: Mapping[Place, Sequence[float]]) -> dict[str, Result]:
+    """What depth does to a number, by density, from its values `[seed]` at every depth and density.
+
+    `slope_at_<density>`: least-squares slope on the natural logarithm of the depth, each seed its own, mean with Student's 95 %
+    interval over seeds; below 0, depth lowers it. `interaction`: the slope at the least density less that at the greatest. Not
+    measurable where fewer than two depths have values.
+    """
+    slopes: dict[float, list[float]] = {}
+    found: dict[str, Result] = {}
+    densities = sorted({density for _, density in losses}, reverse=True)
+    for density in densities:
+        rows = {depth: values for (depth, at), values in losses.items() if at == density}
+        if len(rows) < 2:
+            found[f"slope_at_{density:g}"] = not_measurable(f"{len(rows)} depth has values at density {density:g}, two are needed")
+            continue
+        n_seeds = min(len(values) for values in rows.values())
+        x = np.log(list(rows))
+        slopes[density] = [float(np.polyfit(x, [values[seed] for values in rows.values()], 1)[0]) for seed in range(n_seeds)]
+        found[f"slope_at_{density:g}"] = difference_over_seeds(slopes[density])
+    if len(slopes) < 2:
+        return found | {"interaction": not_measurable(f"{len(slopes)} density has a slope, two are needed")}
+    sparsest, densest = slopes[min(slopes)], slopes[max(slopes)]
+    return found | {"interaction": difference_over_seeds([s - d for s, d in zip(sparsest, densest, strict=False)])}
+
+
+def _over_seeds(results: Sequence[Result]) -> Result:
+    values = [result.value for result in results if result.value is not None and math.isfinite(result.value)]
+    if not values:
+        return not_measurable(results[0].reason or "no seed has a value", seeds=len(results))
+    mean = difference_over_seeds(values)
+    return Result(mean.value, mean.lo, mean.hi, results[0].null, len(values), len(values))
+
+
+def _result(value: Any) -> Result:
+    found = from_plain(value)
+    return found if isinstance(found, Result) else exact(float(found))

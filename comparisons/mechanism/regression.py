@@ -1,0 +1,155 @@
+"""Few wires per neuron, or few weights? Least squares of what neurons stand for on how they are wired.
+
+Fans and weights go in by their logarithms, so that a coefficient speaks of doublings. The number of weights is the model's, the
+same for all of its neurons: that of a neuron is its two fans again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from sparse_lens.comparisons.mechanism.neuron_wiring import OUTCOMES, NeuronWiring
+from sparse_lens.errors import ConfigError, UnknownNameError
+from sparse_lens.results import Result, bootstrap_mean, not_measurable
+
+PREDICTORS = ("fan_in", "fan_out", "weights")
+SETS = {"fan_in": (0,), "fan_out": (1,), "wires": (0, 1), "weights": (2,), "all": (0, 1, 2)}
+
+_SHUFFLES, _CHUNK, _COLLINEAR = 200, 50, 1e-6
+
+Numbers = dict[str, np.ndarray]
+"""Coefficients and R² by name, each `[resample]`."""
+
+
+def regress_wiring(
+    models: Mapping[str, NeuronWiring], outcome: str = "effective_concepts", *, n_resamples: int = 1000, seed: int = 0
+) -> dict[str, Result]:
+    """Least squares of an outcome of the neurons of all `models` together on fan-in, fan-out and the model's number of weights.
+
+    `coefficient_…` are standardised; `r2_fan_in`, `r2_fan_out`, `r2_wires` (both fans), `r2_weights` and `r2_all` are shares of the
+    variance; `wires_beyond_weights` and `weights_beyond_wires` what one adds to the other. Intervals are a bootstrap over neurons
+    within their models: they say what other neurons of these models would give, not what other models would. `null` is the mean
+    over shuffled outcomes. With one model, or several of equally many weights, what weights explain is not measurable.
+    Raises `UnknownNameError` for an outcome that is none, `ConfigError` without models.
+    """
+    if outcome not in OUTCOMES:
+        raise UnknownNameError("outcome", outcome, OUTCOMES)
+    if not models:
+        raise ConfigError("there is no model to regress over; give the wiring of at least one")
+    tables = [_table(model, outcome) for model in models.values()]
+    table = np.concatenate(tables)
+    why = _unusable(table, outcome)
+    usable = [number for number, name in enumerate(PREDICTORS) if name not in why]
+    if not usable:
+        return _names(why, len(table))
+    found = _fit(_moments(np.ones((1, len(table))), table), usable)
+    resampled = _joined(_fit(_moments(counts, table), usable) for counts in _resamples([len(t) for t in tables], n_resamples, seed))
+    shuffled = _joined(_fit(_moments(np.ones((1, len(table))), other), usable) for other in _shuffles(table, seed))
+    results: dict[str, Result] = {}
+    for name, value in found.items():
+        lo, hi = np.percentile(resampled[name], [2.5, 97.5])
+        results[name] = Result(float(value[0]), float(lo), float(hi), float(shuffled[name].mean()), len(table))
+    return _names(why, len(table)) | results
+
+
+def wiring_table(
+    models: Mapping[str, NeuronWiring], outcome: str = "effective_concepts", *, n_resamples: int = 1000, seed: int = 0
+) -> dict[str, dict[str, Result]]:
+    """`regress_wiring` of each model alone and, as "pooled", of all; beside it the means of the outcome
+    and of the fans' logarithms."""
+    found = {}
+    for name, part in [(name, {name: model}) for name, model in models.items()] + [("pooled", dict(models))]:
+        table = np.concatenate([_table(model, outcome) for model in part.values()])
+        names = ("mean_log2_fan_in", "mean_log2_fan_out", f"mean_{outcome}")
+        means = {mean: _mean(column) for mean, column in zip(names, table[:, [0, 1, 3]].T, strict=True)}
+        found[name] = regress_wiring(part, outcome, n_resamples=n_resamples, seed=seed) | means
+    return found
+
+
+def _mean(column: Float[np.ndarray, " neuron"]) -> Result:
+    return bootstrap_mean(column) if len(column) else not_measurable("no neuron has this outcome")
+
+
+def _table(model: NeuronWiring, outcome: str) -> Float[np.ndarray, "neuron column"]:
+    """Logarithms of the predictors to base 2, then the outcome; neurons without one are left out."""
+    fans = [np.log2(model.fan_in), np.log2(model.fan_out), np.full(len(model.fan_in), np.log2(model.weights))]
+    table = np.stack([*fans, model.outcomes[outcome]], axis=1)
+    return table[np.isfinite(table).all(1)]
+
+
+def _unusable(table: Float[np.ndarray, "neuron column"], outcome: str) -> dict[str, str]:
+    """Predictors that cannot have a coefficient, and why; all of them if the outcome does not vary."""
+    if len(table) <= len(PREDICTORS) + 1 or np.ptp(table[:, 3]) == 0:
+        return dict.fromkeys(PREDICTORS, f"{outcome} does not vary over the {len(table)} neurons that have it")
+    why: dict[str, str] = {}
+    for number, name in enumerate(PREDICTORS):
+        before = [other for other in range(number) if PREDICTORS[other] not in why]
+        if np.ptp(table[:, number]) == 0:
+            why[name] = f"{name} is the same for all {len(table)} neurons"
+        elif before and np.linalg.eigvalsh(np.corrcoef(table[:, [*before, number]].T))[0] < _COLLINEAR:
+            why[name] = f"{name} follows from {' and '.join(PREDICTORS[other] for other in before)}"
+    return why
+
+
+def _moments(counts: Float[np.ndarray, "resample neuron"], table: Float[np.ndarray, "neuron column"]) -> np.ndarray:
+    """Correlation matrices of the columns, `[resample column column]`, with neurons counted as often as they were drawn."""
+    centred = table - table.mean(0)
+    scaled = centred / np.where(centred.any(0), np.abs(centred).max(0), 1.0)
+    share = counts / counts.sum(1, keepdims=True)
+    mean = share @ scaled
+    products = (share @ (scaled[:, :, None] * scaled[:, None, :]).reshape(len(table), -1)).reshape(-1, 4, 4)
+    covariance = products - mean[:, :, None] * mean[:, None, :]
+    deviation = np.sqrt(np.maximum(np.einsum("rcc->rc", covariance), 1e-30))
+    return covariance / deviation[:, :, None] / deviation[:, None, :]
+
+
+def _fit(correlation: np.ndarray, usable: Sequence[int]) -> Numbers:
+    """Standardised coefficients, and R² of every set of predictors that is whole, for each correlation matrix."""
+    found: Numbers = {}
+    for name, members in SETS.items():
+        inside = [number for number in members if number in usable]
+        if inside and (name == "all" or len(inside) == len(members)):
+            with_y = correlation[:, inside, 3]
+            beta = np.einsum("rij,rj->ri", np.linalg.pinv(correlation[:, inside][:, :, inside], hermitian=True), with_y)
+            found[f"r2_{name}"] = (beta * with_y).sum(1)
+            if name == "all":
+                found |= {f"coefficient_{PREDICTORS[number]}": beta[:, place] for place, number in enumerate(inside)}
+    if len(usable) == len(PREDICTORS):
+        found["wires_beyond_weights"] = found["r2_all"] - found["r2_weights"]
+        found["weights_beyond_wires"] = found["r2_all"] - found["r2_wires"]
+    return found
+
+
+def _names(why: Mapping[str, str], n: int) -> dict[str, Result]:
+    """Every name of a result, not measurable for the reason that a predictor it needs has."""
+    if not why:
+        return {}
+    missing = {f"coefficient_{name}": reason for name, reason in why.items()}
+    for name, members in SETS.items():
+        missing |= {f"r2_{name}": why[PREDICTORS[number]] for number in members if PREDICTORS[number] in why}
+    reason = next(iter(why.values()))
+    missing |= dict.fromkeys(("wires_beyond_weights", "weights_beyond_wires"), reason)
+    return {name: not_measurable(text, n=n) for name, text in missing.items()}
+
+
+def _resamples(sizes: Sequence[int], n_resamples: int, seed: int) -> Iterator[Float[np.ndarray, "resample neuron"]]:
+    """How often each neuron is drawn: as many of each model as it has."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, n_resamples, _CHUNK):
+        size = min(_CHUNK, n_resamples - start)
+        drawn = [rng.multinomial(n, np.full(n, 1 / n), size=size) for n in sizes if n]
+        yield np.concatenate(drawn, axis=1).astype(np.float64)
+
+
+def _shuffles(table: Float[np.ndarray, "neuron column"], seed: int) -> Iterator[Float[np.ndarray, "neuron column"]]:
+    rng = np.random.default_rng(seed + 1)
+    for _ in range(_SHUFFLES):
+        yield np.concatenate([table[:, :3], rng.permutation(table[:, 3:])], axis=1)
+
+
+def _joined(parts: Iterator[Numbers]) -> Numbers:
+    found = list(parts)
+    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
