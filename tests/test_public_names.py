@@ -61,4 +61,4 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     """A misspelt name fails as in any module, and does not import anything on the way."""
     with pytest.raises(AttributeError, match="'sparse_lens' has no attribute 'laod'"):
         _ = sparse_lens.laod  # pyright: ignore[reportAttributeAccessIssue]
-    assert not hasattr(sparse_lens, "claims")
+    assert not hasattr(sparse_lens, "claim")
