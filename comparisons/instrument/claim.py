@@ -78,7 +78,7 @@ CLAIMS = (
         "sparsity costs robustness: the loss of the sparse model rises faster as the text moves away from what it was trained on",
         "durable",
         "arXiv:2603.03415",
-        *("robustness", "loss_slope", "sparse", ()),
+        *("robustness", "loss_slope", "sparse", ("random_weights",)),
         unit="nats of loss per nat of surprise of a third model",
     ),
     Claim(

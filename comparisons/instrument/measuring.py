@@ -27,6 +27,7 @@ from sparse_lens.comparisons.pair import ModelPair, model_facts
 from sparse_lens.comparisons.predictability.measuring import predictability_table
 from sparse_lens.comparisons.reading import reading_windows
 from sparse_lens.comparisons.rows.superposition import measure_superposition
+from sparse_lens.comparisons.shift import python_ladder, robustness_slopes, shift_table
 from sparse_lens.dictionaries import Dictionary, RotationDictionary, SAETrainingConfig, random_rotation, train_sae
 from sparse_lens.errors import UnknownNameError
 from sparse_lens.results import Result, exact, not_measurable
@@ -47,11 +48,12 @@ class Size:
 
     tokens: int = 60_000
     labelled_tokens: int = 60_000
-    sae_tokens: int = 400_000
-    fracture: FractureConfig = FractureConfig(n_pairs=8)  # noqa: RUF009 - frozen
+    sae_tokens: int = 200_000
+    fracture: FractureConfig = FractureConfig()  # noqa: RUF009 - frozen
     tasks: int = 5
     masks: MaskConfig = MaskConfig()  # noqa: RUF009 - frozen
     binding_pairs: int = 240
+    shift_windows: int = 128
     search: SearchConfig = SearchConfig()  # noqa: RUF009 - frozen
 
 
@@ -63,6 +65,7 @@ SMOKE = Size(
     tasks=1,
     masks=CHEAP.model_copy(update={"steps": 20}),
     binding_pairs=48,
+    shift_windows=16,
     search=SearchConfig(steps=20, search_pairs=64, evaluation_pairs=32, evaluations=6),
 )
 
@@ -152,6 +155,22 @@ def _binding(pair: ModelPair, size: Size) -> Measured:
     return {role: forms["value_2_0"] for role, forms in table.items()}
 
 
+def _shift(pair: ModelPair, size: Size) -> Measured:
+    """The last hidden state while identifiers are renamed to rare strings, a share of them at each level."""
+    ladder = python_ladder(pair, "identifiers", n_windows=size.shift_windows)
+    return _roles_of(shift_table(_bridges(pair), ladder))
+
+
+def _robustness(pair: ModelPair, size: Size) -> Measured:
+    ladder = python_ladder(pair, "identifiers", n_windows=size.shift_windows)
+    return _roles_of(robustness_slopes(_bridges(pair), ladder))
+
+
+def _roles_of(table: Measured) -> Measured:
+    """Without the rows of differences: intervals over texts are not what a claim rests on."""
+    return {role: table[role] for role in ROLES}
+
+
 MEASURES: dict[str, Callable[[ModelPair, Size], Measured]] = {
     "losses": _losses,
     "superposition": _superposition,
@@ -161,6 +180,8 @@ MEASURES: dict[str, Callable[[ModelPair, Size], Measured]] = {
     "circuits": _circuits,
     "compositionality": _compositionality,
     "binding": _binding,
+    "shift": _shift,
+    "robustness": _robustness,
 }
 
 
