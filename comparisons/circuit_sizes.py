@@ -27,6 +27,8 @@ HELDOUT_PAIRS = 256
 TARGET_SLACK = 1.15
 NONSENSE_TASK = "nonsense_quote"
 
+NO_EDGES = "latents have no weights of their own; `compare --full` counts and searches the products that stand in for them"
+
 Step = Callable[[], Any]
 
 
@@ -108,7 +110,7 @@ def column_results(setting: Setting, found: Sequence[Found], nonsense: Sequence[
     counted = reached or list(found)
     sizes = [f.circuit.n_nodes for f in counted]
     edges = [sum(f.edges.values()) for f in counted if f.edges is not None]
-    no_edges = not_measurable("latents have no weights of their own; edges between them come with a later release", n=n)
+    no_edges = not_measurable(NO_EDGES, n=n)
     best = counted[int(np.argmin(sizes))]
     return (
         base

@@ -20,7 +20,7 @@ from sparse_lens.comparisons.concepts.separability import measure_separability
 from sparse_lens.comparisons.curves.circuit_curve import circuit_curve
 from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.comparisons.reading import reading_windows
-from sparse_lens.comparisons.rows.activation import activation, decoder_geometry
+from sparse_lens.comparisons.rows.activation import activation, decoder_redundancy
 from sparse_lens.comparisons.rows.capability import capability
 from sparse_lens.comparisons.rows.correspondence import measure_correspondence
 from sparse_lens.comparisons.rows.reconstruction import reconstruction, spliced_loss
@@ -120,7 +120,7 @@ def _reconstruction(pair: ModelPair, spec: ColumnSpec, column: Column, units: Di
 
 def _activation(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary) -> dict[str, Result]:  # noqa: ARG001
     windows = reading_windows(pair, LABELLED_TOKENS, seed=1)
-    return activation(column.bridge, units, _batches(windows)) | ({} if units.exact else decoder_geometry(units))
+    return activation(column.bridge, units, _batches(windows)) | ({} if units.exact else decoder_redundancy(units))
 
 
 def _superposition(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary) -> dict[str, Result]:

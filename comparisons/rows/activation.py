@@ -137,7 +137,7 @@ def activation(bridge: Any, dictionary: Dictionary, token_batches: Iterable[Any]
     return sums.results()
 
 
-def decoder_geometry(dictionary: Dictionary) -> dict[str, Result]:
+def decoder_redundancy(dictionary: Dictionary) -> dict[str, Result]:
     """Mean over latents of the largest cosine of a decoder row with any other: 0 for orthogonal rows, 1 where rows repeat.
 
     `null` is the same for random rows of this number and width.

@@ -179,7 +179,7 @@ def test_evolved_networks_are_less_fractured(picture: str) -> None:
 def test_the_rotated_twin_keeps_the_fracture_by_unit(picture: str) -> None:
     """Densified by a rotation of its linear units, an evolved network stays below the trained one; by weight it moves more.
 
-    By unit the reference's draw moved the skull by .018 and the butterfly by .025; five draws here, by .007 to .021 and .027 to .041.
+    By unit the reference's draw moved the skull by .018, the butterfly by .025; five draws here by .007 to .021 and .027 to .041.
     """
     network = read_picture_network(PUBLISHED / f"picbreeder_{picture}.npz")
     twin = network.rotated(0)

@@ -14,7 +14,7 @@ from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_f
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from sparse_lens.comparisons import ModelPair
-from sparse_lens.comparisons.rows.activation import ActivationSums, activation, decoder_geometry
+from sparse_lens.comparisons.rows.activation import ActivationSums, activation, decoder_redundancy
 from sparse_lens.comparisons.rows.capability import active_parameters, capability
 from sparse_lens.comparisons.rows.reconstruction import ReconstructionSums, reconstruction, spliced_loss
 from sparse_lens.dictionaries import (
@@ -151,9 +151,9 @@ def test_a_gaussian_has_kurtosis_three_and_no_zeros() -> None:
 
 
 def test_decoder_rows() -> None:
-    assert decoder_geometry(one_hot_sae())["nearest_row_cosine"].value == pytest.approx(0)
+    assert decoder_redundancy(one_hot_sae())["nearest_row_cosine"].value == pytest.approx(0)
     repeated = one_hot_sae(W_dec=torch.eye(4)[[0, 0, 1, 1]])
-    assert decoder_geometry(repeated)["nearest_row_cosine"].value == pytest.approx(1)
+    assert decoder_redundancy(repeated)["nearest_row_cosine"].value == pytest.approx(1)
 
 
 def test_latents_that_are_no_numbers_are_named() -> None:
