@@ -14,6 +14,7 @@ import numpy as np
 
 from sparse_lens.circuits import SearchConfig, both_sides, count_apart, count_edges
 from sparse_lens.circuits.circuit import Circuit
+from sparse_lens.circuits.edges.density import EdgeDensity, edge_density
 from sparse_lens.circuits.prompts import Prompts, per_pair
 from sparse_lens.circuits.scoring import CircuitScores, masked_differences, score_circuit, task_loss
 from sparse_lens.circuits.search.nodes import DEFAULT_TARGET, SearchProblem, learn_masks, search_problem, select_circuit
@@ -67,12 +68,13 @@ def common_target(settings: Sequence[Setting]) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """A circuit of one column and task, with its held-out scores and, between neurons, its edges."""
+    """A circuit of one column and task, with its held-out scores and, between neurons, its edges and their density."""
 
     circuit: Circuit
     scores: CircuitScores
     edges: dict[str, int] | None
     apart: dict[str, int] | None
+    density: EdgeDensity | None = None
 
 
 def search_column(setting: Setting, target: float, config: SearchConfig, *, seed: int, on_step: Step) -> Found:
@@ -88,7 +90,8 @@ def search_column(setting: Setting, target: float, config: SearchConfig, *, seed
         return Found(circuit, scores, None, None)
     # Inputs and answers are those of seed 0, so that the edges of all seeds are counted between equal ends.
     graph = setting.problem.graph
-    return Found(circuit, scores, count_edges(circuit.space, circuit.mask, graph), count_apart(circuit, graph))
+    edges, density = count_edges(circuit.space, circuit.mask, graph), edge_density(circuit.space, circuit.mask, graph)
+    return Found(circuit, scores, edges, count_apart(circuit, graph), density)
 
 
 def nonsense_circuit(column: Column, target: float, config: SearchConfig, *, seed: int, on_step: Step) -> Circuit:
@@ -123,6 +126,7 @@ def column_results(setting: Setting, found: Sequence[Found], nonsense: Sequence[
             "nodes": over_seeds(sizes, n=n),
             "error_nodes": over_seeds([_error_nodes(f.circuit) for f in counted], n=n),
             "edges": over_seeds(edges, n=n) if edges else no_edges,
+            **_density([f.density for f in counted], best.density, no_edges, n),
             "edges_by_kind": _by_kind([f.edges for f in counted], n),
             "apart_by_kind": _by_kind([f.apart for f in counted], n),
             "nodes_by_site": {name: exact(len(kept), n=n) for name, kept in best.circuit.kept().items()},
@@ -132,6 +136,20 @@ def column_results(setting: Setting, found: Sequence[Found], nonsense: Sequence[
         }
         | _nonsense([f.circuit.n_nodes for f in found], nonsense, n)
     )
+
+
+def _density(
+    densities: Sequence[EdgeDensity | None], best: EdgeDensity | None, missing: Result, n: int
+) -> dict[str, Result]:
+    """Pairs of nodes that could be joined, edges that their matrices' density alone gives, and edges with the zeros shuffled."""
+    present = [density for density in densities if density is not None]
+    if not present or best is None:
+        return dict.fromkeys(_DENSITY, missing)
+    found = over_seeds([d.n_possible for d in present], n=n), over_seeds([d.expected for d in present], n=n), best.null()
+    return dict(zip(_DENSITY, found, strict=True))
+
+
+_DENSITY = ("possible_pairs", "expected_edges", "shuffled_edges")
 
 
 def _error_nodes(circuit: Circuit) -> int:
@@ -154,7 +172,7 @@ def _nonsense(sizes: Sequence[int], nonsense: Sequence[Circuit], n: int) -> dict
 
 
 def _nothing(reason: str) -> dict[str, Any]:
-    sizes = ("circuit_loss", "heldout_circuit_loss", "heldout_full_loss", "nodes", "error_nodes", "edges")
+    sizes = ("circuit_loss", "heldout_circuit_loss", "heldout_full_loss", "nodes", "error_nodes", "edges", *_DENSITY)
     scores = ("sufficiency", "necessity", "seeds_reached", "evaluations")
     nonsense = ("nonsense_nodes", "nonsense_loss", "nonsense_ratio")
     return {name: not_measurable(reason) for name in sizes + scores + nonsense} | {

@@ -17,7 +17,9 @@ def summarize(tasks: Mapping[str, Mapping[str, Any]], seeds: int) -> dict[str, R
     """Ratios over `sparse_neurons`: plain names for `dense_matched_neurons`, `_dense` for the wide twin, `_sae` for latents.
 
     `site_edge_ratio_geomean` leaves out embedding and unembedding edges, which grow with the number of tokens in the prompts. A
-    task counts where both columns reached the target.
+    task counts where both columns reached the target. The edge ratio is the product of three: of the pairs of nodes that could be
+    joined (`edge_ratio_pairs`), of the density of their matrices (`edge_ratio_density`), and what is left, how much oftener than by
+    chance the circuit's own nodes are joined (`edge_ratio_remainder`): only that is about circuits.
     """
     summary = {"tasks_measurable": exact(sum(bool(task["measurable"]) for task in tasks.values()), n=len(tasks))}
     for suffix, column in _OTHERS.items():
@@ -25,6 +27,8 @@ def summarize(tasks: Mapping[str, Mapping[str, Any]], seeds: int) -> dict[str, R
         if column != "dense_sae":
             summary[f"edge_ratio_geomean{suffix}"] = _ratio(tasks, column, _edges, seeds)
             summary[f"site_edge_ratio_geomean{suffix}"] = _ratio(tasks, column, _site_edges, seeds)
+            for part, size in _PARTS.items():
+                summary[f"edge_ratio_{part}{suffix}"] = _ratio(tasks, column, size, seeds)
     return summary
 
 
@@ -39,6 +43,23 @@ def _edges(column: Mapping[str, Any]) -> float | None:
 def _site_edges(column: Mapping[str, Any]) -> float | None:
     kinds = column["edges_by_kind"]
     return sum(kinds[kind].value for kind in ("q", "k", "v", "output", "mlp_in", "mlp_out")) if kinds else None
+
+
+def _pairs(column: Mapping[str, Any]) -> float | None:
+    return column["possible_pairs"].value
+
+
+def _density(column: Mapping[str, Any]) -> float | None:
+    pairs = _pairs(column)
+    return column["expected_edges"].value / pairs if pairs else None
+
+
+def _remainder(column: Mapping[str, Any]) -> float | None:
+    edges = _edges(column)
+    return edges / column["expected_edges"].value if edges is not None and _density(column) else None
+
+
+_PARTS = {"pairs": _pairs, "density": _density, "remainder": _remainder}
 
 
 def _ratio(tasks: Mapping[str, Mapping[str, Any]], column: str, size: Any, seeds: int) -> Result:

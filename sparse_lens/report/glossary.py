@@ -97,6 +97,15 @@ SUMMARY = {
     "site_edge_ratio_geomean_dense": Term(
         "Inner edge ratio, dense twin", "inner, twin", f"The twin's edges {_BETWEEN}, {_OVER}", "ratio"
     ),
+    **{
+        f"edge_ratio_{name}{suffix}": Term(f"Edge ratio{label}: {spoken}", f"{spoken}{label}", meaning, "ratio")
+        for suffix, label in (("", ""), ("_dense", ", dense twin"))
+        for name, spoken, meaning in (
+            ("pairs", "pairs", "The part of the edge ratio that is due to more pairs of nodes that could be joined."),
+            ("density", "density", "The part that is due to the density of the matrices between them."),
+            ("remainder", "remainder", "What is left: how much oftener than by chance a circuit's own nodes are joined."),
+        )
+    },
     "node_ratio_geomean_sae": Term("Node ratio, SAE latents", "nodes, SAE", f"Nodes of the SAE's circuit {_OVER}", "ratio"),
 }
 """The headline numbers, in order."""

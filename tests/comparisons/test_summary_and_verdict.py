@@ -16,12 +16,21 @@ KINDS = ("embedding", "q", "k", "v", "output", "mlp_in", "mlp_out", "unembedding
 
 
 def column(
-    nodes: int, edges: int | None, *, reached: bool = True, nonsense: float | None = 5.0, error_nodes: int = 0
+    nodes: int,
+    edges: int | None,
+    *,
+    reached: bool = True,
+    nonsense: float | None = 5.0,
+    error_nodes: int = 0,
+    pairs: int = 1000,
+    density: float = 0.1,
 ) -> dict[str, Any]:
     by_kind = {} if edges is None else dict.fromkeys(KINDS, exact(0)) | {"v": exact(edges)}
     return {
         "nodes": exact(nodes),
         "edges": not_measurable("latents") if edges is None else exact(edges),
+        "possible_pairs": not_measurable("latents") if edges is None else exact(pairs),
+        "expected_edges": not_measurable("latents") if edges is None else exact(pairs * density),
         "edges_by_kind": by_kind,
         "reached": reached,
         "circuit_loss": exact(0.14),
@@ -49,6 +58,15 @@ def test_ratios_are_geometric_means_over_tasks() -> None:
     assert summary["site_edge_ratio_geomean"].value == pytest.approx(6)
     assert summary["node_ratio_geomean_sae"].value == pytest.approx(2)
     assert not summary["node_ratio_geomean_dense"].measurable
+
+
+def test_the_edge_ratio_is_the_product_of_its_parts() -> None:
+    """By hand: four times the edges are twice the pairs, four times the density, and half the remainder."""
+    one = task(column(10, 100, pairs=1000, density=0.05), column(20, 400, pairs=2000, density=0.2))
+    summary = summarize({"a": one, "b": one}, 1)
+    parts = [summary[f"edge_ratio_{name}"].value for name in ("pairs", "density", "remainder")]
+    assert parts == pytest.approx([2, 4, 0.5])
+    assert summary["edge_ratio_geomean"].value == pytest.approx(4)
 
 
 def test_tasks_without_a_circuit_on_both_sides_do_not_count() -> None:
