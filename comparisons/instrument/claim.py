@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal["durable", "perishable"]
@@ -31,6 +31,16 @@ class Claim:
     against: float | None = None
     unit: str = ""
     only_if: str = ""
+
+
+ARM_CLAIMS = ("COMP", "EASE", "FRACTURE")
+"""What an arm, such as a pruned dense model, is held against the sparse model in."""
+
+
+def arm_claim(claim: Claim, arm: str) -> Claim:
+    """A claim of sparse against dense with an arm in the dense model's place: does sparse training do better than that?"""
+    text = f"sparse training does better than {arm!r} at equal loss: {claim.text}"
+    return replace(claim, id=f"T1b-{arm}-{claim.id}", text=text, source="arXiv:2511.13653 against arXiv:2603.25325")
 
 
 CLAIMS = (

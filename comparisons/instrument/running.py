@@ -5,13 +5,13 @@ sparse-lens claims --out claims
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints
-from sparse_lens.comparisons.instrument.claim import CLAIMS, Claim
+from sparse_lens.comparisons.instrument.claim import ARM_CLAIMS, CLAIMS, Claim, arm_claim
 from sparse_lens.comparisons.instrument.literature import Literature, read_literature
 from sparse_lens.comparisons.instrument.measuring import ROLES
 from sparse_lens.comparisons.instrument.rows import ClaimRow, Seed, claim_rows, loss_gaps
@@ -61,6 +61,7 @@ def claims(
     pair: ModelPair | str | Sequence[ModelPair | str] = "python",
     *,
     only: Sequence[str] | None = None,
+    arms: Mapping[str, Sequence[str | Path]] | None = None,
     smoke: bool = False,
     cache: str | Path | None = None,
     literature: str | Path | None = None,
@@ -70,17 +71,24 @@ def claims(
 ) -> Report:
     """Re-test the claims (`only` these ids: default all) on a pair and its further training seeds, or on the pairs given.
 
-    `smoke` reads the first pair alone, with as little as runs everything: nothing can be learned from it. Cells are kept in the
-    folder `cache`, and a run that was stopped goes on. Raises `UnknownNameError` for another id, and what `ModelPair.open`,
-    `read_literature` and `run_jobs` raise.
+    Each of the `arms` is a kind of model by name (a dense one pruned afterwards, say) with one folder for each training seed, in
+    their order; it takes the dense model's place in the claim T1b. `smoke` reads the first pair alone, with as little as runs
+    everything: nothing can be learned from it. Cells are kept in the folder `cache`, and a run that was stopped goes on. Raises
+    `UnknownNameError` for another id, and what `ModelPair.open`, `read_literature` and `run_jobs` raise.
     """
     chosen = choose_claims(only)
     known = read_literature(literature)
     pairs = _pairs(pair)[: 1 if smoke else None]
-    jobs = [job for opened in pairs for job in _jobs(opened, chosen, smoke=smoke)]
+    groups = {"": (pairs, chosen)}
+    for arm, folders in (arms or {}).items() if any(claim.id == "T1b" for claim in chosen) else ():
+        groups[arm] = _with_arm(pairs, arm, folders), [claim for claim in CLAIMS if claim.id in ARM_CLAIMS]
+    jobs = [job for opened, asked in groups.values() for one in opened for job in _jobs(one, asked, smoke=smoke)]
     found = dict(zip([job.fingerprint for job in jobs], run_jobs(jobs, cache, workers=workers, progress=progress), strict=True))
-    seeds = tuple(_seed(opened, chosen, found, smoke=smoke) for opened in pairs)
-    return Report(tuple(claim_rows(seeds, known, chosen)), _scope(pairs, seeds, smoke=smoke), seeds, known, command)
+    measured = {arm: tuple(_seed(one, asked, found, smoke=smoke) for one in opened) for arm, (opened, asked) in groups.items()}
+    rows = claim_rows(measured[""], known, chosen)
+    for arm in list(groups)[1:]:
+        rows += claim_rows(measured[arm], known, [arm_claim(claim, arm) for claim in groups[arm][1]])
+    return Report(tuple(rows), _scope(pairs, measured[""], smoke=smoke), measured[""], known, command)
 
 
 def choose_claims(only: Sequence[str] | None) -> list[Claim]:
@@ -98,6 +106,13 @@ def _pairs(pair: ModelPair | str | Sequence[ModelPair | str]) -> list[ModelPair]
         raise ConfigError("claims are re-tested on at least one pair, got none")
     opened = [ModelPair.open(each) if isinstance(each, str) else each for each in given]
     return opened[0].training_seeds() if len(opened) == 1 else opened
+
+
+def _with_arm(pairs: Sequence[ModelPair], arm: str, folders: Sequence[str | Path]) -> list[ModelPair]:
+    """The pairs of the first training seeds with an arm's models in the dense one's place; one folder for each seed."""
+    if not arm or not folders or len(folders) > len(pairs):
+        raise ConfigError(f"arm {arm!r} has {len(folders)} folders; give one to {len(pairs)}, one for each training seed in order")
+    return [pair.with_models(dense_matched=folder) for pair, folder in zip(pairs, folders, strict=False)]
 
 
 def needed_measures(chosen: Sequence[Claim]) -> list[str]:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from sparse_lens.cli.comparing import named_folder
 from sparse_lens.cli.printing import add_command, command_line, print_json, print_line, print_rich
 
 
@@ -28,6 +29,13 @@ def add_claims(commands: Any) -> None:
         "(default: python)",
     )
     parser.add_argument("--only", nargs="+", default=None, metavar="CLAIM", help="ids of claims, such as T1a or FRACTURE")
+    parser.add_argument(
+        "--arm",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="a model that takes the dense one's place in T1b, such as a pruned one; repeated with one NAME: its training seeds",
+    )
     parser.add_argument("--smoke", action="store_true", help="one pair, and as little as runs everything; to try it out")
     parser.add_argument("--out", type=Path, default=Path("claims"), help="folder of the page, the JSON and the tables")
     parser.add_argument("--cache", type=Path, default=None, metavar="DIR", help="what is done is kept there (default: OUT.cells)")
@@ -42,10 +50,15 @@ def _claims(options: argparse.Namespace) -> None:
     check_claims_folder(options.out)
     from sparse_lens.comparisons import claims
 
+    arms: dict[str, list[str]] = {}
+    for arm in options.arm:
+        name, folder = named_folder(arm)
+        arms.setdefault(name, []).append(folder)
     cache = options.cache or options.out.with_name(options.out.name + ".cells")
     report = claims(
         options.pair or "python",
         only=options.only,
+        arms=arms,
         smoke=options.smoke,
         cache=cache,
         literature=options.literature,

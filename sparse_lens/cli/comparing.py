@@ -80,7 +80,7 @@ def _compare(options: argparse.Namespace) -> None:
 def _compare_fully(options: argparse.Namespace, pair: Any, tasks: Any, config: Any) -> Any:
     from sparse_lens.comparisons.full.full_comparison import FullPlan, compare_fully, quick_plan
 
-    arms = dict(_named_folder(arm) for arm in options.arm)
+    arms = dict(named_folder(arm) for arm in options.arm)
     if options.quick:
         plan = quick_plan(tuple(tasks or ()), arms)
     else:
@@ -90,7 +90,8 @@ def _compare_fully(options: argparse.Namespace, pair: Any, tasks: Any, config: A
     return compare_fully(pair, plan, cache=cache, command=command_line(), **how)
 
 
-def _named_folder(arm: str) -> tuple[str, str]:
+def named_folder(arm: str) -> tuple[str, str]:
+    """The two parts of NAME=FOLDER; raises `ConfigError` where the folder holds no trained model."""
     from sparse_lens.errors import ConfigError
 
     name, equals, folder = arm.partition("=")

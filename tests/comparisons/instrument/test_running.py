@@ -9,6 +9,7 @@ import pytest
 from sparse_lens.comparisons import ModelPair, claims
 from sparse_lens.comparisons.instrument import measuring
 from sparse_lens.errors import ConfigError, UnknownNameError
+from sparse_lens.results import exact
 
 
 def test_smoke_on_the_shipped_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,6 +24,27 @@ def test_smoke_on_the_shipped_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(measuring, "MEASURES", {})
     again = claims(only=["EASE"], smoke=True, cache=tmp_path, workers=1, progress=False)
     assert again.to_plain()["claims"] == report.to_plain()["claims"]
+
+
+def test_an_arm_in_the_dense_models_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its claims are rows of their own, beside T1b; the losses decide whether they can be compared."""
+    monkeypatch.setattr(measuring, "MEASURES", {name: _planted for name in measuring.MEASURES})
+    folder = ModelPair.open().model_folder("dense")
+    report = claims(only=["T1b"], arms={"twin": [folder]}, cache=tmp_path, workers=1, progress=False)
+    assert [row.claim.id for row in report.rows] == ["T1b", "T1b-twin-COMP", "T1b-twin-EASE", "T1b-twin-FRACTURE"]
+    assert "apart, by -0.640" in " ".join(report.rows[2].judgement.reasons)
+    assert {item.id for item in report.rows[2].literature} >= {"arXiv:2603.25325"}
+    with pytest.raises(ConfigError, match="one for each training seed"):
+        claims(only=["T1b"], arms={"twin": [folder] * 4}, cache=tmp_path)
+
+
+def _planted(pair: ModelPair, size: measuring.Size) -> measuring.Measured:
+    del size
+    loss = {"python-dense-matched": 3.41, "python-dense": 2.73}
+    numbers = ("heldout_r2_mean", "d_abl", "mirror_fracture", "nonzeros", "matrix_nonzeros")
+    metrics = dict.fromkeys(numbers, exact(0.5))
+    own = loss.get(pair.model_name("dense_matched"), 3.37)
+    return {"sparse": metrics | {"loss": exact(3.37)}, "dense": metrics | {"loss": exact(own)}}
 
 
 def test_what_cannot_be_asked(tmp_path: Path) -> None:
