@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import hypothesis
 import jaxtyping
 import pytest
+import torch
 
 # Loaded before the hook below: it compiles anew whatever is first imported from a module that it checks.
 import transformer_lens  # noqa: F401
@@ -38,6 +40,9 @@ def checked_modules() -> list[str]:
 # As for a static checker, an int is good where a float is asked for.
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook(checked_modules(), CHECKER)
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers side by side: one core each
+    torch.set_num_threads(1)
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=30)
 hypothesis.settings.load_profile("repeatable")

@@ -13,7 +13,7 @@ PAGES = ROOT / "docs" / "pages"
 
 @pytest.mark.parametrize("page", ["tools-transformerlens-3.md", "tools-transformerlens-4.md"])
 def test_every_tested_tool_has_its_row(page: str) -> None:
-    """Else write the pages anew: `pytest tests/hooks -m '' --tool-page FILE`, in both environments."""
+    """Else write the pages anew: `pytest -n 0 tests/hooks -m '' --tool-page FILE`, in both environments."""
     named = set()
     for path in (ROOT / "tests" / "hooks").glob("test_*.py"):
         named |= set(re.findall(r"mark\.tool\(\s*\"([^\"]+)\"", path.read_text(encoding="utf-8")))

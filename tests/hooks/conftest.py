@@ -60,7 +60,7 @@ class ToolPage:
         lines = [
             f"# Tools on TransformerLens {_version('transformer-lens')}",
             "",
-            f"Written by `pytest tests/hooks -m '' --tool-page FILE` with {found}. A tool works if its tests, each against a",
+            f"Written by `pytest -n 0 tests/hooks -m '' --tool-page FILE` with {found}. A tool works if its tests, each against a",
             "computation made another way on three architectures, pass.",
             "",
             "| tool | works | tests | limits |",
