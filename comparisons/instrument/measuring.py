@@ -100,7 +100,9 @@ def _superposition(pair: ModelPair, size: Size) -> Measured:
             training = np.array_split(reading, max(1, len(reading) // 16))
             trained = train_sae(bridge, units.hook_in, training, sae, Path(folder) / "sae", held_out=batches, progress=False)
             found = measure_superposition(bridge, trained.dictionary, batches)
-        return {name: found[name] for name in ("psi", "effective_features")} | {"fvu": exact(trained.statistics.fvu)}
+        fvu = trained.statistics.fvu
+        unexplained = not_measurable("the activation does not vary") if fvu is None else exact(fvu)
+        return {name: found[name] for name in ("psi", "effective_features")} | {"fvu": unexplained}
 
     return _with_controls(pair, measure, ("psi",), rotated=False)
 
