@@ -18,6 +18,7 @@ from sparse_lens.comparisons.concepts.labelled_tokens import LabelledTokens, lab
 from sparse_lens.comparisons.concepts.probes import measure_probes
 from sparse_lens.comparisons.concepts.separability import measure_separability
 from sparse_lens.comparisons.curves.circuit_curve import circuit_curve
+from sparse_lens.comparisons.full.maps import concept_map, matching_map
 from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.comparisons.reading import reading_windows
 from sparse_lens.comparisons.rows.activation import activation, decoder_redundancy
@@ -103,8 +104,8 @@ def capability_cell(pair: str, column: Mapping[str, Any]) -> dict[str, Result]:
     return results | ({} if not inexact else _without(spliced_loss(found.bridge, inexact, windows), "loss"))
 
 
-def row_cell(pair: str, column: Mapping[str, Any], row: str, layer: int, seed: int = 0) -> dict[str, Result]:
-    """One row of one layer's MLP units in one column."""
+def row_cell(pair: str, column: Mapping[str, Any], row: str, layer: int, seed: int = 0) -> Plain:
+    """One row of one layer's MLP units in one column: results by name, and under `map` what a heat map of it shows."""
     if row not in ROWS:
         raise UnknownNameError("row", row, ROWS)
     opened, spec = ModelPair.at(pair), ColumnSpec.from_plain(column)
@@ -127,9 +128,10 @@ def _superposition(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dic
     return measure_superposition(column.bridge, units, _batches(windows_of(pair, spec)["heldout"][:, :-1]))
 
 
-def _concepts(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary) -> dict[str, Result]:
+def _concepts(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary) -> Plain:
     train, test = _labelled(pair.address, spec.model)
-    return dict(measure_concepts(column.bridge, units, train, test, magnitude=units.exact).results)
+    scores = measure_concepts(column.bridge, units, train, test, magnitude=units.exact)
+    return {**scores.results, "map": concept_map(scores)}
 
 
 def _probes(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary) -> dict[str, Result]:
@@ -144,7 +146,7 @@ def _absorption(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictio
     return dict(measure_absorption(column.bridge, units, *_labelled(pair.address, spec.model)).results)
 
 
-Row = Callable[[ModelPair, ColumnSpec, Column, Dictionary], dict[str, Result]]
+Row = Callable[[ModelPair, ColumnSpec, Column, Dictionary], Plain]
 
 ROWS: dict[str, Row] = {
     "reconstruction": _reconstruction,
@@ -158,13 +160,14 @@ ROWS: dict[str, Row] = {
 """Rows of MLP units by name; none of them asks which column it is for."""
 
 
-def correspondence_cell(pair: str, first: Mapping[str, Any], second: Mapping[str, Any], layer: int) -> dict[str, Result]:
+def correspondence_cell(pair: str, first: Mapping[str, Any], second: Mapping[str, Any], layer: int) -> Plain:
     """Units of one column's layer matched with those of another's, on held-out windows; for models of one tokenizer."""
     opened = ModelPair.at(pair)
     sides = [open_column(pair, side) for side in (first, second)]
     units = [mlp_units(side)[layer] for side in sides]
     tokens = _batches(opened.windows["heldout"][:, :-1])
-    return dict(measure_correspondence(sides[0].bridge, units[0], sides[1].bridge, units[1], tokens).results)
+    found = measure_correspondence(sides[0].bridge, units[0], sides[1].bridge, units[1], tokens)
+    return {**found.results, "map": matching_map(found)}
 
 
 @lru_cache(maxsize=2)

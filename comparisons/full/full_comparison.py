@@ -228,9 +228,12 @@ def assemble(
     for job, record in curves:
         by_task.setdefault(job.arguments["task"], {}).setdefault(job.arguments["column"]["name"], []).append(record)
     by_row: dict[str, dict[str, dict[str, Any]]] = {}
+    maps: dict[str, dict[str, dict[str, Any]]] = {}
     for job, record in rows:
         row, column, place = _place(job)
-        by_row.setdefault(row, {}).setdefault(column, {})[place] = from_plain(record)
+        by_row.setdefault(row, {}).setdefault(column, {})[place] = from_plain({n: v for n, v in record.items() if n != "map"})
+        if "map" in record:
+            maps.setdefault(row, {}).setdefault(column, {})[place] = record["map"]
     summary = headline(by_task, specs)
     return {
         "schema": 1,
@@ -239,6 +242,7 @@ def assemble(
         "targets": list(plan.targets),
         "curves": by_task,
         "rows": by_row,
+        "maps": maps,
         "headline": summary,
         "undistinguished": undistinguished(summary, by_row, specs),
         "caveats": list(CAVEATS),

@@ -9,11 +9,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from sparse_lens.report.full.contents import mean_points, row_cell
+from sparse_lens.report.full.contents import faithful_points, grids, mean_points, row_cell
 from sparse_lens.report.full.figures import figures
 from sparse_lens.report.full.files import FULL_FILES, write_full
-from sparse_lens.report.full.tables import headline_table, latex, latex_text, markdown
+from sparse_lens.report.full.tables import headline_table, latex, latex_text, markdown, tables
 from sparse_lens.report.full.view import full_view
+from sparse_lens.report.numbers import DASH
 from sparse_lens.results import Result, exact, not_measurable, to_plain
 
 HOSTILE = "<script>alert(1)</script> & 50% $x_1$"
@@ -24,7 +25,9 @@ def curve(column: str, seed: int, factor: float) -> dict[str, Any]:
         {
             "target": target,
             "results": {
-                "kl_heldout": exact(target * 1.1),
+                "kl_heldout": Result(target * 1.1, null=4.4),
+                "loss_heldout": exact(target * 0.5),
+                "kl_zero": Result(target * 1.1, null=2.2),
                 "total_bits": exact(factor * 1000 / target),
                 "nodes": exact(factor * 20 / target),
                 "structural_edges": not_measurable("not counted"),
@@ -48,6 +51,15 @@ def record() -> dict[str, Any]:
             "columns": {"sparse_neurons": {"control": False}, HOSTILE: {"control": True}},
             "curves": {HOSTILE: {"sparse_neurons": [curve("a", 0, 1.0), curve("a", 1, 4.0)], HOSTILE: [curve("b", 0, 3.0)]}},
             "rows": rows,
+            "maps": {
+                "concepts": {
+                    "sparse_neurons": {
+                        "layer 0": {"rows": [HOSTILE, "in_string"], "columns": ["3"], "values": [[0.9], [0.2]]},
+                        "layer 1": {"rows": ["one"], "columns": ["3", "4"], "values": [[0.9]]},
+                    },
+                    HOSTILE: {"layer 0": {"rows": ["one"], "columns": ["3"], "values": [[0.9]]}},
+                }
+            },
             "headline": {HOSTILE: {"bits_ratio_at_0.5": Result(3.0, 1.5, 6.0, null=1.0)}},
             "undistinguished": [HOSTILE],
             "caveats": ["one"],
@@ -66,7 +78,7 @@ def test_numbers_are_means_over_layers_and_geometric_means_over_seeds() -> None:
 
 def test_every_figure_is_well_formed_and_escaped() -> None:
     found = figures(record())
-    assert {"coverage", "psi", "probes"} < set(found) and len(found) == 5
+    assert {"coverage", "psi", "probes"} < set(found) and len(found) == 8
     for _, svg in found.values():
         ElementTree.fromstring(svg)
         assert "<script>" not in svg
@@ -99,3 +111,21 @@ def test_the_page_shows_it_escaped(tmp_path: Path) -> None:
     assert "The full comparison" in page and "<script>alert" not in page
     write_report(metrics, tmp_path / "report")  # a report takes the place of a report, figures and all
     assert full_view({}) is None
+
+
+def test_maps_are_drawn_where_they_are_whole() -> None:
+    """The control's is not drawn, nor one whose values do not fit its labels; hostile labels are text."""
+    full = record()
+    drawn = {name: svg for name, (_, svg) in figures(full).items() if name.startswith("map-")}
+    assert list(drawn) == ["map-concepts-sparse_neurons-layer-0"]
+    assert "<script>" not in drawn["map-concepts-sparse_neurons-layer-0"]
+    assert list(grids(full, "correspondence", "sparse_neurons")) == []
+
+
+def test_faithfulness_by_hand_and_what_survives() -> None:
+    """KL 2.2 and 0.55 of 4.4 are faithful by .5 and .875; under zero ablation they are all and a quarter of everything ablated."""
+    full = record()
+    assert [nodes for nodes, _ in faithful_points(full, HOSTILE, "sparse_neurons")] == [10.0, 40.0, 40.0, 160.0]
+    assert sorted({round(share, 3) for _, share in faithful_points(full, HOSTILE, "sparse_neurons")}) == [0.5, 0.875]
+    table = next(table for table in tables(full) if table.title.startswith("What survives"))
+    assert table.rows[0][3] == "2.20 (100%)" and table.rows[1][3] == "0.550 (25%)" and table.rows[0][4] == DASH

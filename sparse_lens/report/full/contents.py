@@ -73,6 +73,31 @@ def mean_points(full: Mapping[str, Any], task: str, column: str, x: str, y: str)
     return sorted(found)
 
 
+def faithful_points(full: Mapping[str, Any], task: str, column: str) -> list[tuple[float, float]]:
+    """Nodes, and the share of the divergence of everything ablated that the circuit does away with on held-out templates."""
+    found = []
+    for _, results in points(full, task, column):
+        nodes, kl = (read_number(results.get(name)) for name in ("nodes", "kl_heldout"))
+        if nodes.value and kl.value is not None and kl.null:
+            found.append((nodes.value, 1 - kl.value / kl.null))
+    return sorted(found)
+
+
+def grids(full: Mapping[str, Any], row: str, column: str) -> Iterator[tuple[str, list[str], list[str], list[list[float | None]]]]:
+    """Place, labels and values of every map of a row in a column, the first seed of each layer; what is no grid is left out."""
+    places = part(full, "maps", row).get(column)
+    for place, content in places.items() if isinstance(places, Mapping) else ():
+        labels = [[str(name) for name in sequence(content, side)] for side in ("rows", "columns")]
+        values = [[read_number(value).value for value in line] for line in sequence(content, "values") if isinstance(line, list)]
+        whole = len(values) == len(labels[0]) and all(len(line) == len(labels[1]) for line in values)
+        if values and whole and max(map(len, labels)) <= _MOST_LABELS and not str(place).endswith(_FURTHER_SEEDS):
+            yield str(place), *labels, values
+
+
+_MOST_LABELS = 64
+_FURTHER_SEEDS = tuple(f"seed {seed}" for seed in range(1, 10))
+
+
 def _geometric(values: list[float]) -> float:
     product = 1.0
     for value in values:

@@ -7,8 +7,9 @@ from typing import Any
 
 from sparse_lens.report.contents import part
 from sparse_lens.report.figures import Mark, Row, dot_plot
-from sparse_lens.report.full.contents import columns, mean_points, row_cell
+from sparse_lens.report.full.contents import columns, faithful_points, grids, mean_points, row_cell
 from sparse_lens.report.full.words import column_term
+from sparse_lens.report.heatmaps import Axes, heatmap
 from sparse_lens.report.line_plots import Axis, Line, Point, line_plot
 from sparse_lens.report.numbers import format_number
 from sparse_lens.report.strings import visible
@@ -26,13 +27,17 @@ def figures(full: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
         found[f"bits-{task}"] = (f"Bits against divergence, {visible(task)}", _curves(full, task, "total_bits", "bits"))
     for task in part(full, "curves"):
         found[f"nodes-{task}"] = (f"Nodes against divergence, {visible(task)}", _curves(full, task, "nodes", "nodes"))
+    for task in part(full, "curves"):
+        caption = f"Nodes against task loss, {visible(task)}"
+        found[f"frontier-{task}"] = (caption, _curves(full, task, "nodes", "nodes", against=_TASK_LOSS))
+        found[f"faithfulness-{task}"] = (f"Faithfulness against nodes, {visible(task)}", _faithfulness(full, task))
     if part(full, "rows", "concepts"):
         found["coverage"] = ("Coverage of concepts against latents active per token", _coverage(full))
     if part(full, "rows", "superposition"):
         found["psi"] = ("Effective features per neuron", _psi(full))
     if part(full, "rows", "probes"):
         found["probes"] = ("Accuracy of sparse probes against the latents they may use", _probes(full))
-    return found
+    return found | _maps(full)
 
 
 def series_of(full: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
@@ -41,19 +46,56 @@ def series_of(full: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
     return {name: (loud.index(name) if name in loud else 5, control) for name, control in columns(full).items()}
 
 
-def _curves(full: Mapping[str, Any], task: str, size: str, label: str) -> str:
+_DIVERGENCE = ("kl_heldout", "KL(model, circuit) on held-out templates, nats", "divergence")
+_TASK_LOSS = ("loss_heldout", "two-token loss on held-out templates, nats", "task loss")
+
+
+def _curves(full: Mapping[str, Any], task: str, size: str, label: str, against: tuple[str, str, str] = _DIVERGENCE) -> str:
+    metric, axis, spoken = against
     lines = []
     for name, (series, control) in series_of(full).items():
-        found = mean_points(full, task, name, "kl_heldout", size)
+        found = mean_points(full, task, name, metric, size)
         told = column_term(name).label
         points = [
-            Point(kl, bits, f"{told}: {bits:,.0f} {label} at {kl:.3g} nats, {seeds:.0f} seeds", low, high)
-            for kl, bits, low, high, seeds in found
+            Point(across, up, f"{told}: {up:,.0f} {label} at {across:.3g} nats, {seeds:.0f} seeds", low, high)
+            for across, up, low, high, seeds in found
         ]
         lines.append(Line(told, series, points, quiet=control))
-    title = f"{label} against divergence, {visible(task)}"
-    axes = Axis("KL(model, circuit) on held-out templates, nats", log=True), Axis(label, log=True)
-    return line_plot(lines, *axes, ident=f"{size}-{visible(task)}", title=title, description=title + ".", width=WIDTH)
+    title = f"{label} against {spoken}, {visible(task)}"
+    axes = Axis(axis, log=True), Axis(label, log=True)
+    return line_plot(lines, *axes, ident=f"{size}-{metric}-{visible(task)}", title=title, description=title + ".", width=WIDTH)
+
+
+def _faithfulness(full: Mapping[str, Any], task: str) -> str:
+    lines = []
+    for name, (series, control) in series_of(full).items():
+        told = column_term(name).label
+        found = faithful_points(full, task, name)
+        points = [Point(nodes, share, f"{told}: {share:.2f} with {nodes:,.0f} nodes", None, None) for nodes, share in found]
+        lines.append(Line(told, series, points, quiet=control))
+    title = f"Faithfulness against nodes, {visible(task)}"
+    axes = Axis("nodes", log=True), Axis("1 - KL / KL of everything ablated")
+    return line_plot(lines, *axes, ident=f"faithfulness-{visible(task)}", title=title, description=title + ".", width=WIDTH)
+
+
+_MAPPED = {
+    "concepts": ("concept", "unit", "Concepts and the units that tell them best: F1"),
+    "correspondence": ("sparse neuron", "unit", "The units that match sparse neurons best: correlation"),
+}
+
+
+def _maps(full: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Heat maps of the loud columns, layer by layer."""
+    found = {}
+    for row, (row_name, column_name, caption) in _MAPPED.items():
+        for name, (_, control) in series_of(full).items():
+            for place, rows, columns_, values in () if control else grids(full, row, name):
+                ident = f"map-{row}-{visible(name)}-{visible(place)}".replace(" ", "-").replace(",", "")
+                title = f"{caption}; {column_term(name).label}, {visible(place)}"
+                axes = Axes(row_name, column_name, rows, columns_)
+                drawn = heatmap(values, axes, limit=1.0, ident=ident, title=title, description=title, most_width=WIDTH)
+                found[ident] = title, drawn
+    return found
 
 
 def _coverage(full: Mapping[str, Any]) -> str:

@@ -38,6 +38,7 @@ def tables(full: Mapping[str, Any]) -> Iterator[Table]:
             yield _row(full, row, title)
     for task in part(full, "curves"):
         yield _task(full, task)
+        yield _survival(full, task)
 
 
 def _headline(full: Mapping[str, Any]) -> Table:
@@ -65,6 +66,25 @@ def _task(full: Mapping[str, Any], task: str) -> Table:
             numbers = [read_number(results.get(name)) for name in _POINT]
             rows.append([_label(full, column), str(seed), *(number.text() for number in numbers)])
     return Table(f"Curve of {visible(task)}", ["column", "seed", *map(_spoken, _POINT)], rows)
+
+
+_SURVIVAL = ("kl_mean", "kl_zero", "kl_counterfactual", "kl_adversarial", "kl_rephrased", "kl_natural")
+
+
+def _survival(full: Mapping[str, Any], task: str) -> Table:
+    """What is left of each circuit under other ablations and elsewhere: KL by KL, and the share of everything ablated."""
+    rows = []
+    for column in columns(full):
+        for seed, results in points(full, task, column):
+            cells = [_with_share(read_number(results.get(name))) for name in _SURVIVAL]
+            rows.append([_label(full, column), str(seed), *cells])
+    title = f"What survives other ablations, {visible(task)}: KL in nats, and as a share of that of everything ablated"
+    return Table(title, ["column", "seed", *map(_spoken, _SURVIVAL)], rows)
+
+
+def _with_share(reading: Reading) -> str:
+    share = f" ({reading.value / reading.null:.0%})" if reading.value is not None and reading.null else ""
+    return reading.text() + share
 
 
 def _label(full: Mapping[str, Any], column: str) -> str:
