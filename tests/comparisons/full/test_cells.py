@@ -1,0 +1,48 @@
+"""Cells run on the shipped pair as any process would run them: plain arguments in, plain records out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sparse_lens.comparisons import ModelPair
+from sparse_lens.comparisons.column_specs import ColumnSpec
+from sparse_lens.comparisons.full import cells
+from sparse_lens.errors import UnknownNameError
+from sparse_lens.results import to_plain
+
+SPARSE, MATCHED = (ColumnSpec(f"{model}_neurons", model).to_plain() for model in ("sparse", "dense_matched"))
+
+
+@pytest.fixture
+def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "LABELLED_TOKENS", 6_400)
+    cells._all_labelled.cache_clear()
+    cells._labelled.cache_clear()
+
+
+@pytest.mark.parametrize("row", ["reconstruction", "activation", "superposition", "concepts"])
+def test_rows_of_the_sparse_neurons(row: str, few_tokens: None) -> None:
+    """Every record is JSON, and its numbers are measurable where neurons stand for themselves."""
+    record = cells.row_cell(ModelPair.open().address, SPARSE, row, 0)
+    plain = json.loads(json.dumps(to_plain(record), allow_nan=False))
+    assert any(value["measurable"] for name, value in plain.items() if name != "map")
+    if row == "concepts":
+        drawn = plain["map"]
+        assert len(drawn["values"]) == len(drawn["rows"]) > 3 and len(drawn["values"][0]) == len(drawn["columns"])
+        best = [max(line) for line in drawn["values"]]
+        assert best == sorted(best, reverse=True)
+
+
+def test_correspondence_of_two_models(few_tokens: None) -> None:
+    record = cells.correspondence_cell(ModelPair.open().address, SPARSE, MATCHED, 0)
+    drawn = record["map"]
+    diagonal = [abs(line[place]) for place, line in enumerate(drawn["values"])]
+    assert diagonal == sorted(diagonal, reverse=True) and diagonal[0] > 0.3
+    json.dumps(to_plain(record), allow_nan=False)
+
+
+def test_an_unknown_row() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'concepts'"):
+        cells.row_cell(ModelPair.open().address, SPARSE, "concept", 0)
