@@ -24,12 +24,21 @@ from sparse_lens.comparisons.reading import reading_windows
 from sparse_lens.comparisons.rows.activation import activation, decoder_redundancy
 from sparse_lens.comparisons.rows.capability import capability
 from sparse_lens.comparisons.rows.correspondence import measure_correspondence
+from sparse_lens.comparisons.rows.jacobians import measure_jacobian
 from sparse_lens.comparisons.rows.reconstruction import reconstruction, spliced_loss
 from sparse_lens.comparisons.rows.superposition import measure_superposition
 from sparse_lens.data import load_tokenizer
-from sparse_lens.dictionaries import Dictionary, SAETrainingConfig, TranscoderTrainingConfig, train_sae, train_transcoder
+from sparse_lens.dictionaries import (
+    Dictionary,
+    IdentityDictionary,
+    SAETrainingConfig,
+    TranscoderTrainingConfig,
+    train_sae,
+    train_transcoder,
+)
 from sparse_lens.errors import UnknownNameError
 from sparse_lens.hooks import load
+from sparse_lens.hooks.layout import decoder_layout
 from sparse_lens.results import Result
 
 Plain = dict[str, Any]
@@ -38,6 +47,9 @@ NATURAL_WINDOWS = 64
 """Held-out windows of real files that the divergence of a circuit is measured on."""
 
 LABELLED_TOKENS = 100_000
+
+JACOBIAN_WINDOWS = 4
+"""Windows of 64 tokens: a Jacobian takes as many backward passes as a token has active units."""
 
 
 def train_dictionary(
@@ -146,6 +158,14 @@ def _absorption(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictio
     return dict(measure_absorption(column.bridge, units, *_labelled(pair.address, spec.model)).results)
 
 
+def _jacobian(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary) -> Plain:
+    """How the units change with the channels that the MLP reads."""
+    layout, layer = decoder_layout(column.bridge), units.hook_in.split(".")[1]
+    source = IdentityDictionary(layout.widths["mlp_in"], f"blocks.{layer}.{layout.hooks['mlp_in']}")
+    windows = windows_of(pair, spec)["heldout"][:JACOBIAN_WINDOWS, :64]
+    return dict(measure_jacobian(column.bridge, source, units, [windows]))
+
+
 Row = Callable[[ModelPair, ColumnSpec, Column, Dictionary], Plain]
 
 ROWS: dict[str, Row] = {
@@ -156,6 +176,7 @@ ROWS: dict[str, Row] = {
     "probes": _probes,
     "separability": _separability,
     "absorption": _absorption,
+    "jacobian": _jacobian,
 }
 """Rows of MLP units by name; none of them asks which column it is for."""
 

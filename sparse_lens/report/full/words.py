@@ -32,6 +32,7 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "separability": ("Separability", ()),
     "absorption": ("Absorption and splitting", ()),
     "superposition": ("Superposition", ()),
+    "jacobian": ("Sparsity of computation", ("jacobian_hoyer", "jacobian_effective_entries", "jacobian_nonzero")),
     "correspondence": ("Correspondence with the sparse neurons", ()),
 }
 """Rows in order: title, and the numbers its table shows (none: the first ones)."""

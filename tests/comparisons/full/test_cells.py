@@ -22,7 +22,7 @@ def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     cells._labelled.cache_clear()
 
 
-@pytest.mark.parametrize("row", ["reconstruction", "activation", "superposition", "concepts"])
+@pytest.mark.parametrize("row", ["reconstruction", "activation", "superposition", "jacobian", "concepts"])
 def test_rows_of_the_sparse_neurons(row: str, few_tokens: None) -> None:
     """Every record is JSON, and its numbers are measurable where neurons stand for themselves."""
     record = cells.row_cell(ModelPair.open().address, SPARSE, row, 0)
