@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,14 @@ _CELLS = "sparse_lens.comparisons.full.cells"
 class FullPlan:
     """What the full comparison does; the defaults are those of `sparse-lens compare --full`.
 
-    `seeds` are search seeds; a control gets one of them. Dictionaries have `d_sae` latents, `k` active ones, and read `tokens`;
+    `seeds` are search seeds; a control gets one of them, and so does each further one of the pair's `training_seeds`, which have
+    the two neuron columns of matched loss alone. Dictionaries have `d_sae` latents, `k` active ones, and read `tokens`;
     `dictionary_seeds` are trained of the main kind (topk). `arms` are further dense models by name, as folders.
     """
 
     tasks: Sequence[str] = ()
     seeds: int = 3
+    training_seeds: int = 3
     targets: Sequence[float] = TARGETS
     edge_targets: Sequence[float] = (0.5,)
     functional_targets: Sequence[float] = ()
@@ -53,8 +55,9 @@ class FullPlan:
     arms: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.seeds < 1 or self.dictionary_seeds < 1:
-            raise ConfigError(f"seeds and dictionary_seeds must be at least 1, got {self.seeds} and {self.dictionary_seeds}")
+        counts = {"seeds": self.seeds, "training_seeds": self.training_seeds, "dictionary_seeds": self.dictionary_seeds}
+        if min(counts.values()) < 1:
+            raise ConfigError(f"each kind of seed is needed once at least, got {counts}")
 
 
 def quick_plan(tasks: Sequence[str] = (), arms: Mapping[str, str] | None = None) -> FullPlan:
@@ -63,6 +66,7 @@ def quick_plan(tasks: Sequence[str] = (), arms: Mapping[str, str] | None = None)
     return FullPlan(
         tasks=tasks or ("if_equals", "with_as"),
         seeds=1,
+        training_seeds=1,
         targets=(2.0, 0.5),
         config=config,
         **{"d_sae": 64, "k": 4, "tokens": 6000, "dictionary_seeds": 1, "kinds": ("topk", "frozen", "skip_transcoder")},
@@ -96,8 +100,11 @@ def compare_fully(
     specs = column_specs(pair, plan, trained)
     curves = curve_jobs(pair, plan, specs, tasks)
     rows = [*capability_jobs(pair, specs), *row_jobs(pair, specs), *correspondence_jobs(pair, specs)]
-    found = run_jobs([*curves, *rows], cache, **how)
-    full = assemble(plan, specs, trained, _named(curves, found), _named(rows, found[len(curves) :]))
+    again = further_jobs(pair, plan, specs, tasks)
+    found = run_jobs([*curves, *rows, *(job for jobs in again.values() for job in jobs)], cache, **how)
+    records = iter(found)
+    named = [[(job, next(records)) for job in jobs] for jobs in (curves, rows, *again.values())]
+    full = assemble(plan, specs, trained, named[0], named[1], dict(zip(again, named[2:], strict=True)))
     return Comparison({**basic.metrics, "full": full})
 
 
@@ -148,6 +155,13 @@ def _with_dictionaries(pair: ModelPair, plan: FullPlan, kind: str, trained: Sequ
     name = f"sparse_{kind}" if model == "sparse" else f"dense_{kind}"
     folders = tuple(tuple(found[seed]) for seed in sorted(found))
     return ColumnSpec(name, model, "dictionaries", folders, control=model == "sparse" or kind == "frozen")
+
+
+def further_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnSpec], tasks: Sequence[str]) -> dict[str, list[Job]]:
+    """Curves of the pair's further training seeds, by seed: neurons of the sparse and the loss-matched model, one search seed."""
+    neurons = [spec for spec in specs if spec.name in (BASE, "dense_matched_neurons")]
+    seeds = pair.training_seeds()[1 : plan.training_seeds]
+    return {str(number): curve_jobs(again, replace(plan, seeds=1), neurons, tasks) for number, again in enumerate(seeds, 1)}
 
 
 def curve_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnSpec], tasks: Sequence[str]) -> list[Job]:
@@ -222,11 +236,11 @@ def assemble(
     trained: Sequence[Record],
     curves: Sequence[tuple[Job, Record]],
     rows: Sequence[tuple[Job, Record]],
+    further: Mapping[str, Sequence[tuple[Job, Record]]] | None = None,
 ) -> dict[str, Any]:
-    """The part `full` of the metrics from the cells' records."""
-    by_task: dict[str, dict[str, list[Record]]] = {}
-    for job, record in curves:
-        by_task.setdefault(job.arguments["task"], {}).setdefault(job.arguments["column"]["name"], []).append(record)
+    """The part `full` of the metrics from the cells' records; `further` are curves of other training seeds, by seed."""
+    by_task = _by_task(curves)
+    again = {seed: _by_task(found) for seed, found in (further or {}).items()}
     by_row: dict[str, dict[str, dict[str, Any]]] = {}
     maps: dict[str, dict[str, dict[str, Any]]] = {}
     for job, record in rows:
@@ -234,19 +248,28 @@ def assemble(
         by_row.setdefault(row, {}).setdefault(column, {})[place] = from_plain({n: v for n, v in record.items() if n != "map"})
         if "map" in record:
             maps.setdefault(row, {}).setdefault(column, {})[place] = record["map"]
-    summary = headline(by_task, specs)
+    summary = headline(by_task, specs, again)
     return {
         "schema": 1,
         "columns": {spec.name: _about(spec) for spec in specs},
         "dictionaries": [dict(record) for record in trained],
         "targets": list(plan.targets),
         "curves": by_task,
+        "further_training_seeds": again,
         "rows": by_row,
         "maps": maps,
         "headline": summary,
         "undistinguished": undistinguished(summary, by_row, specs),
         "caveats": list(CAVEATS),
     }
+
+
+def _by_task(curves: Sequence[tuple[Job, Record]]) -> dict[str, dict[str, list[Record]]]:
+    """Records of curves by task and column, in the order of their search seeds."""
+    found: dict[str, dict[str, list[Record]]] = {}
+    for job, record in curves:
+        found.setdefault(job.arguments["task"], {}).setdefault(job.arguments["column"]["name"], []).append(record)
+    return found
 
 
 def _place(job: Job) -> tuple[str, str, str]:
@@ -268,7 +291,3 @@ def _about(spec: ColumnSpec) -> dict[str, Any]:
 
 def _for(pair: ModelPair) -> dict[str, Any]:
     return {"pair": pair.address}
-
-
-def _named(jobs: Sequence[Job], records: Sequence[Record]) -> list[tuple[Job, Record]]:
-    return list(zip(jobs, records, strict=False))

@@ -22,16 +22,20 @@ Curves = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
 """Records of curves by task and column, one for each search seed."""
 
 
-def headline(curves: Curves, specs: Sequence[ColumnSpec]) -> dict[str, dict[str, Result]]:
+def headline(
+    curves: Curves, specs: Sequence[ColumnSpec], further: Mapping[str, Curves] | None = None
+) -> dict[str, dict[str, Result]]:
     """By column, the ratio of its sizes to the sparse neurons': geometric means over tasks, hierarchical bootstrap intervals.
+
+    `further` are the curves of other training seeds, by seed, of the columns that have them.
 
     A name is `<size>_ratio_at_<kl>`. A ratio compares the same task and search seed; a column with fewer seeds is compared on
     those. Tasks in which either side is gated out or whose curve does not reach the divergence do not count.
     """
-    opened = {task: {name: [CircuitCurve.from_plain(r) for r in of] for name, of in c.items()} for task, c in curves.items()}
+    runs = {run: _opened(found) for run, found in ({"0": curves} | dict(further or {})).items()}
     return {
         spec.name: {
-            f"{size}_ratio_at_{kl:g}": _ratio(opened, spec.name, lambda curve, kl=kl, name=name: size_at(curve, kl, size=name))
+            f"{size}_ratio_at_{kl:g}": _ratio(runs, spec.name, lambda curve, kl=kl, name=name: size_at(curve, kl, size=name))
             for size, name in SIZES.items()
             for kl in DIVERGENCES
         }
@@ -40,12 +44,21 @@ def headline(curves: Curves, specs: Sequence[ColumnSpec]) -> dict[str, dict[str,
     }
 
 
-def _ratio(
-    curves: Mapping[str, Mapping[str, Sequence[CircuitCurve]]], column: str, size: Callable[[CircuitCurve], Result]
-) -> Result:
+Opened = dict[str, dict[str, list[CircuitCurve]]]
+
+
+def _opened(curves: Curves) -> Opened:
+    return {task: {name: [CircuitCurve.from_plain(r) for r in of] for name, of in c.items()} for task, c in curves.items()}
+
+
+def _ratio(runs: Mapping[str, Opened], column: str, size: Callable[[CircuitCurve], Result]) -> Result:
+    return hierarchical_ratio({run: _ratios(curves, column, size) for run, curves in runs.items()})
+
+
+def _ratios(curves: Opened, column: str, size: Callable[[CircuitCurve], Result]) -> dict[str, list[float]]:
     ratios: dict[str, list[float]] = {}
     for task, columns in curves.items():
         pairs = zip(columns.get(column, ()), columns.get(BASE, ()), strict=False)
         sizes = [(size(above).value, size(below).value) for above, below in pairs]
         ratios[task] = [above / below for above, below in sizes if above and below]
-    return hierarchical_ratio({"0": ratios})
+    return ratios

@@ -1,0 +1,69 @@
+"""The headline's ratios on curves by hand: over tasks, search seeds and training seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sparse_lens.comparisons import ModelPair
+from sparse_lens.comparisons.column_specs import ColumnSpec
+from sparse_lens.comparisons.curves.circuit_curve import CircuitCurve, CurvePoint
+from sparse_lens.comparisons.full.full_comparison import FullPlan, assemble, further_jobs
+from sparse_lens.comparisons.full.headline import headline
+from sparse_lens.comparisons.jobs import Job
+from sparse_lens.errors import ConfigError
+from sparse_lens.results import exact
+
+SPECS = [ColumnSpec("sparse_neurons", "sparse"), ColumnSpec("dense_matched_neurons", "dense_matched")]
+
+
+def curve(column: str, task: str, size: float, seed: int = 0) -> dict[str, Any]:
+    """A curve on which size goes as one over the divergence."""
+    numbers = {kl: {name: exact(size / kl) for name in ("total_bits", "nodes", "structural_edges")} for kl in (0.2, 2.0)}
+    points = tuple(CurvePoint(kl, True, {"kl_heldout": exact(kl), **found}, {}, {}) for kl, found in numbers.items())
+    return CircuitCurve(column, task, seed, exact(1.0), points).to_plain()
+
+
+def curves(ratio: float) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    return {
+        task: {"sparse_neurons": [curve("s", task, 100.0)], "dense_matched_neurons": [curve("d", task, 100.0 * ratio * factor)]}
+        for task, factor in (("a", 2.0), ("b", 0.5))
+    }
+
+
+def test_one_training_seed() -> None:
+    found = headline(curves(3.0), SPECS)["dense_matched_neurons"]["bits_ratio_at_0.5"]
+    assert found.value == pytest.approx(3.0) and (found.n, found.seeds) == (2, 1)
+
+
+def test_further_training_seeds_weigh_the_same() -> None:
+    """Geometric mean of 3, 6 and 12; the interval now holds what another training gives."""
+    found = headline(curves(3.0), SPECS, {"1": curves(6.0), "2": curves(12.0)})["dense_matched_neurons"]["nodes_ratio_at_1"]
+    assert found.value == pytest.approx(6.0) and found.seeds == 3
+    alone = headline(curves(6.0), SPECS)["dense_matched_neurons"]["nodes_ratio_at_1"]
+    assert found.lo is not None and alone.lo is not None and found.lo < alone.lo
+
+
+def test_they_are_in_the_assembled_part() -> None:
+    def jobs(ratio: float) -> list[tuple[Job, dict[str, Any]]]:
+        return [
+            (Job(f"{task} {column}", "a.b:c", {"task": task, "column": {"name": column}}), record)
+            for task, columns in curves(ratio).items()
+            for column, (record,) in columns.items()
+        ]
+
+    full = assemble(FullPlan(), SPECS, [], jobs(3.0), [], {"1": jobs(12.0)})
+    assert full["headline"]["dense_matched_neurons"]["bits_ratio_at_1"].value == pytest.approx(6.0)
+    assert set(full["further_training_seeds"]["1"]) == {"a", "b"}
+
+
+def test_the_shipped_pair_has_two_further_seeds() -> None:
+    """Four curves a task: two columns of two models; the plan says how many."""
+    pair = ModelPair.open()
+    found = further_jobs(pair, FullPlan(), SPECS, ["if_equals", "with_as"])
+    assert {seed: len(jobs) for seed, jobs in found.items()} == {"1": 4, "2": 4}
+    assert all("python-sparse-seed1" in job.arguments["pair"] for job in found["1"])
+    assert further_jobs(pair, FullPlan(training_seeds=1), SPECS, ["if_equals"]) == {}
+    with pytest.raises(ConfigError, match="once at least"):
+        FullPlan(training_seeds=0)
