@@ -12,6 +12,7 @@ from sparse_lens.dictionaries.measurement import measure_dictionary as measure_d
 from sparse_lens.dictionaries.protocol import Dictionary as Dictionary
 from sparse_lens.dictionaries.protocol import dictionary_hash as dictionary_hash
 from sparse_lens.dictionaries.protocol import skipped as skipped
+from sparse_lens.dictionaries.released import load_released as load_released
 from sparse_lens.dictionaries.rotation import RotationDictionary as RotationDictionary
 from sparse_lens.dictionaries.rotation import random_rotation as random_rotation
 from sparse_lens.dictionaries.sae_training import SAETrainingConfig as SAETrainingConfig

@@ -99,7 +99,7 @@ def train_sae(
     Raises `SparseLensError` without sae-lens, `ConfigError` for an impossible configuration, `DataError` when the
     tokens end too early or a hook gives no vector per position, `OutputError` for a folder that cannot be written.
     """
-    _require_sae_lens()
+    require_sae_lens()
     _check_config(config)
     check_writable(folder, (CFG, WEIGHTS, STATISTICS))
     batches = iter(token_batches)
@@ -123,7 +123,7 @@ def train_sae_on(
 
     `held_out` is gone through once to fit a threshold and once to measure: a list, not an iterator.
     """
-    _require_sae_lens()
+    require_sae_lens()
     _check_config(config)
     check_writable(folder, (CFG, WEIGHTS, STATISTICS))
     metadata = {"hook_name": hook, "model_name": model_name} | training_record(config)
@@ -145,12 +145,12 @@ def train_sae_on(
     return TrainedSAE(dictionary, statistics, Path(folder))
 
 
-def _require_sae_lens() -> None:
+def require_sae_lens() -> None:
     try:
         import sae_lens  # noqa: F401
     except ImportError as error:
         raise SparseLensError(
-            f"training an SAE needs sae-lens, which cannot be imported ({error}); "
+            f"training or fetching an SAE needs sae-lens, which cannot be imported ({error}); "
             'pip install "sparse-lens[sae]" (it brings TransformerLens 3)'
         ) from error
 

@@ -1,0 +1,118 @@
+"""Nothing is tied to our own architecture: a model of GPT-2's shape with an SAE that SAELens has made and saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from sparse_lens.circuits import SearchConfig, find_circuit
+from sparse_lens.comparisons.concepts import label_texts, measure_concepts
+from sparse_lens.comparisons.rows.activation import activation
+from sparse_lens.comparisons.rows.correspondence import measure_correspondence
+from sparse_lens.comparisons.rows.reconstruction import reconstruction
+from sparse_lens.comparisons.rows.superposition import measure_superposition
+from sparse_lens.data import Document, load_tokenizer
+from sparse_lens.dictionaries import IdentityDictionary, SAELensDictionary, load_released, load_saelens
+from sparse_lens.hooks import load, splice
+from sparse_lens.models_shipped import pair_windows, tokenizer_folder
+
+HOOK, WIDTH = "blocks.0.mlp.hook_post", 128
+
+sae_lens = pytest.importorskip("sae_lens", reason="SAELens makes the SAE")
+
+
+@pytest.fixture(scope="module")
+def bridge() -> Any:
+    torch.manual_seed(0)
+    config = GPT2Config(n_layer=2, n_head=4, n_embd=WIDTH // 4, vocab_size=1024, n_positions=128)
+    model = GPT2LMHeadModel(config).eval()
+    built = build_bridge_from_module(
+        model, "GPT2LMHeadModel", hf_config=config, tokenizer=None, device="cpu", model_name="gpt2-shaped"
+    )
+    built.tokenizer = load("python-dense-matched").tokenizer
+    return built
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TopK SAE, untrained, as SAELens saves it."""
+    torch.manual_seed(1)
+    config = sae_lens.TopKTrainingSAEConfig(d_in=WIDTH, d_sae=64, k=4)
+    config.metadata.hook_name = HOOK
+    folder = tmp_path_factory.mktemp("sae") / "topk"
+    sae_lens.TopKTrainingSAE(config).save_inference_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sae(folder: Path) -> SAELensDictionary:
+    found = load_saelens(folder)
+    assert isinstance(found, SAELensDictionary)
+    return found
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[np.ndarray]:
+    return list(pair_windows()["heldout"][:8, :64].reshape(2, 4, 64))
+
+
+def test_rows_of_neurons_and_latents(bridge: Any, sae: SAELensDictionary, batches: list[np.ndarray]) -> None:
+    """The same rows for both; neurons stand for themselves exactly, a latent's L0 is at most k, both sides match themselves."""
+    neurons = IdentityDictionary(WIDTH, HOOK)
+    for dictionary in (neurons, sae):
+        rows = reconstruction(bridge, dictionary, batches) | measure_superposition(bridge, dictionary, batches)
+        assert rows["psi"].measurable and rows["explained_variance"].measurable
+    assert reconstruction(bridge, neurons, batches)["explained_variance"].value == pytest.approx(1)
+    assert 0 < (activation(bridge, sae, batches)["l0"].value or 0) <= 4
+    own = measure_correspondence(bridge, sae, bridge, sae, batches)
+    assert own.results["matched_correlation"].value == pytest.approx(1, abs=1e-5)
+
+
+def test_the_splice_leaves_the_model_as_it_is(bridge: Any, sae: SAELensDictionary, batches: list[np.ndarray]) -> None:
+    tokens = torch.from_numpy(batches[0])
+    plain = bridge(tokens)
+    with splice(bridge, [sae]):
+        assert (bridge(tokens) - plain).abs().max() < 1e-5
+
+
+def test_concepts_of_its_latents(bridge: Any, sae: SAELensDictionary) -> None:
+    texts = [f"def f{n}(a, b):\n    return [a, {{'k': b}}, \"text {n}\"]  # note\n" * 40 for n in range(8)]
+    documents = [Document("here", f"{n}.py", str(n), text) for n, text in enumerate(texts)]
+    labelled = label_texts(documents, load_tokenizer(tokenizer_folder()), context=64)
+    scores = measure_concepts(bridge, sae, *labelled.split())
+    assert scores.results["coverage_f1"].measurable and scores.f1.shape[1] == 64
+
+
+def test_a_circuit_of_neurons_and_latents(bridge: Any, sae: SAELensDictionary) -> None:
+    """Nodes of a model with layer norms and biases; the latents of one layer, the channels of all other sites."""
+    config = SearchConfig(steps=3, evaluations=4, search_pairs=32, evaluation_pairs=16)
+    windows = pair_windows()["reference"][:16]
+    circuit = find_circuit(
+        bridge, "if_equals", dictionaries=[sae], target_loss=99.0, config=config, windows=windows, progress=False
+    )
+    assert circuit.reached and 0 <= circuit.n_nodes < circuit.space.n_nodes
+    assert [site.dictionary.n_latents for site in circuit.space.sites if not site.is_identity] == [64]
+
+
+def test_a_released_sae_comes_through_saelens_loader(
+    folder: Path, sae: SAELensDictionary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the network's part stood in for by a folder: what SAELens gives is read as from its own folder, and kept."""
+    asked: list[tuple[str, str]] = []
+
+    def from_pretrained(release: str, sae_id: str) -> Any:
+        asked.append((release, sae_id))
+        return sae_lens.SAE.load_from_disk(str(folder))
+
+    monkeypatch.setattr(sae_lens.SAE, "from_pretrained", from_pretrained)
+    found = load_released("a-release", "an-id", tmp_path / "kept")
+    assert asked == [("a-release", "an-id")] and found.hook_in == HOOK
+    x = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(found.encode(x), sae.encode(x))
+    torch.testing.assert_close(load_saelens(tmp_path / "kept").decode(sae.encode(x)), sae.decode(sae.encode(x)))
