@@ -87,7 +87,7 @@ def _head(
     """Weighted sums of a head's varying values, and the sum of its weights, of which the sink gets the rest."""
     scores = (q[..., head.channels] * scale) @ k[..., head.channels].transpose(1, 2) + head.score * scale
     scores = scores.masked_fill(hidden, -math.inf)
-    top = scores.amax(-1, keepdim=True)
+    top = scores.detach().amax(-1, keepdim=True)  # of no effect but on rounding, so of no gradient
     top = top if head.sink is None else top.clamp(min=head.sink)
     weights = scores.sub_(top).exp_()
     total = weights.sum(-1, keepdim=True)

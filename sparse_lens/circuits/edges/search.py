@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from sparse_lens.circuits.ablation import Ablation
 from sparse_lens.circuits.circuit import Circuit
 from sparse_lens.circuits.edges.cutting import CircuitEdges, Means, cut_edges, input_means
 from sparse_lens.circuits.edges.latents import LatentSite, hooked_mask, latent_sites
+from sparse_lens.circuits.edges.running import GatedCircuit, cut_circuit, gated_circuit
 from sparse_lens.circuits.edges.space import EdgeSpace, candidate_edges, edges_on_paths
 from sparse_lens.circuits.prompts import Prompts
 from sparse_lens.circuits.scoring import answer_differences, answer_logits
@@ -47,10 +48,22 @@ class EdgeProblem:
 
     def logits(self, keep: Tensor, prompts: Prompts) -> Float[Tensor, "row vocab"]:
         """Logits at the answer with all other nodes ablated and the edges of no `keep` cut; differentiable in `keep`."""
+        if self.gated is not None:
+            return self.gated.logits(keep.to(torch.float32), prompts)
+        return self.hooked_logits(keep, prompts)
+
+    def hooked_logits(self, keep: Tensor, prompts: Prompts) -> Float[Tensor, "row vocab"]:
+        """The same in the whole model, under hooks."""
         nodes = self.nodes
         hooks = nodes.ablation.hooks(nodes.bridge, nodes.space, hooked_mask(nodes.space, self.mask), prompts)
         with cut_edges(nodes.bridge, self.edges, keep.to(torch.float32), self.means, self.latents):
             return answer_logits(nodes.bridge, prompts, hooks, alike=nodes.ablation.fixed)
+
+    @cached_property
+    def gated(self) -> GatedCircuit | None:
+        """The nodes compiled, with gates on the edges; None where the whole model has to run."""
+        nodes = self.nodes
+        return gated_circuit(nodes.bridge, nodes.space, self.mask, nodes.ablation, self.edges, self.means)
 
     @property
     def latents(self) -> tuple[LatentSite, ...]:
@@ -68,10 +81,11 @@ class EdgeProblem:
     def score(self, keep: Bool[Tensor, " edge"], source: str) -> Candidate:
         """The edges of `keep` that lie on a path, and the loss with no others, on the evaluation prompts."""
         nodes, keep = edges_on_paths(self.nodes.space, self.mask, self.nodes.graph, self.edges, keep)
-        problem = replace(self, mask=nodes)
-        measured = self.nodes.objective.measure(
-            lambda prompts: problem.logits(keep, prompts), self.nodes.search_prompts, self.nodes.evaluation_prompts
-        )
+        problem = self.nodes
+        run = cut_circuit(problem.bridge, problem.space, nodes, problem.ablation, self.edges, keep, self.means)
+        if run is None:
+            run = partial(replace(self, mask=nodes).hooked_logits, keep)
+        measured = problem.objective.measure(run, problem.search_prompts, problem.evaluation_prompts)
         return Candidate(keep, measured.loss, source, measured)
 
 
