@@ -18,9 +18,11 @@ from sparse_lens.circuits import Circuit, SearchConfig, both_sides, find_circuit
 from sparse_lens.circuits.compiled.program import CompiledCircuit, compile_circuit
 from sparse_lens.circuits.edges.ablation import ablate_each_edge
 from sparse_lens.circuits.edges.cutting import CircuitEdges, input_means
+from sparse_lens.circuits.edges.search import edge_problem
 from sparse_lens.circuits.edges.space import candidate_edges
 from sparse_lens.circuits.prompts import Prompts
 from sparse_lens.circuits.scoring import masked_differences
+from sparse_lens.circuits.search.learning import frozen
 from sparse_lens.circuits.search.nodes import default_windows
 from sparse_lens.circuits.weights import WeightGraph
 from sparse_lens.errors import SparseLensError
@@ -46,9 +48,36 @@ def compiled_rows(circuit: Circuit | None = None) -> list[Row]:
     found: list[Row] = []
     for threads in sorted({1, torch.get_num_threads()}):
         with _threads(threads):
-            found += _ratios(bridge, circuit, f"{threads} thread{'s' if threads > 1 else ''}")
+            spoken = f"{threads} thread{'s' if threads > 1 else ''}"
+            found += [*_ratios(bridge, circuit, spoken), _step(bridge, circuit, spoken)]
     problem = _Problem.of(bridge, circuit)
     return [*found, _edge_row(problem), *_slopes(problem)]
+
+
+def _step(bridge: Any, circuit: Circuit, threads: str) -> Row:
+    """One step of an edge search, forwards and backwards, on the compiled circuit and in the whole model."""
+    problem = edge_problem(bridge, circuit, get_task(_TASK), SearchConfig())
+    if problem.gated is None:
+        raise SparseLensError("the circuit's edges cannot be gated in its compiled form; report it")
+    prompts = problem.nodes.search_prompts.rows(slice(2 * SearchConfig().pairs_per_step))
+
+    def step(run: Callable[[Tensor, Prompts], Tensor]) -> Tensor:
+        keep = torch.ones(problem.edges.n_edges, requires_grad=True)
+        with torch.enable_grad(), frozen(bridge):
+            return torch.autograd.grad(problem.nodes.objective.losses(run(keep, prompts), prompts).mean(), keep)[0]
+
+    runs: dict[str, Callable[[], Tensor]] = {
+        "compiled": lambda: step(problem.gated.logits) if problem.gated else torch.empty(0),
+        "whole": lambda: step(problem.hooked_logits),
+    }
+    off = float((runs["compiled"]() - runs["whole"]()).abs().max())
+    seconds = _in_turns(runs, repeats=5)
+    return row(
+        f"step of an edge search, {problem.edges.n_edges} gates, {len(prompts)} prompts, {threads}",
+        f"{seconds['compiled'] * 1e3:.1f} ms, slopes off by {off:.1g} at most",
+        f"whole model {seconds['whole'] * 1e3:.0f} ms",
+        seconds["whole"] / seconds["compiled"],
+    )
 
 
 def _ratios(bridge: Any, circuit: Circuit, threads: str) -> list[Row]:
