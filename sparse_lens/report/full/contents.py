@@ -87,11 +87,11 @@ def grids(full: Mapping[str, Any], row: str, column: str) -> Iterator[tuple[str,
     """Place, labels and values of every map of a row in a column, the first seed of each layer; what is no grid is left out."""
     places = part(full, "maps", row).get(column)
     for place, content in places.items() if isinstance(places, Mapping) else ():
-        labels = [[str(name) for name in sequence(content, side)] for side in ("rows", "columns")]
+        rows, across = ([str(name) for name in sequence(content, side)] for side in ("rows", "columns"))
         values = [[read_number(value).value for value in line] for line in sequence(content, "values") if isinstance(line, list)]
-        whole = len(values) == len(labels[0]) and all(len(line) == len(labels[1]) for line in values)
-        if values and whole and max(map(len, labels)) <= _MOST_LABELS and not str(place).endswith(_FURTHER_SEEDS):
-            yield str(place), *labels, values
+        whole = len(values) == len(rows) and all(len(line) == len(across) for line in values)
+        if values and whole and max(len(rows), len(across)) <= _MOST_LABELS and not str(place).endswith(_FURTHER_SEEDS):
+            yield str(place), rows, across, values
 
 
 _MOST_LABELS = 64
