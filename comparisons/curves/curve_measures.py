@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_lens.circuits import Ablation, AblationKind, Circuit, both_sides, mask_hooks
+from sparse_lens.circuits.compiled.nodes import Logits, node_circuit
 from sparse_lens.circuits.edges.latents import hooked_mask
 from sparse_lens.circuits.prompts import Prompts, per_pair
 from sparse_lens.circuits.scoring import answer_differences, answer_logits, task_loss
@@ -127,14 +128,20 @@ class CurveMeasures:
         ablation, prompts = Ablation(self.ablation.means, kind), getattr(self.prompts, where)
         if circuit is not None and circuit.edges is not None:
             mask = hooked_mask(self.space, mask)
-        divergences, losses = [], []
-        for chunk, whole in zip(_chunks(prompts), self._whole[where], strict=True):
-            hooks = ablation.hooks(self.bridge, self.space, mask, chunk)
-            with self._cut(circuit):
-                logits = answer_logits(self.bridge, chunk, hooks, alike=ablation.fixed)
+        divergences, losses, whole_model = [], [], self._whole[where]  # before anything is cut
+        with self._cut(circuit):
+            run = node_circuit(self.bridge, self.space, mask, ablation) if mask.dtype == torch.bool else None
+            found = [(run or self._hooked(ablation, mask))(chunk) for chunk in _chunks(prompts)]
+        for chunk, logits, whole in zip(_chunks(prompts), found, whole_model, strict=True):
             divergences.append(_divergence(logits, whole))
             losses.append(task_loss(answer_differences(logits, chunk)))
         return per_pair(torch.cat(divergences), prompts), per_pair(torch.cat(losses), prompts)
+
+    def _hooked(self, ablation: Ablation, mask: Tensor) -> Logits:
+        """The masked model under hooks, for what cannot be compiled."""
+        return lambda chunk: answer_logits(
+            self.bridge, chunk, ablation.hooks(self.bridge, self.space, mask, chunk), alike=ablation.fixed
+        )
 
     def _on_text(self, circuit: Circuit) -> Result:
         """KL at all positions of windows of text; windows are independent, tokens are not."""

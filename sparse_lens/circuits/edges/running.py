@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +11,13 @@ from torch import Tensor
 
 from sparse_lens.circuits.ablation import Ablation
 from sparse_lens.circuits.compiled.gates import GatedRun, Gates, can_gate
-from sparse_lens.circuits.compiled.plan import Plan, with_levels
+from sparse_lens.circuits.compiled.nodes import Logits, compiled_logits, compiles, node_plan
+from sparse_lens.circuits.compiled.plan import Plan
 from sparse_lens.circuits.compiled.prefixes import prefix_rows
-from sparse_lens.circuits.compiled.run import Run
-from sparse_lens.circuits.compiled.weights import PartBuilder
 from sparse_lens.circuits.edges.cutting import Means, cut_edges, edge_module
 from sparse_lens.circuits.edges.space import EdgeSpace
 from sparse_lens.circuits.prompts import Prompts
 from sparse_lens.circuits.sites import NodeSpace
-
-Logits = Callable[[Prompts], Float[Tensor, "row vocab"]]
-"""Logits at the answer position of every prompt."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,24 +75,4 @@ def cut_circuit(
     if not compiles(bridge, space, ablation):
         return None
     with cut_edges(bridge, edges, keep.float(), means):
-        plan = node_plan(bridge, space, mask, ablation)
-    tokens = torch.arange(len(plan.unembedding.weight))
-
-    def run(prompts: Prompts) -> Tensor:
-        rows = prefix_rows(prompts.tokens, prompts.position)
-        return Run(plan, rows, tokens).value("logits")[rows.inverse]
-
-    return run
-
-
-def compiles(bridge: Any, space: NodeSpace, ablation: Ablation) -> bool:
-    """Whether circuits of these nodes compile: CircuitGPT in float32, its own channels, fixed values for what is ablated."""
-    if space.has_dictionaries or not ablation.fixed or getattr(bridge.original_model, "core", None) is None:
-        return False
-    return edge_module(bridge, "embedding").weight.dtype == torch.float32
-
-
-def node_plan(bridge: Any, space: NodeSpace, mask: Bool[Tensor, " node"], ablation: Ablation) -> Plan:
-    """The plan of the nodes of `mask`, with the weights that `bridge` has at the moment."""
-    with torch.no_grad():
-        return with_levels(PartBuilder(bridge, space.split(mask), ablation.fixed_values()).plan())
+        return compiled_logits(node_plan(bridge, space, mask, ablation))

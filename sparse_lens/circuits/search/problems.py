@@ -11,6 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sparse_lens.circuits.ablation import Ablation
+from sparse_lens.circuits.compiled.nodes import Logits, node_circuit
 from sparse_lens.circuits.paths import on_paths, paths_are_known
 from sparse_lens.circuits.prompts import Prompts, both_sides
 from sparse_lens.circuits.scoring import answer_logits
@@ -63,12 +64,17 @@ class SearchProblem:
 
     def measure(self, mask: Bool[Tensor, " node"]) -> Measured:
         """Losses of the masked model on the evaluation prompts."""
+        run = node_circuit(self.bridge, self.space, mask, self.ablation) or self._hooked(mask)
+        return self.objective.measure(run, self.search_prompts, self.evaluation_prompts)
+
+    def _hooked(self, mask: Bool[Tensor, " node"]) -> Logits:
+        """The same in the whole model, under hooks."""
 
         def run(prompts: Prompts) -> Tensor:
             hooks = self.ablation.hooks(self.bridge, self.space, mask, prompts)
             return answer_logits(self.bridge, prompts, hooks, alike=self.ablation.fixed)
 
-        return self.objective.measure(run, self.search_prompts, self.evaluation_prompts)
+        return run
 
     def loss(self, mask: Bool[Tensor, " node"]) -> float:
         """Mean loss of the masked model on the evaluation prompts."""

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from sparse_lens.circuits.ablation import Ablation
 from sparse_lens.circuits.circuit import Circuit
+from sparse_lens.circuits.compiled.nodes import node_circuit
 from sparse_lens.circuits.edges.latents import hooked_mask
 from sparse_lens.circuits.prompts import Prompts, per_pair
-from sparse_lens.circuits.scoring import logit_differences, recovered_share, task_loss
+from sparse_lens.circuits.scoring import answer_differences, logit_differences, recovered_share, task_loss
 from sparse_lens.circuits.sites import NodeSpace, full_mask
 from sparse_lens.results import Result
 
@@ -51,8 +52,15 @@ class CircuitRuns:
 
     @torch.no_grad()
     def model(self, mask: Mask, ablation: Ablation | None = None) -> Float[Tensor, " row"]:
-        """The model with everything outside `mask` ablated as the circuit is, or by `ablation`; all edges are kept."""
-        return torch.cat([self.differences(mask, chunk, ablation) for chunk in self.chunks()])
+        """The model with everything outside `mask` ablated as the circuit is, or by `ablation`; all edges are kept.
+
+        What keeps or ablates each node as a whole is compiled where that is possible.
+        """
+        ablation = self.circuit.how_ablated if ablation is None else ablation
+        run = node_circuit(self.bridge, self.space, mask, ablation) if mask.dtype == torch.bool else None
+        if run is None:
+            return torch.cat([self.differences(mask, chunk, ablation) for chunk in self.chunks()])
+        return torch.cat([answer_differences(run(chunk), chunk) for chunk in self.chunks()])
 
     @torch.no_grad()
     def within(self, mask: Mask, ablation: Ablation | None = None) -> Float[Tensor, " row"]:

@@ -1,0 +1,51 @@
+"""Circuits of nodes that are compiled on the way, to be scored: what searches run instead of the whole model under hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sparse_lens.circuits.ablation import Ablation
+from sparse_lens.circuits.compiled.plan import Plan, with_levels
+from sparse_lens.circuits.compiled.prefixes import prefix_rows
+from sparse_lens.circuits.compiled.run import Run
+from sparse_lens.circuits.compiled.weights import PartBuilder
+from sparse_lens.circuits.edges.cutting import edge_module
+from sparse_lens.circuits.prompts import Prompts
+from sparse_lens.circuits.sites import NodeSpace
+
+Logits = Callable[[Prompts], Float[Tensor, "row vocab"]]
+"""Logits at the answer position of every prompt."""
+
+
+def node_circuit(bridge: Any, space: NodeSpace, mask: Bool[Tensor, " node"], ablation: Ablation) -> Logits | None:
+    """The nodes of `mask` compiled; None where the whole model has to run."""
+    return compiled_logits(node_plan(bridge, space, mask, ablation)) if compiles(bridge, space, ablation) else None
+
+
+def compiled_logits(plan: Plan) -> Logits:
+    """All logits of a plan's runs."""
+    tokens = torch.arange(len(plan.unembedding.weight))
+
+    def run(prompts: Prompts) -> Tensor:
+        rows = prefix_rows(prompts.tokens, prompts.position)
+        return Run(plan, rows, tokens).value("logits")[rows.inverse]
+
+    return run
+
+
+def compiles(bridge: Any, space: NodeSpace, ablation: Ablation) -> bool:
+    """Whether circuits of these nodes compile: CircuitGPT in float32, its own channels, fixed values for what is ablated."""
+    if space.has_dictionaries or not ablation.fixed or getattr(bridge.original_model, "core", None) is None:
+        return False
+    return edge_module(bridge, "embedding").weight.dtype == torch.float32
+
+
+def node_plan(bridge: Any, space: NodeSpace, mask: Bool[Tensor, " node"], ablation: Ablation) -> Plan:
+    """The plan of the nodes of `mask`, with the weights that `bridge` has at the moment."""
+    with torch.no_grad():
+        return with_levels(PartBuilder(bridge, space.split(mask), ablation.fixed_values()).plan())
