@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparse_lens.circuits.ablation import Ablation
+from sparse_lens.circuits.compiled.masked import masked_model
 from sparse_lens.circuits.prompts import Prompts
 from sparse_lens.circuits.scoring import answer_logits
 from sparse_lens.circuits.search.config import SearchConfig
@@ -81,8 +82,12 @@ def learn_mask(
     if require is not None:
         forbid = require if forbid is None else forbid | require
 
+    compiled = masked_model(bridge, space, ablation)
+
     def run(mask: Tensor, batch: Prompts) -> Tensor:
         mask = mask if require is None else torch.maximum(mask, require.to(mask.dtype))
+        if compiled is not None:
+            return objective.losses(compiled.logits(mask, batch), batch)
         logits = answer_logits(bridge, batch, ablation.hooks(bridge, space, mask, batch), alike=ablation.fixed)
         return objective.losses(logits, batch)
 
