@@ -119,20 +119,29 @@ def with_sources(space: NodeSpace, make: Callable[[Site, Source], Hook]) -> list
 
 
 def _blend(site: Site, source: Source, mask: Tensor, reference: Reference) -> Hook:
-    dictionary, n = site.dictionary, site.n_latents
-
     def hook(tensor: Tensor, hook: Any) -> Tensor:  # noqa: ARG001 - TransformerLens passes it by name
         flat = flat_channels(tensor, site).to(mask.dtype)
-        if isinstance(dictionary, IdentityDictionary):
-            blended = torch.lerp(reference.latents, flat, mask)
-        else:
-            latents = dictionary.encode(source.of(flat))
-            blended = source.decoded(torch.lerp(reference.latents, latents, mask[:n]), flat)
-            if not dictionary.exact:
-                blended = blended + torch.lerp(reference.error, flat - source.decoded(latents, flat), mask[n])
-        return blended.view(tensor.shape).to(tensor.dtype)
+        return blend(site, mask, reference, source.of(flat), flat).view(tensor.shape).to(tensor.dtype)
 
     return hook
+
+
+def blend(
+    site: Site,
+    mask: Float[Tensor, " node"],
+    reference: Reference,
+    source: Float[Tensor, "*rows d_in"],
+    flat: Float[Tensor, "*rows d_out"],
+) -> Float[Tensor, "*rows d_out"]:
+    """A site's activation `flat` with its nodes kept by `mask`; only a transcoder reads another `source` than that."""
+    dictionary, n = site.dictionary, site.n_latents
+    if isinstance(dictionary, IdentityDictionary):
+        return torch.lerp(reference.latents, flat, mask)
+    latents, past = dictionary.encode(source), skipped(dictionary, source)
+    blended = dictionary.decode(torch.lerp(reference.latents, latents, mask[:n])) + past
+    if not dictionary.exact:
+        blended = blended + torch.lerp(reference.error, flat - (dictionary.decode(latents) + past), mask[n])
+    return blended
 
 
 def flat_channels(tensor: Tensor, site: Site) -> Float[Tensor, "batch pos d"]:

@@ -169,7 +169,7 @@ class Router(nn.Module):
         self.n_experts, self.n_open = config.n_experts, config.experts_per_token
         self.score = nn.Linear(config.d_model_in, config.n_experts, bias=False)
 
-    def forward(self, u: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos n_experts"]:
+    def forward(self, u: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows n_experts"]:
         """Factor of every expert, zero for those that stay closed."""
         shares = self.score(u).softmax(-1)
         best = shares.topk(self.n_open, dim=-1)
@@ -198,7 +198,10 @@ class MLP(nn.Module):
         tap: Tap = no_tap,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Write of the MLP sublayer into the residual stream, before the addition."""
-        u = tap("hook_act_in", self.topk_in(_concatenate(x, positional)))
+        return self.write(tap("hook_act_in", self.topk_in(_concatenate(x, positional))), tap)
+
+    def write(self, u: Float[Tensor, "*rows d_in"], tap: Tap = no_tap) -> Float[Tensor, "*rows d_model"]:
+        """The same from what the neurons read."""
         pre = tap("hook_pre", self.fc_in(u))
         neurons = self.activation(pre)
         if self.router is not None:

@@ -79,9 +79,7 @@ def task_from_pairs(
     return PairTask(name, description or f"{name}: pairs of one's own", by_split, metric=metric)
 
 
-def task_from_file(
-    path: str | Path, *, name: str | None = None, description: str = "", metric: Metric | None = None
-) -> PairTask:
+def task_from_file(path: str | Path, *, name: str | None = None, description: str = "", metric: Metric | None = None) -> PairTask:
     """A task from a `.csv` (with a header) or `.jsonl` file; see `task_from_pairs`. Raises `DataError` if it cannot be read."""
     path = Path(path)
     try:

@@ -117,7 +117,7 @@ class _Narrowing:
         write, left = self._write(layer.attention_write, f"resid_mid.{number}")
         attention = self._attention(layer.attention, write, left)
         mlp_write, left = self._write(layer.mlp_write, f"resid_post.{number}")
-        mlp = None if layer.mlp is None or len(left) == 0 else self._mlp(layer.mlp, mlp_write, left)
+        mlp = self._mlp(layer.mlp, mlp_write, left) if isinstance(layer.mlp, MLPPart) and len(left) else None
         return replace(layer, attention=attention, attention_write=write, mlp=mlp, mlp_write=mlp_write)
 
     def _write(self, write: Write, after: str) -> tuple[Write, Tensor]:

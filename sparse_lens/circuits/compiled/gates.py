@@ -6,7 +6,7 @@ proportion.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_lens.circuits.compiled.cuts import is_live
-from sparse_lens.circuits.compiled.plan import AttentionPart, Plan, SiteChoice
+from sparse_lens.circuits.compiled.plan import AttentionPart, LatentPart, MLPPart, Plan, SiteChoice
 from sparse_lens.circuits.compiled.prefixes import PrefixRows
 from sparse_lens.circuits.compiled.run import Run
 
@@ -37,11 +37,22 @@ def can_gate(plan: Plan, index: Mapping[str, Int[Tensor, "edge 2"]]) -> bool:
 
 
 class GatedRun(Run):
-    """A run of a plan under the gates of its matrices."""
+    """A run of a plan under the gates of its matrices; `latents` are the MLPs seen through a dictionary, under theirs, by layer."""
 
-    def __init__(self, plan: Plan, rows: PrefixRows, answers: Int[Tensor, " answer"], gates: Mapping[str, Gates]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        rows: PrefixRows,
+        answers: Int[Tensor, " answer"],
+        gates: Mapping[str, Gates],
+        latents: Mapping[int, Callable[[Tensor], Tensor]],
+    ) -> None:
         super().__init__(plan, rows, answers)
         self._gates = {name: found for name, found in gates.items() if len(found.output)}
+        self._latents = latents
+
+    def latents(self, part: LatentPart, layer: int, u: Tensor) -> Float[Tensor, "row d_model"]:  # noqa: ARG002
+        return self._latents[layer](u)
 
     def cut(self, matrix: str, outputs: Tensor, site: SiteChoice, inputs: Tensor) -> Tensor:
         gates = self._gates.get(matrix)
@@ -59,7 +70,7 @@ class GatedRun(Run):
         kind, _, number = matrix.partition(".")
         layer = self.plan.layers[int(number)]
         if kind in ("mlp_in", "mlp_out"):
-            assert layer.mlp is not None
+            assert isinstance(layer.mlp, MLPPart)
             kept = layer.mlp.read.site.kept if kind == "mlp_in" else layer.mlp.neuron.site.kept
             return torch.searchsorted(kept, channel), torch.ones(len(channel))
         assert isinstance(layer.attention, AttentionPart)

@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_lens.circuits.ablation import Ablation
+from sparse_lens.circuits.compiled.latents import MaskedMLP
 from sparse_lens.circuits.compiled.nodes import compiles, node_plan
-from sparse_lens.circuits.compiled.plan import Plan, SiteChoice
+from sparse_lens.circuits.compiled.plan import LatentPart, Plan, SiteChoice
 from sparse_lens.circuits.compiled.prefixes import PrefixRows, prefix_rows
 from sparse_lens.circuits.compiled.run import Run
 from sparse_lens.circuits.prompts import Prompts
@@ -66,6 +67,10 @@ class MaskedRun(Run):
 
     def final(self, x: Tensor) -> Float[Tensor, "prompt channel"]:
         return super().final(self._masked(self.plan.final, x))
+
+    def latents(self, part: LatentPart, layer: int, u: Tensor) -> Float[Tensor, "row d_model"]:
+        assert isinstance(part.write, MaskedMLP)
+        return part.write(u, self._masks[f"mlp_neuron.{layer}"])
 
     def _masked(self, site: SiteChoice, x: Tensor) -> Tensor:
         return torch.lerp(self._values[site.name].expand_as(x), x, self._masks[site.name].expand_as(x))

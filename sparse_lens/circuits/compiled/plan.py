@@ -6,6 +6,7 @@ added up when the circuit was compiled.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -143,6 +144,15 @@ class MLPPart:
 
 
 @dataclass(frozen=True, eq=False)
+class LatentPart:
+    """An MLP that is seen through a dictionary: `write` gives all that it writes (before `site` keeps some) from all of mlp_in."""
+
+    read: Read
+    site: SiteChoice
+    write: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
 class Write:
     """What a sublayer adds to the residual stream (`site`), and what is done to the sum."""
 
@@ -157,7 +167,7 @@ class Layer:
 
     attention: AttentionPart | PositionalPart | None
     attention_write: Write
-    mlp: MLPPart | None
+    mlp: MLPPart | LatentPart | None
     mlp_write: Write
     level_in: Level = "token"
     level_out: Level = "token"
@@ -173,7 +183,7 @@ class Layer:
         if isinstance(self.attention, AttentionPart):
             part = self.attention
             found += [part.query.projection, part.key.projection, part.value, part.output]
-        if self.mlp is not None:
+        if isinstance(self.mlp, MLPPart):
             found += [self.mlp.neuron, self.mlp.output]
         return [projection.matrix for projection in found if projection is not None]
 

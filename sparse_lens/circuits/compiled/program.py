@@ -151,7 +151,7 @@ def compile_circuit(
 
 def exact_plan(bridge: Any, circuit: Circuit) -> Plan:
     """The plan of a circuit's nodes, with the weights that `bridge` has at the moment."""
-    builder = PartBuilder(bridge, circuit.space.split(circuit.mask), circuit.how_ablated.fixed_values())
+    builder = PartBuilder(bridge, circuit.space.split(circuit.mask), circuit.how_ablated.fixed_values(), {})
     with torch.no_grad():
         return with_levels(builder.plan())
 

@@ -16,6 +16,7 @@ from sparse_lens.circuits.compiled.attention import mix_heads
 from sparse_lens.circuits.compiled.plan import (
     Affine,
     AttentionPart,
+    LatentPart,
     MLPPart,
     Plan,
     PositionalPart,
@@ -66,6 +67,10 @@ class Run:
         """The kept neurons."""
         return self.choose(part.neuron.site, neurons(pre, inputs, part.gelu, part.routing))
 
+    def latents(self, part: LatentPart, layer: int, u: Tensor) -> Float[Tensor, "row d_model"]:  # noqa: ARG002
+        """All that an MLP writes that is seen through a dictionary."""
+        return part.write(u)
+
     def cut(self, matrix: str, outputs: Tensor, site: SiteChoice, inputs: Tensor) -> Tensor:  # noqa: ARG002
         """The outputs of a matrix, less what edges that are cut carried."""
         return outputs
@@ -73,7 +78,7 @@ class Run:
     def final(self, x: Tensor) -> Float[Tensor, "prompt channel"]:
         """What the unembedding reads."""
         site = self.plan.final
-        return self.plan.norm(site.rest.expand(len(x), -1).index_copy(1, site.kept, x[:, site.kept]))
+        return self.plan.norm(_all_channels(site, x[:, site.kept]))
 
     def after(self, write: Write, x: Tensor, name: str) -> Tensor:  # noqa: ARG002
         """What the residual stream is after a write was added: its activation and AbsTopK."""
@@ -130,7 +135,8 @@ class Run:
         )
 
     def _mlp_in(self, layer: int) -> Tensor:
-        return self.read(self._mlp(layer).read, self.value(f"resid_mid.{layer}"), self.plan.layers[layer].level_out)
+        part = cast(MLPPart | LatentPart, self.plan.layers[layer].mlp)
+        return self.read(part.read, self.value(f"resid_mid.{layer}"), self.plan.layers[layer].level_out)
 
     def _mlp_neuron(self, layer: int) -> Tensor:
         part, inputs = self._mlp(layer), self.value(f"mlp_in.{layer}")
@@ -138,6 +144,10 @@ class Run:
         return self.activate(part, pre, inputs)
 
     def _mlp_out(self, layer: int) -> Tensor:
+        through = self.plan.layers[layer].mlp
+        if isinstance(through, LatentPart):
+            inputs = self.value(f"mlp_in.{layer}")
+            return self.choose(through.site, self.latents(through, layer, _all_channels(through.read.site, inputs)))
         part, inputs = self._mlp(layer), self.value(f"mlp_neuron.{layer}")
         pre = self.cut(f"mlp_out.{layer}", part.output.matrix(inputs), part.output.site, inputs)
         return self.choose(part.output.site, pre)
@@ -169,3 +179,9 @@ class Run:
 def _added(x: Tensor, write: Write, written: Tensor | None) -> Tensor:
     x = x + write.site.rest
     return x if written is None else x.index_add_(1, write.site.kept, written)
+
+
+def _all_channels(site: SiteChoice, values: Tensor) -> Float[Tensor, "row d"]:
+    """A site's channels from those that vary."""
+    full = site.rest.expand(len(values), -1)
+    return values if values.shape[1] == full.shape[1] else full.index_copy(1, site.kept, values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from sparse_lens.circuits.compiled.heads import HeadChannels, constant_pattern_s
 from sparse_lens.circuits.compiled.plan import (
     Affine,
     AttentionPart,
+    LatentPart,
     Layer,
     MLPPart,
     Norm,
@@ -35,10 +36,19 @@ from sparse_lens.kernels import abs_topk
 
 
 class PartBuilder:
-    """Reads the weights of a bridge (under whatever is cut in it) for the nodes kept by site, and the values of all others."""
+    """Reads the weights of a bridge (under whatever is cut in it) for the nodes kept by site, and the values of all others.
 
-    def __init__(self, bridge: Any, kept: Mapping[str, Bool[Tensor, " d"]], reference: Mapping[str, Reference]) -> None:
-        self.bridge, self.kept, self.reference = bridge, kept, reference
+    `latents` are the MLPs that are seen through a dictionary, by layer, as functions from mlp_in to what they write.
+    """
+
+    def __init__(
+        self,
+        bridge: Any,
+        kept: Mapping[str, Bool[Tensor, " d"]],
+        reference: Mapping[str, Reference],
+        latents: Mapping[int, Callable[[Tensor], Tensor]],
+    ) -> None:
+        self.bridge, self.kept, self.reference, self.latents = bridge, kept, reference, latents
         self.core: Any = bridge.original_model.core
         self.config = bridge.original_model.config
 
@@ -103,9 +113,12 @@ class PartBuilder:
         sums = constant_pattern_sums(channels, self.config.block_size, scale)
         return (sums * channels.constant_values.double() @ weight.double().T + bias.double()).float()
 
-    def _mlp(self, layer: int) -> tuple[MLPPart | None, SiteChoice]:
+    def _mlp(self, layer: int) -> tuple[MLPPart | LatentPart | None, SiteChoice]:
         """A layer's MLP and what it writes; None if it writes a constant."""
         read = self._read("mlp_in", layer, "ln_2", "ln_p2")
+        if layer in self.latents:
+            site = self._site(f"mlp_out.{layer}", varies=True, k=None)
+            return (LatentPart(read, site, self.latents[layer]) if len(site.kept) else None), site
         gelu, routing = self.config.activation_type == "gelu", self._routing(layer, read.site)
         neuron, constants = self._neurons(layer, read.site, gelu, routing)
         if routing is not None and neuron is not None and neuron.site.k is None:

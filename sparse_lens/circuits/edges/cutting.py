@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sparse_lens.circuits.edges.latent_cutting import Gated, cut_latents
+from sparse_lens.circuits.edges.latent_cutting import Gated, LatentCut, latent_cut
 from sparse_lens.circuits.edges.latents import LatentSite
 from sparse_lens.circuits.edges.space import EdgeSpace
 from sparse_lens.circuits.masking import Reference
@@ -120,16 +120,28 @@ def cut_edges(
 
     The nodes of `latents` are ablated here as their masks say; hooks at their sites must keep everything (`hooked_mask`).
     """
-    parts = edges.split(keep)
+    parts, cuts = edges.split(keep), latent_cuts(bridge, latents, edges, keep, means)
     with ExitStack() as stack:
-        for site in latents:
-            read, write = (f"{kind}.{site.site.layer}" for kind in ("mlp_in", "mlp_out"))
-            reads, writes = (Gated(edges.index[name], parts.pop(name)) for name in (read, write))
-            stack.enter_context(cut_latents(bridge, site, reads, writes, means[read]))
+        for cut in cuts.values():
+            stack.enter_context(cut.in_model())
         for name, part in parts.items():
-            if len(part):
+            kind, _, layer = name.partition(".")
+            if len(part) and not (kind in ("mlp_in", "mlp_out") and int(layer) in cuts):
                 stack.enter_context(_cut(edge_module(bridge, name), edges.index[name], part, means[name], name == "embedding"))
         yield
+
+
+def latent_cuts(
+    bridge: Any, latents: Sequence[LatentSite], edges: EdgeSpace, keep: Float[Tensor, " edge"], means: Means
+) -> dict[int, LatentCut]:
+    """By layer, the MLPs that are seen through a dictionary, with the edges of their latents gated."""
+    parts, found = edges.split(keep), {}
+    for site in latents:
+        layer = site.site.layer
+        assert layer is not None  # latent_sites takes those of MLPs alone
+        read, write = (Gated(edges.index[name], parts[name]) for name in (f"mlp_in.{layer}", f"mlp_out.{layer}"))
+        found[layer] = latent_cut(bridge, site, read, write, means[f"mlp_in.{layer}"])
+    return found
 
 
 @contextmanager

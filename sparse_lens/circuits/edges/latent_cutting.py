@@ -41,27 +41,27 @@ class Gated:
         return self.keep.new_zeros(len(outputs), len(inputs)).index_put((row, column), 1 - self.keep)
 
 
-@contextmanager
-def cut_latents(bridge: Any, latents: LatentSite, read: Gated, write: Gated, mean: Float[Tensor, " d_in"]) -> Iterator[None]:
-    """Run `bridge` inside the block with the latents' edges from mlp_in (`read`) and to mlp_out (`write`) gated.
+def latent_cut(bridge: Any, latents: LatentSite, read: Gated, write: Gated, mean: Float[Tensor, " d_in"]) -> LatentCut:
+    """The MLP of the latents' layer with their edges from mlp_in (`read`) and to mlp_out (`write`) gated, a function of mlp_in.
 
-    The site's nodes are kept and ablated here, as its `latents.mask` says: its hook must not do it, too.
+    The site's nodes are kept and ablated there, as its `latents.mask` says. Raises `CircuitError` for a mixture of experts.
     """
     core = bridge.original_model.core.get_submodule(f"blocks.{latents.site.layer}.mlp")
     mlp = getattr(core, "original_component", core)
-    parts = {name: getattr(module, "original_component", module) for name, module in (("in", mlp.fc_in), ("out", mlp.fc_out))}
     if getattr(mlp, "router", None) is not None:
         raise CircuitError("edges of latents are not cut in a mixture of experts; search nodes only")
+    parts = [getattr(module, "original_component", module) for module in (mlp.fc_in, mlp.fc_out)]
     kind = _OverMLP if latents.site.reads_elsewhere else _OnNeurons
-    run = kind(mlp, parts["in"], parts["out"], latents, read, write, mean)
-    with ExitStack() as stack:
-        stack.callback(parts["in"].register_forward_pre_hook(run.capture).remove)
-        stack.callback((parts["out"] if kind is _OnNeurons else mlp).register_forward_hook(run.replace).remove)
-        yield
+    return kind(mlp, *parts, latents, read, write, mean)
 
 
-class _Cut:
-    """One layer's MLP through a dictionary; `source` and `own` say how the dictionary's input comes from mlp_in."""
+class LatentCut:
+    """One layer's MLP through a dictionary; `source` and `own` say how the dictionary's input comes from mlp_in.
+
+    `replaced` is the module whose output `written` stands for.
+    """
+
+    replaced: nn.Module
 
     def __init__(
         self, mlp: Any, fc_in: nn.Linear, fc_out: nn.Linear, latents: LatentSite, read: Gated, write: Gated, mean: Tensor
@@ -72,6 +72,15 @@ class _Cut:
         self.read, self.write, self.captured = read, write, torch.zeros(0)
         self.channels, self.own_nodes = read.index[:, 1].unique(), read.index[:, 0].unique()
         self.cut = read.cut_share(self.own_nodes, self.channels)
+        self.replaced = mlp if latents.site.reads_elsewhere else fc_out
+
+    @contextmanager
+    def in_model(self) -> Iterator[None]:
+        """Run the model inside the block with this in its MLP's place; a hook at the site must not ablate its nodes, too."""
+        with ExitStack() as stack:
+            stack.callback(self.fc_in.register_forward_pre_hook(self.capture).remove)
+            stack.callback(self.replaced.register_forward_hook(self.replace).remove)
+            yield
 
     def capture(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:  # noqa: ARG002 - torch's signature
         self.captured = args[0]
@@ -79,6 +88,11 @@ class _Cut:
     def replace(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:  # noqa: ARG002
         u = self.captured  # the error runs the MLP anew, which is captured, too
         return self.written(*self.nodes(u), u)
+
+    def __call__(self, u: Float[Tensor, "row d_in"]) -> Float[Tensor, "row d_model"]:
+        """What the MLP writes."""
+        written = self.written(*self.nodes(u), u)
+        return written if self.replaced is self.mlp else self.mlp.topk_out(written)
 
     def nodes(self, u: Float[Tensor, "*rows d_in"]) -> tuple[Float[Tensor, "*rows latent"], Float[Tensor, "..."]]:
         """Latents and error, each from its own view, ablated where they are not kept; an error that is constant has no rows."""
@@ -99,16 +113,16 @@ class _Cut:
         full = torch.zeros_like(u)
         return full.index_add(-1, self.channels, (u - self.mean)[..., self.channels] * share)
 
-    def cut_writes(self, latents: Tensor, error: Tensor, matrix: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
-        """What is not written, because an edge is cut: of latents through `matrix [latent d_model]`, of the error projected."""
+    def cut_writes(self, latents: Tensor, error: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+        """What is not written, because an edge is cut: of latents along their decoder's rows and of the error, both projected."""
         nodes, channels = self.write.index[:, 1].unique(), self.write.index[:, 0].unique()
         share = self.write.cut_share(channels, nodes)
         own = nodes[nodes < self.n]
         moved = (latents - self.reference.latents)[..., own]
-        missing = moved @ (share[:, : len(own)].T * matrix[own][:, channels])
+        missing = moved @ (share[:, : len(own)].T * project(self.dictionary.W_dec[own])[:, channels])
         if len(nodes) > len(own):
             missing = missing + project(error - self.reference.error)[..., channels] * share[:, -1]
-        return missing.new_zeros(*missing.shape[:-1], matrix.shape[1]).index_add(-1, channels, missing)
+        return missing.new_zeros(*missing.shape[:-1], len(self.fc_out.weight)).index_add(-1, channels, missing)
 
     def source(self, u: Tensor) -> Tensor:
         raise NotImplementedError
@@ -123,7 +137,7 @@ class _Cut:
         raise NotImplementedError
 
 
-class _OnNeurons(_Cut):
+class _OnNeurons(LatentCut):
     """A dictionary on the neurons: the hidden layer stands before it, the output matrix behind it."""
 
     def source(self, u: Tensor) -> Tensor:
@@ -150,14 +164,13 @@ class _OnNeurons(_Cut):
 
     def written(self, latents: Tensor, error: Tensor, u: Tensor) -> Tensor:  # noqa: ARG002 - nothing goes past the latents
         out = F.linear(self.dictionary.decode(latents) + error, self.fc_out.weight, self.fc_out.bias)
-        matrix = self.dictionary.W_dec @ self.fc_out.weight.T
-        return out - self.cut_writes(latents, error, matrix, lambda rest: F.linear(rest, self.fc_out.weight))
+        return out - self.cut_writes(latents, error, lambda rest: F.linear(rest, self.fc_out.weight))
 
     def _neurons(self, before: Tensor) -> Tensor:
         return self.mlp.topk_neuron(self.mlp.activation(before))
 
 
-class _OverMLP(_Cut):
+class _OverMLP(LatentCut):
     """A transcoder: its latents read mlp_in and write mlp_out; the error is what the MLP itself adds to that."""
 
     def source(self, u: Tensor) -> Tensor:
@@ -169,9 +182,8 @@ class _OverMLP(_Cut):
         return self.rows.before(u)[..., own] - moved @ (cut.T * weight)
 
     def error(self, u: Tensor) -> Tensor:
-        out = self.mlp.forward(u, tap=lambda name, tensor: u if name == "hook_act_in" else tensor)
-        return out - self.dictionary.decode(self.dictionary.encode(u)) - skipped(self.dictionary, u)
+        return self.mlp.write(u) - self.dictionary.decode(self.dictionary.encode(u)) - skipped(self.dictionary, u)
 
     def written(self, latents: Tensor, error: Tensor, u: Tensor) -> Tensor:
         out = self.dictionary.decode(latents) + skipped(self.dictionary, u) + error
-        return out - self.cut_writes(latents, error, self.dictionary.W_dec, lambda rest: rest)
+        return out - self.cut_writes(latents, error, lambda rest: rest)
