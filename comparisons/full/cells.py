@@ -43,8 +43,8 @@ from sparse_lens.results import Result
 
 Plain = dict[str, Any]
 
-NATURAL_WINDOWS = 64
-"""Held-out windows of real files that the divergence of a circuit is measured on."""
+NATURAL_WINDOWS, HELDOUT_PAIRS = 32, 128
+"""Held-out windows of real files, and pairs of prompts of each kind, that the divergence of a circuit is measured on."""
 
 LABELLED_TOKENS = 100_000
 
@@ -102,6 +102,7 @@ def curve_cell(
         functional_targets=functional_targets,
         error_mode=error_mode,
         config=SearchConfig(**config),
+        heldout_pairs=HELDOUT_PAIRS,
         seed=seed,
     )
     return found.to_plain()

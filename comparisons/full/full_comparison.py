@@ -35,9 +35,11 @@ _CELLS = "sparse_lens.comparisons.full.cells"
 class FullPlan:
     """What the full comparison does; the defaults are those of `sparse-lens compare --full`.
 
-    `seeds` are search seeds; a control gets one of them, and so does each further one of the pair's `training_seeds`, which have
-    the two neuron columns of matched loss alone. Dictionaries have `d_sae` latents, `k` active ones, and read `tokens`;
-    `dictionary_seeds` are trained of the main kind (topk). `arms` are further dense models by name, as folders.
+    `seeds` are search seeds of the main columns: the neurons of the three models, and the first of the `kinds` of dictionaries, of
+    which `dictionary_seeds` are trained. All others get the first seed alone, and so does each further one of the pair's
+    `training_seeds`, which have the two neuron columns of matched loss. Edges are searched at the `edge_targets` with the first
+    seed, in the main columns: the views that single edges of latents need cost more than all else. Dictionaries have `d_sae`
+    latents, `k` active ones, and read `tokens`. `arms` are further dense models by name, as folders.
     """
 
     tasks: Sequence[str] = ()
@@ -108,6 +110,11 @@ def compare_fully(
     return Comparison({**basic.metrics, "full": full})
 
 
+def main_columns(plan: FullPlan) -> tuple[str, ...]:
+    """The columns that every search seed searches, and single edges are searched in."""
+    return (BASE, "dense_neurons", "dense_matched_neurons", f"dense_{plan.kinds[0]}")
+
+
 def training_jobs(pair: ModelPair, plan: FullPlan, folder: Path) -> list[Job]:
     """One job for every dictionary: kinds × layers on the loss-matched model, more seeds of topk, and topk on the sparse model."""
     wanted = [("dense_matched", kind, 0) for kind in plan.kinds]
@@ -165,10 +172,9 @@ def further_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnSpec], t
 
 
 def curve_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnSpec], tasks: Sequence[str]) -> list[Job]:
-    """One job for every task, column and search seed (a control gets the first seed only)."""
+    """One job for every task, column and search seed (only the main columns get more than the first)."""
     settings = {
         "targets": list(plan.targets),
-        "edge_targets": list(plan.edge_targets),
         "functional_targets": list(plan.functional_targets),
         "config": plan.config.model_dump(mode="json"),
     }
@@ -176,8 +182,10 @@ def curve_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnSpec], tas
     for spec in specs:
         depends = [*fingerprints(pair, spec), f"curve schema {SCHEMA}"]
         for task in tasks:
-            for seed in range(1 if spec.control else plan.seeds):
-                place = {"column": spec.to_plain(), "task": task, "seed": seed}
+            main = spec.name in main_columns(plan)
+            for seed in range(plan.seeds if main else 1):
+                edges = list(plan.edge_targets) if main and seed == 0 else []
+                place = {"column": spec.to_plain(), "task": task, "seed": seed, "edge_targets": edges}
                 name = f"curve {task} in {spec.name}, seed {seed}"
                 jobs.append(Job(name, f"{_CELLS}:curve_cell", _for(pair) | place | settings, depends))
     return jobs
