@@ -138,9 +138,7 @@ def column_results(setting: Setting, found: Sequence[Found], nonsense: Sequence[
     )
 
 
-def _density(
-    densities: Sequence[EdgeDensity | None], best: EdgeDensity | None, missing: Result, n: int
-) -> dict[str, Result]:
+def _density(densities: Sequence[EdgeDensity | None], best: EdgeDensity | None, missing: Result, n: int) -> dict[str, Result]:
     """Pairs of nodes that could be joined, edges that their matrices' density alone gives, and edges with the zeros shuffled."""
     present = [density for density in densities if density is not None]
     if not present or best is None:

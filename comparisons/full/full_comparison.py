@@ -18,6 +18,7 @@ from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints, model
 from sparse_lens.comparisons.comparison import Comparison, compare
 from sparse_lens.comparisons.curves.circuit_curve import SCHEMA, TARGETS
 from sparse_lens.comparisons.full.cells import ROWS
+from sparse_lens.comparisons.full.coupled import coupling_jobs, couplings_part, steering_jobs
 from sparse_lens.comparisons.full.full_verdict import CAVEATS, undistinguished
 from sparse_lens.comparisons.full.headline import headline
 from sparse_lens.comparisons.jobs import Job, Record, run_jobs
@@ -39,7 +40,8 @@ class FullPlan:
     which `dictionary_seeds` are trained. All others get the first seed alone, and so does each further one of the pair's
     `training_seeds`, which have the two neuron columns of matched loss. Edges are searched at the `edge_targets` with the first
     seed, in the main columns: the views that single edges of latents need cost more than all else. Dictionaries have `d_sae`
-    latents, `k` active ones, and read `tokens`. `arms` are further dense models by name, as folders.
+    latents, `k` active ones, and read `tokens`; the coupling of the dense twin and the sparse model reads `coupling_tokens`.
+    `arms` are further dense models by name, as folders.
     """
 
     tasks: Sequence[str] = ()
@@ -53,6 +55,7 @@ class FullPlan:
     k: int = 16
     tokens: int = 400_000
     dictionary_seeds: int = 3
+    coupling_tokens: int = 200_000
     kinds: Sequence[str] = ("topk", "batchtopk", "matryoshka", "jumprelu", "frozen", "transcoder", "skip_transcoder")
     arms: Mapping[str, str] = field(default_factory=dict)
 
@@ -72,6 +75,7 @@ def quick_plan(tasks: Sequence[str] = (), arms: Mapping[str, str] | None = None)
         targets=(2.0, 0.5),
         config=config,
         **{"d_sae": 64, "k": 4, "tokens": 6000, "dictionary_seeds": 1, "kinds": ("topk", "frozen", "skip_transcoder")},
+        coupling_tokens=8192,
         arms=arms or {},
     )
 
@@ -98,15 +102,19 @@ def compare_fully(
     basic = compare(
         pair, tasks=tasks, seeds=plan.seeds, config=plan.config, command=command, progress=progress, workers=workers, cache=cache
     )
-    trained = run_jobs(training_jobs(pair, plan, cache / "dictionaries"), cache, **how)
+    dictionaries, couplings = training_jobs(pair, plan, cache / "dictionaries"), coupling_jobs(pair, plan.coupling_tokens, cache)
+    records = run_jobs([*dictionaries, *couplings], cache, **how)
+    trained, coupled = records[: len(dictionaries)], records[len(dictionaries) :]
     specs = column_specs(pair, plan, trained)
     curves = curve_jobs(pair, plan, specs, tasks)
     rows = [*capability_jobs(pair, specs), *row_jobs(pair, specs), *correspondence_jobs(pair, specs)]
     again = further_jobs(pair, plan, specs, tasks)
-    found = run_jobs([*curves, *rows, *(job for jobs in again.values() for job in jobs)], cache, **how)
-    records = iter(found)
-    named = [[(job, next(records)) for job in jobs] for jobs in (curves, rows, *again.values())]
-    full = assemble(plan, specs, trained, named[0], named[1], dict(zip(again, named[2:], strict=True)))
+    steering = steering_jobs(list(zip(couplings, coupled, strict=True)), tasks)
+    groups = (curves, rows, steering, *again.values())
+    found = iter(run_jobs([job for jobs in groups for job in jobs], cache, **how))
+    named = [[(job, next(found)) for job in jobs] for jobs in groups]
+    full = assemble(plan, specs, trained, named[0], named[1], dict(zip(again, named[3:], strict=True)))
+    full |= {"couplings": from_plain(couplings_part(coupled, named[2]))}
     return Comparison({**basic.metrics, "full": full})
 
 

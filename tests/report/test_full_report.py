@@ -46,8 +46,16 @@ def record() -> dict[str, Any]:
         "activation": {"sparse_neurons": {"layer 0": {"l0": exact(64)}}},
         "probes": {HOSTILE: {"layer 0": {"probe_accuracy_k1": exact(0.6), "probe_accuracy_k2": exact(0.65)}}},
     }
+    losses = {
+        "loss_dense": exact(2.7),
+        "loss_sparse": exact(3.4),
+        f"loss_dense_to_sparse_at_{HOSTILE}": Result(3.6, 3.5, 3.7, null=5.0),
+    }
+    effect = {"effect": Result(-1.5, -2.0, -1.0, null=0.01), "flipped": Result(0.25, null=0.0)}
+    steering = {HOSTILE: {"a": {"channel": 7, "results": effect}, "b": {"channel": 8, "results": {"effect": exact(0.5)}}}}
     return to_plain(
         {
+            "couplings": {"boundaries": [HOSTILE, "b"], "losses": losses, "steering": steering},
             "columns": {"sparse_neurons": {"control": False}, HOSTILE: {"control": True}},
             "curves": {HOSTILE: {"sparse_neurons": [curve("a", 0, 1.0), curve("a", 1, 4.0)], HOSTILE: [curve("b", 0, 3.0)]}},
             "rows": rows,
@@ -129,3 +137,15 @@ def test_faithfulness_by_hand_and_what_survives() -> None:
     assert sorted({round(share, 3) for _, share in faithful_points(full, HOSTILE, "sparse_neurons")}) == [0.5, 0.875]
     table = next(table for table in tables(full) if table.title.startswith("What survives"))
     assert table.rows[0][3] == "2.20 (100%)" and table.rows[1][3] == "0.550 (25%)" and table.rows[0][4] == DASH
+
+
+def test_hybrids_and_steering() -> None:
+    """Losses by boundary with what nothing crossing gives; the boundary at which a channel does most."""
+    found = {table.title.partition(",")[0].partition(" the dense")[0]: table for table in tables(record())}
+    hybrids, steering = found["Hybrids"], found["Steering"]
+    assert "dense alone 2.7" in hybrids.title and hybrids.rows[0][1].startswith("3.6")
+    assert "null 5" in hybrids.rows[0][1] and hybrids.rows[1][1:] == [DASH, DASH]
+    (row,) = steering.rows
+    assert row[1] == "a, channel 7" and "1.5" in row[2] and row[3] == DASH
+    without = {name: value for name, value in record().items() if name != "couplings"}
+    assert not any(table.title.startswith(("Hybrids", "Steering")) for table in tables(without))

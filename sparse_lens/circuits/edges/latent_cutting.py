@@ -24,7 +24,7 @@ from sparse_lens.dictionaries import skipped
 from sparse_lens.errors import CircuitError
 
 _MOST_NUMBERS = 1 << 18
-"""Numbers in the hidden layers of all views that are computed at once: what a core's cache holds is fifteen times as fast as 2^23."""
+"""Numbers in the hidden layers of the views that are computed at once: what a cache holds is fifteen times as fast as 2^23."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from sparse_lens.report.contents import part
+from sparse_lens.report.contents import part, sequence
 from sparse_lens.report.full.contents import columns, points, row_cell, row_numbers
 from sparse_lens.report.full.words import ROWS, column_term
 from sparse_lens.report.numbers import DASH, MINUS, RANGE, TIMES, Reading, format_number, read_number
@@ -36,6 +36,9 @@ def tables(full: Mapping[str, Any]) -> Iterator[Table]:
     for row, (title, _) in ROWS.items():
         if part(full, "rows", row):
             yield _row(full, row, title)
+    if part(full, "couplings"):
+        yield _hybrids(full)
+        yield _steering(full)
     for task in part(full, "curves"):
         yield _task(full, task)
         yield _survival(full, task)
@@ -54,9 +57,41 @@ def _row(full: Mapping[str, Any], row: str, title: str) -> Table:
     for column in columns(full):
         if column in part(full, "rows", row):
             cells = [row_cell(full, row, column, name) for name in names]
-            texts = [_shown(c.reading) + (f" (null {format_number(c.null)})" if c.null is not None else "") for c in cells]
+            texts = [_with_null(replace(cell.reading, null=cell.null)) for cell in cells]
             rows.append([_label(full, column), *texts])
     return Table(title, ["column", *map(_spoken, names)], rows)
+
+
+def _hybrids(full: Mapping[str, Any]) -> Table:
+    """The losses of what runs in one model up to a boundary and in the other from there."""
+    losses = part(full, "couplings", "losses")
+    rows = []
+    for boundary in sequence(part(full, "couplings"), "boundaries"):
+        readings = [read_number(losses.get(f"loss_{way}_at_{boundary}")) for way in ("dense_to_sparse", "sparse_to_dense")]
+        rows.append([visible(boundary), *(_with_null(reading) for reading in readings)])
+    alone = [read_number(losses.get(f"loss_{name}")).text() for name in ("dense", "sparse")]
+    title = f"Hybrids, nats per token (dense alone {alone[0]}, sparse alone {alone[1]})"
+    return Table(title, ["boundary", "dense, then sparse", "sparse, then dense"], rows)
+
+
+_STEERING = ("effect", "effect_equal_norm", "whole_effect", "sparse_effect", "flipped")
+
+
+def _steering(full: Mapping[str, Any]) -> Table:
+    """What one channel of the sparse model does in the dense one, at the boundary at which that is most."""
+    rows = []
+    for task, boundaries in part(full, "couplings", "steering").items():
+        readings = {name: read_number(part(boundaries, name, "results").get("effect")) for name in boundaries}
+        most = max(readings, key=lambda name: abs(readings[name].value or 0.0))
+        results = part(boundaries, most, "results")
+        place = f"{visible(most)}, channel {visible(part(boundaries, most).get('channel'))}"
+        rows.append([visible(task), place, *(_with_null(read_number(results.get(name))) for name in _STEERING)])
+    title = "Steering the dense model through one channel of the sparse one, in logits (null: random channels)"
+    return Table(title, ["task", "where it does most", *map(_spoken, _STEERING)], rows)
+
+
+def _with_null(reading: Reading) -> str:
+    return _shown(reading) + (f" (null {format_number(reading.null)})" if reading.null is not None else "")
 
 
 def _task(full: Mapping[str, Any], task: str) -> Table:
