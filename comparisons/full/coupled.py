@@ -29,15 +29,15 @@ DENSE, SPARSE = "dense", "sparse"
 _BATCH = 16
 
 
-def couple(pair: str, tokens: int, folder: str) -> dict[str, Any]:
-    """Train the coupling of a pair, its dense model first, and keep it in `folder`: its place and the losses of its hybrids."""
+def couple(pair: str, tokens: int, folder: str, n_windows: int = 64) -> dict[str, Any]:
+    """Train the coupling of a pair's twins, keep it in `folder`, and measure its hybrids on `n_windows` held-out windows."""
     opened = ModelPair.at(pair)
     context = opened.windows["reference"].shape[1]
     windows = reading_windows(opened, tokens + 2 * _BATCH * context, context=context + 1)
     batches = np.array_split(windows, -(-len(windows) // _BATCH))
     config = CouplingTrainingConfig(tokens=tokens, ridge_tokens=tokens, batch_size=_BATCH)
     bridges = [opened.open_model(role) for role in (DENSE, SPARSE)]
-    found = train_coupling(*bridges, batches, config, folder, held_out=opened.windows["heldout"], progress=False)
+    found = train_coupling(*bridges, batches, config, folder, held_out=opened.windows["heldout"][:n_windows], progress=False)
     return {"folder": folder, "boundaries": list(found.coupling.boundaries), "losses": found.statistics}
 
 

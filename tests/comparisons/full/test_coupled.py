@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from sparse_lens.comparisons import ModelPair
 from sparse_lens.comparisons.full.coupled import coupling_jobs, couplings_part, steering_jobs
-from sparse_lens.comparisons.jobs import Job, run_jobs
+from sparse_lens.comparisons.jobs import run_jobs
 from sparse_lens.models import CircuitGPTConfig, CircuitGPTForCausalLM
 from sparse_lens.results import from_plain
 
 
 def test_the_shipped_twins_are_coupled_and_steered(tmp_path: Path) -> None:
     pair = ModelPair.open()
-    jobs = coupling_jobs(pair, 4096, tmp_path)
+    (job,) = coupling_jobs(pair, 4096, tmp_path)
+    jobs = [replace(job, arguments={**job.arguments, "n_windows": 8})]
     coupled = run_jobs(jobs, tmp_path / "cells", workers=1, progress=False)
     assert run_jobs(jobs, tmp_path / "cells", workers=1, progress=False) == coupled
     (job,) = steering_jobs(list(zip(jobs, coupled, strict=True)), ["single_double_quote"])
-    few = Job(job.name, job.function, {**job.arguments, "n_pairs": 8}, job.depends)
+    few = replace(job, arguments={**job.arguments, "n_pairs": 8})
     steered = run_jobs([few], tmp_path / "cells", workers=1, progress=False)
     part = from_plain(couplings_part(coupled, [(few, steered[0])]))
     assert len(part["boundaries"]) == 5 and set(part["steering"]["single_double_quote"]) == set(part["boundaries"])
