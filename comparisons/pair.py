@@ -29,8 +29,8 @@ class ModelPair:
     """A folder with `pair.json`; models are opened when first asked for.
 
     `pair.json` names the folders of `sparse`, `dense` and `dense_matched`, of the `dictionaries` trained on the matched model, the
-    `tasks` of the default comparison, and under `seeds` the models of further training seeds by role. `replaced` puts other models,
-    by role, in the place of its own.
+    `tasks` of the default comparison, under `seeds` the models of further training seeds by role, and under `arms` models that are
+    held against the pair's, by what they are called. `replaced` puts other models, by role, in the place of its own.
     """
 
     folder: Path
@@ -50,6 +50,7 @@ class ModelPair:
         for name in [*(pair.model_name(role) for role in ROLES), *pair.record.get("dictionaries", [])]:
             pair._part(name)
         pair.training_seeds()
+        pair.arms()
         return pair
 
     def with_models(self, **models: str | Path) -> ModelPair:
@@ -73,6 +74,13 @@ class ModelPair:
         if not isinstance(further, list) or not all(_names_models(models) for models in further):
             raise CheckpointError(f"{self.folder / PAIR_FILE}: seeds must list objects from role to folder, got {further!r}")
         return [self, *(self.with_models(**{role: self._part(name) for role, name in models.items()}) for models in further)]
+
+    def arms(self) -> dict[str, Path]:
+        """Folders of the further models that the pair's folder holds to be compared with it, by name: pruned ones, say."""
+        arms = self.record.get("arms", {})
+        if not isinstance(arms, dict) or not all(isinstance(name, str) for name in arms.values()):
+            raise CheckpointError(f"{self.folder / PAIR_FILE}: arms must name a folder each, got {arms!r}")
+        return {name: self._part(folder) for name, folder in arms.items()}
 
     @property
     def address(self) -> str:

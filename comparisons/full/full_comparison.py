@@ -41,7 +41,7 @@ class FullPlan:
     `training_seeds`, which have the two neuron columns of matched loss. Edges are searched at the `edge_targets` with the first
     seed, in the main columns: the views that single edges of latents need cost more than all else. Dictionaries have `d_sae`
     latents, `k` active ones, and read `tokens`; the coupling of the dense twin and the sparse model reads `coupling_tokens`.
-    `arms` are further dense models by name, as folders.
+    `arms` are further models by name, as folders, beside those that the pair brings.
     """
 
     tasks: Sequence[str] = ()
@@ -158,7 +158,8 @@ def column_specs(pair: ModelPair, plan: FullPlan, trained: Sequence[Record]) -> 
         ColumnSpec("shuffled_weights", "dense_matched", shuffled=True, control=True),
         _with_dictionaries(pair, plan, plan.kinds[0], trained, "sparse"),
     ]
-    return specs + [ColumnSpec(name, folder, control=True) for name, folder in plan.arms.items()]
+    arms = {name: str(folder) for name, folder in pair.arms().items()} | dict(plan.arms)
+    return specs + [ColumnSpec(name, folder, control=True) for name, folder in arms.items()]
 
 
 def _with_dictionaries(pair: ModelPair, plan: FullPlan, kind: str, trained: Sequence[Record], model: str) -> ColumnSpec:

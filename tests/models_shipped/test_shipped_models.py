@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from sparse_lens.comparisons import ModelPair, model_facts
 from sparse_lens.comparisons.circuit_sizes import HELDOUT_PAIRS
 from sparse_lens.comparisons.pair import ROLES
 from sparse_lens.comparisons.verdict import LOSS_TOLERANCE
+from sparse_lens.errors import CheckpointError
+from sparse_lens.hooks import load
 from sparse_lens.models_shipped import CARD_FILE, describe_models, shipped_pairs
 from sparse_lens.tasks import get_task
 
@@ -47,6 +51,28 @@ def test_three_models_saw_equal_tokens_in_equal_order() -> None:
     for field in ("batch_size", "context", "steps", "data_seed"):
         assert len({record["config"][field] for record in records}) == 1
     assert len({record["data"] for record in records}) == 1
+
+
+def test_the_arms_are_what_they_control_for() -> None:
+    """As many nonzeros as the sparse model; all weights, with the sparse model's AbsTopK."""
+    sparse, arms = PAIR.open_model("sparse"), {name: load(folder) for name, folder in PAIR.arms().items()}
+    windows = PAIR.windows["heldout"][:8]
+    facts = {name: model_facts(bridge, windows) for name, bridge in (arms | {"sparse": sparse}).items()}
+    assert facts["magnitude_pruned"]["matrix_nonzeros"].value == facts["sparse"]["matrix_nonzeros"].value
+    nonzeros, all_weights = (facts["dense_abstopk"][name].value for name in ("matrix_nonzeros", "matrix_parameters"))
+    assert nonzeros == pytest.approx(all_weights, rel=1e-5)  # float16 has no number for the least
+    config = arms["dense_abstopk"].model_config
+    assert (config.afrac, config.afrac_loctypes) == (sparse.model_config.afrac, sparse.model_config.afrac_loctypes)
+
+
+def test_arms_of_another_form_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "pair"
+    shutil.copytree(PAIR.folder, folder)
+    record = json.loads((folder / "pair.json").read_text())
+    for arms, words in ((["x"], "arms must name a folder each"), ({"x": "nowhere"}, "nowhere")):
+        (folder / "pair.json").write_text(json.dumps(record | {"arms": arms}))
+        with pytest.raises(CheckpointError, match=words):
+            ModelPair.open(folder)
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -17,6 +17,12 @@ FURTHER = {
     "dense_matched_rotated": Term("Dense neurons, rotated", "matched rot.", "Control: the same model in a random basis."),
     "sparse_rotated": Term("Sparse neurons, rotated", "sparse rot.", "Control: the same model in a random basis."),
     "shuffled_weights": Term("Shuffled weights", "shuffled", "Control: the matched model, its weights in random places."),
+    "magnitude_pruned": Term(
+        "Pruned by magnitude", "pruned", "Control: a dense model pruned while training to as many nonzeros as the sparse one."
+    ),
+    "dense_abstopk": Term(
+        "Dense, sparse activations", "dense AbsTopK", "Control: all weights, but AbsTopK at the sparse model's sites."
+    ),
     "sparse_topk": Term("TopK SAE of the sparse model", "sparse SAE", "Control: what an SAE finds in the sparse model."),
 }
 
