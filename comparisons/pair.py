@@ -80,7 +80,10 @@ class ModelPair:
         arms = self.record.get("arms", {})
         if not isinstance(arms, dict) or not all(isinstance(name, str) for name in arms.values()):
             raise CheckpointError(f"{self.folder / PAIR_FILE}: arms must name a folder each, got {arms!r}")
-        return {name: self._part(folder) for name, folder in arms.items()}
+        folders = {name: self._part(folder) for name, folder in arms.items()}
+        for folder in folders.values():
+            _vocabulary(folder)
+        return folders
 
     @property
     def address(self) -> str:

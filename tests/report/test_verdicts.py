@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from sparse_lens.errors import OutputError
+from sparse_lens.models_shipped import shipped_models
 from sparse_lens.report.verdicts import claims_markdown, claims_table, write_claims
 
 NUMBER = {"value": 1.25, "lo": 1.0, "hi": 1.5, "null": None, "n": 3, "seeds": 3, "measurable": True, "reason": None}
@@ -61,3 +62,16 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="thesis"):
         write_claims(content(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_page_holds_the_kept_table() -> None:
+    """The table of docs/pages/claims.md is what the run kept beside it gives, on the models of today's cards."""
+    docs = Path(__file__).parents[2] / "docs"
+    kept = json.loads((docs / "claims" / "claims.json").read_text())
+    table = f"<!-- table: claims -->\n{claims_markdown(kept)}\n<!-- end -->"
+    assert table in (docs / "pages" / "claims.md").read_text()
+    folders = shipped_models()
+    for role in ("sparse", "dense"):
+        for names, loss in zip(kept["scope"]["pairs"], kept["scope"][f"{role}_loss"], strict=True):
+            card = json.loads((folders[names[role]] / "card.json").read_text())
+            assert loss["value"] == pytest.approx(card["loss"], abs=1e-6)

@@ -113,11 +113,11 @@ def test_the_page_holds_the_kept_results() -> None:
 
 
 def test_the_shipped_models_are_those_of_the_family() -> None:
-    """Loss and nonzeros of the results are those of the cards in the wheel."""
+    """Loss and nonzeros of the results are those of the cards in the wheel; arms were measured before rounding to float16."""
     results = {result["name"]: result for result in read_family(FAMILY)}
     for name, folder in shipped_models().items():
         card = json.loads((folder / "card.json").read_text())
-        assert results[name]["loss"] == pytest.approx(card["loss"], abs=1e-5)
+        assert results[name]["loss"] == pytest.approx(card["loss"], abs=1e-3 if name.startswith("arm-") else 1e-5)
         assert results[name]["matrix_nonzeros"] == card["matrix_nonzeros"]
 
 
