@@ -118,7 +118,8 @@ def test_the_shipped_models_are_those_of_the_family() -> None:
     for name, folder in shipped_models().items():
         card = json.loads((folder / "card.json").read_text())
         assert results[name]["loss"] == pytest.approx(card["loss"], abs=1e-3 if name.startswith("arm-") else 1e-5)
-        assert results[name]["matrix_nonzeros"] == card["matrix_nonzeros"]
+        rounded_away = results[name]["matrix_nonzeros"] - card["matrix_nonzeros"]
+        assert 0 <= rounded_away <= (1 if name == "arm-dense-abstopk" else 0)
 
 
 def test_the_matched_seeds_are_matched() -> None:
