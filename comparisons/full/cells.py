@@ -46,7 +46,8 @@ Plain = dict[str, Any]
 NATURAL_WINDOWS, HELDOUT_PAIRS = 32, 128
 """Held-out windows of real files, and pairs of prompts of each kind, that the divergence of a circuit is measured on."""
 
-LABELLED_TOKENS = 100_000
+ROW_TOKENS = 100_000
+"""Tokens that a row reads, at most: all held-out windows are a third of that."""
 
 JACOBIAN_WINDOWS = 4
 """Windows of 64 tokens: a Jacobian takes as many backward passes as a token has active units."""
@@ -117,49 +118,51 @@ def capability_cell(pair: str, column: Mapping[str, Any]) -> dict[str, Result]:
     return results | ({} if not inexact else _without(spliced_loss(found.bridge, inexact, windows), "loss"))
 
 
-def row_cell(pair: str, column: Mapping[str, Any], row: str, layer: int, seed: int = 0) -> Plain:
+def row_cell(pair: str, column: Mapping[str, Any], row: str, layer: int, seed: int = 0, tokens: int = ROW_TOKENS) -> Plain:
     """One row of one layer's MLP units in one column: results by name, and under `map` what a heat map of it shows."""
     if row not in ROWS:
         raise UnknownNameError("row", row, ROWS)
     opened, spec = ModelPair.at(pair), ColumnSpec.from_plain(column)
     found = open_column(pair, spec, seed=seed)
-    return ROWS[row](opened, spec, found, mlp_units(found)[layer])
+    return ROWS[row](opened, spec, found, mlp_units(found)[layer], tokens)
 
 
-def _reconstruction(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary) -> dict[str, Result]:
-    windows = windows_of(pair, spec)["heldout"]
+def _reconstruction(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> dict[str, Result]:
+    windows = _heldout(pair, spec, tokens)
     rows = reconstruction(column.bridge, units, _batches(windows[:, :-1]))
     return rows if units.exact else rows | spliced_loss(column.bridge, [units], windows)
 
 
-def _activation(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary) -> dict[str, Result]:  # noqa: ARG001
-    windows = reading_windows(pair, LABELLED_TOKENS, seed=1)
+def _activation(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> dict[str, Result]:  # noqa: ARG001
+    windows = reading_windows(pair, tokens, seed=1)
     return activation(column.bridge, units, _batches(windows)) | ({} if units.exact else decoder_redundancy(units))
 
 
-def _superposition(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary) -> dict[str, Result]:
-    return measure_superposition(column.bridge, units, _batches(windows_of(pair, spec)["heldout"][:, :-1]))
+def _superposition(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> dict[str, Result]:
+    return measure_superposition(column.bridge, units, _batches(_heldout(pair, spec, tokens)[:, :-1]))
 
 
-def _concepts(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary) -> Plain:
-    train, test = _labelled(pair.address, spec.model)
+def _concepts(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> Plain:
+    train, test = _labelled(pair.address, spec.model, tokens)
     scores = measure_concepts(column.bridge, units, train, test, magnitude=units.exact)
     return {**scores.results, "map": concept_map(scores)}
 
 
-def _probes(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary) -> dict[str, Result]:
-    return dict(measure_probes(column.bridge, units, *_labelled(pair.address, spec.model)).results)
+def _probes(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> dict[str, Result]:
+    return dict(measure_probes(column.bridge, units, *_labelled(pair.address, spec.model, tokens)).results)
 
 
-def _separability(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary) -> dict[str, Result]:
-    return dict(measure_separability(column.bridge, units, _all_labelled(pair.address, spec.model), magnitude=units.exact).results)
+def _separability(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> dict[str, Result]:
+    return dict(
+        measure_separability(column.bridge, units, _all_labelled(pair.address, spec.model, tokens), magnitude=units.exact).results
+    )
 
 
-def _absorption(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary) -> dict[str, Result]:
-    return dict(measure_absorption(column.bridge, units, *_labelled(pair.address, spec.model)).results)
+def _absorption(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> dict[str, Result]:
+    return dict(measure_absorption(column.bridge, units, *_labelled(pair.address, spec.model, tokens)).results)
 
 
-def _jacobian(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary) -> Plain:
+def _jacobian(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> Plain:  # noqa: ARG001
     """How the units change with the channels that the MLP reads."""
     layout, layer = decoder_layout(column.bridge), units.hook_in.split(".")[1]
     source = IdentityDictionary(layout.widths["mlp_in"], f"blocks.{layer}.{layout.hooks['mlp_in']}")
@@ -167,7 +170,7 @@ def _jacobian(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictiona
     return dict(measure_jacobian(column.bridge, source, units, [windows]))
 
 
-Row = Callable[[ModelPair, ColumnSpec, Column, Dictionary], Plain]
+Row = Callable[[ModelPair, ColumnSpec, Column, Dictionary, int], Plain]
 
 ROWS: dict[str, Row] = {
     "reconstruction": _reconstruction,
@@ -193,14 +196,20 @@ def correspondence_cell(pair: str, first: Mapping[str, Any], second: Mapping[str
 
 
 @lru_cache(maxsize=2)
-def _all_labelled(pair: str, model: str) -> LabelledTokens:
+def _all_labelled(pair: str, model: str, tokens: int) -> LabelledTokens:
     opened = ModelPair.at(pair)
-    return label_pair(opened, model if model in opened.record else "sparse", n_tokens=LABELLED_TOKENS)
+    return label_pair(opened, model if model in opened.record else "sparse", n_tokens=tokens)
 
 
 @lru_cache(maxsize=2)
-def _labelled(pair: str, model: str) -> tuple[LabelledTokens, LabelledTokens]:
-    return _all_labelled(pair, model).split()
+def _labelled(pair: str, model: str, tokens: int) -> tuple[LabelledTokens, LabelledTokens]:
+    return _all_labelled(pair, model, tokens).split()
+
+
+def _heldout(pair: ModelPair, spec: ColumnSpec, tokens: int) -> np.ndarray:
+    """The column's held-out windows, as many as hold these tokens."""
+    windows = windows_of(pair, spec)["heldout"]
+    return windows[: max(1, tokens // windows.shape[1])]
 
 
 def _batches(windows: np.ndarray) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ from sparse_lens.circuits import SearchConfig
 from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints, model_folder
 from sparse_lens.comparisons.comparison import Comparison, compare
 from sparse_lens.comparisons.curves.circuit_curve import SCHEMA, TARGETS
-from sparse_lens.comparisons.full.cells import ROWS
+from sparse_lens.comparisons.full.cells import ROW_TOKENS, ROWS
 from sparse_lens.comparisons.full.coupled import coupling_jobs, couplings_part, steering_jobs
 from sparse_lens.comparisons.full.full_verdict import CAVEATS, undistinguished
 from sparse_lens.comparisons.full.headline import headline
@@ -40,8 +40,8 @@ class FullPlan:
     which `dictionary_seeds` are trained. All others get the first seed alone, and so does each further one of the pair's
     `training_seeds`, which have the two neuron columns of matched loss. Edges are searched at the `edge_targets` with the first
     seed, in the main columns: the views that single edges of latents need cost more than all else. Dictionaries have `d_sae`
-    latents, `k` active ones, and read `tokens`; the coupling of the dense twin and the sparse model reads `coupling_tokens`.
-    `arms` are further models by name, as folders, beside those that the pair brings.
+    latents, `k` active ones, and read `tokens`; the coupling of the dense twin and the sparse model reads `coupling_tokens`, a row
+    `row_tokens`. `arms` are further models by name, as folders, beside those that the pair brings.
     """
 
     tasks: Sequence[str] = ()
@@ -56,6 +56,7 @@ class FullPlan:
     tokens: int = 400_000
     dictionary_seeds: int = 3
     coupling_tokens: int = 200_000
+    row_tokens: int = ROW_TOKENS
     kinds: Sequence[str] = ("topk", "batchtopk", "matryoshka", "jumprelu", "frozen", "transcoder", "skip_transcoder")
     arms: Mapping[str, str] = field(default_factory=dict)
 
@@ -76,6 +77,7 @@ def quick_plan(tasks: Sequence[str] = (), arms: Mapping[str, str] | None = None)
         config=config,
         **{"d_sae": 64, "k": 4, "tokens": 6000, "dictionary_seeds": 1, "kinds": ("topk", "frozen", "skip_transcoder")},
         coupling_tokens=8192,
+        row_tokens=6_400,
         arms=arms or {},
     )
 
@@ -107,7 +109,7 @@ def compare_fully(
     trained, coupled = records[: len(dictionaries)], records[len(dictionaries) :]
     specs = column_specs(pair, plan, trained)
     curves = curve_jobs(pair, plan, specs, tasks)
-    rows = [*capability_jobs(pair, specs), *row_jobs(pair, specs), *correspondence_jobs(pair, specs)]
+    rows = [*capability_jobs(pair, specs), *row_jobs(pair, plan, specs), *correspondence_jobs(pair, specs)]
     again = further_jobs(pair, plan, specs, tasks)
     steering = steering_jobs(list(zip(couplings, coupled, strict=True)), tasks)
     groups = (curves, rows, steering, *again.values())
@@ -209,7 +211,7 @@ def capability_jobs(pair: ModelPair, specs: Sequence[ColumnSpec]) -> list[Job]:
     return jobs
 
 
-def row_jobs(pair: ModelPair, specs: Sequence[ColumnSpec]) -> list[Job]:
+def row_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnSpec]) -> list[Job]:
     """One job for every row, layer and column whose MLP units are its own; further dictionary seeds of the main kind too."""
     jobs = []
     for spec in specs:
@@ -219,7 +221,7 @@ def row_jobs(pair: ModelPair, specs: Sequence[ColumnSpec]) -> list[Job]:
         for layer in range(int(load(model_folder(pair, spec)).cfg.n_layers)):
             for row in ROWS:
                 for seed in range(max(1, len(spec.dictionaries))):
-                    place = {"column": spec.to_plain(), "row": row, "layer": layer, "seed": seed}
+                    place = {"column": spec.to_plain(), "row": row, "layer": layer, "seed": seed, "tokens": plan.row_tokens}
                     name = f"{row} {spec.name}, layer {layer}, seed {seed}"
                     jobs.append(Job(name, f"{_CELLS}:row_cell", _for(pair) | place, depends))
     return jobs

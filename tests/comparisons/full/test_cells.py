@@ -15,17 +15,10 @@ from sparse_lens.results import to_plain
 SPARSE, MATCHED = (ColumnSpec(f"{model}_neurons", model).to_plain() for model in ("sparse", "dense_matched"))
 
 
-@pytest.fixture
-def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cells, "LABELLED_TOKENS", 6_400)
-    cells._all_labelled.cache_clear()
-    cells._labelled.cache_clear()
-
-
 @pytest.mark.parametrize("row", ["reconstruction", "activation", "superposition", "jacobian", "concepts"])
-def test_rows_of_the_sparse_neurons(row: str, few_tokens: None) -> None:
+def test_rows_of_the_sparse_neurons(row: str) -> None:
     """Every record is JSON, and its numbers are measurable where neurons stand for themselves."""
-    record = cells.row_cell(ModelPair.open().address, SPARSE, row, 0)
+    record = cells.row_cell(ModelPair.open().address, SPARSE, row, 0, tokens=6_400)
     plain = json.loads(json.dumps(to_plain(record), allow_nan=False))
     assert any(value["measurable"] for name, value in plain.items() if name != "map")
     if row == "concepts":
@@ -35,7 +28,7 @@ def test_rows_of_the_sparse_neurons(row: str, few_tokens: None) -> None:
         assert best == sorted(best, reverse=True)
 
 
-def test_correspondence_of_two_models(few_tokens: None) -> None:
+def test_correspondence_of_two_models() -> None:
     record = cells.correspondence_cell(ModelPair.open().address, SPARSE, MATCHED, 0)
     drawn = record["map"]
     diagonal = [abs(line[place]) for place, line in enumerate(drawn["values"])]
