@@ -31,8 +31,14 @@ class MaskedMLP:
         mask = self.latents.mask.to(u.dtype) if mask is None else mask
 
         if site.reads_elsewhere:
-            return blend(site, mask, reference, u, self.mlp.write(u))
+            return blend(site, mask, reference, u, self._whole(u))
         return self.mlp.write(u, lambda name, x: blend(site, mask, reference, x, x) if name == "hook_post" else x)
+
+    def _whole(self, u: Float[Tensor, "row d_in"]) -> Float[Tensor, "row d_model"]:
+        """What the MLP writes, called as a module: while a transcoder's edges are cut, a hook has another output in its place."""
+        d, rows = self.latents.site.dictionary.W_dec.shape[1], u[None]  # modules want batch and position
+        positional = rows[..., d:] if rows.shape[-1] > d else None
+        return self.mlp(rows[..., :d], positional, lambda name, x: rows if name == "hook_act_in" else x)[0]
 
 
 def masked_mlps(bridge: Any, latents: tuple[LatentSite, ...]) -> dict[int, MaskedMLP]:

@@ -11,7 +11,8 @@ import torch
 from sparse_lens.circuits import Ablation, mean_reference, node_space, weight_graph
 from sparse_lens.circuits.compiled.masked import masked_model
 from sparse_lens.circuits.compiled.nodes import compiles, node_circuit
-from sparse_lens.circuits.edges.cutting import input_means
+from sparse_lens.circuits.edges.cutting import CircuitEdges, input_means
+from sparse_lens.circuits.edges.latents import hooked_mask
 from sparse_lens.circuits.edges.running import cut_circuit
 from sparse_lens.circuits.edges.search import EdgeProblem
 from sparse_lens.circuits.edges.space import candidate_edges
@@ -107,6 +108,23 @@ def test_gates_of_latents(model: str, dictionaries: str) -> None:
     assert run is not None
     expected = EdgeProblem(nodes, fewer, problem.edges, problem.means).hooked_logits(drawn < 0.6, prompts)
     torch.testing.assert_close(run(prompts), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("model", "dictionaries"), CASES)
+def test_nodes_while_edges_are_cut(model: str, dictionaries: str) -> None:
+    """As cards and curves run a circuit of edges: compiled inside the block in which they are cut, latents' edges too."""
+    problem = problem_with(model, dictionaries)
+    nodes, prompts = problem.nodes, problem.nodes.search_prompts
+    keep = torch.rand(problem.edges.n_edges, generator=torch.Generator().manual_seed(4)) < 0.5
+    edges = CircuitEdges(problem.edges.chosen(keep), problem.edges.chosen(~keep), problem.means, problem.latents)
+    mask = hooked_mask(nodes.space, problem.mask)
+    with torch.no_grad(), edges.cut_in(nodes.bridge):
+        run = node_circuit(nodes.bridge, nodes.space, mask, nodes.ablation)
+        assert run is not None
+        found, hooks = run(prompts), nodes.ablation.hooks(nodes.bridge, nodes.space, mask, prompts)
+        expected = answer_logits(nodes.bridge, prompts, hooks, alike=True)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, problem.hooked_logits(keep, prompts), atol=1e-5, rtol=1e-5)
 
 
 def test_other_sites_are_left_to_the_whole_model() -> None:
