@@ -8,7 +8,7 @@ own norm, reshaping of heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -17,41 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparse_lens.dictionaries.latent_activations import LATENT_ACTIVATIONS, Weights
 from sparse_lens.dictionaries.naming import trained_name
 from sparse_lens.dictionaries.protocol import check_width, dictionary_hash
-
-Weights = Mapping[str, Tensor]
-
-
-def _standard(x: Tensor, weights: Weights, k: int | None) -> Tensor:  # noqa: ARG001 - one signature for all
-    return (x @ weights["W_enc"] + weights["b_enc"]).relu()
-
-
-def _topk(x: Tensor, weights: Weights, k: int | None) -> Tensor:
-    assert k is not None
-    before = x @ weights["W_enc"] + weights["b_enc"]
-    values, indices = before.topk(k, dim=-1, sorted=False)
-    return torch.zeros_like(before).scatter(-1, indices, values.relu())
-
-
-def _jumprelu(x: Tensor, weights: Weights, k: int | None) -> Tensor:  # noqa: ARG001
-    before = x @ weights["W_enc"] + weights["b_enc"]
-    return before.relu() * (before > weights["threshold"]).to(before.dtype)
-
-
-def _gated(x: Tensor, weights: Weights, k: int | None) -> Tensor:  # noqa: ARG001
-    gate = x @ weights["W_enc"] + weights["b_gate"] > 0
-    magnitude = x @ (weights["W_enc"] * weights["r_mag"].exp()) + weights["b_mag"]
-    return gate.to(x.dtype) * magnitude.relu()
-
-
-ENCODERS: dict[str, Callable[[Tensor, Weights, int | None], Tensor]] = {
-    "standard": _standard,
-    "topk": _topk,
-    "jumprelu": _jumprelu,
-    "gated": _gated,
-}
-"""The activation of each architecture that SAELens saves; BatchTopK and Matryoshka SAEs are saved as jumprelu."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +44,7 @@ class SAELensDictionary:
         x = self._checked(x)
         if self.apply_b_dec_to_input:
             x = x - self.weights["b_dec"]
-        return ENCODERS[self.architecture](x, self.weights, self.k)
+        return LATENT_ACTIVATIONS[self.architecture](x @ self.weights["W_enc"], self.weights, self.k)
 
     def before(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows latent"]:
         """The numbers that ReLU, TopK or the threshold are applied to; a gated SAE has no such single number: its gate's."""

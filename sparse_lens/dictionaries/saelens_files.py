@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sparse_lens.dictionaries.saelens import ENCODERS, SAELensDictionary
+from sparse_lens.dictionaries.latent_activations import LATENT_ACTIVATIONS
+from sparse_lens.dictionaries.saelens import SAELensDictionary
 from sparse_lens.dictionaries.transcoder import ARCHITECTURES as TRANSCODERS
 from sparse_lens.dictionaries.transcoder import TranscoderDictionary
 from sparse_lens.errors import CheckpointError
@@ -111,8 +112,10 @@ def _modern(config: dict[str, Any]) -> dict[str, Any]:
 
 def _check_supported(config: dict[str, Any], folder: Path, activation_scale: float | None) -> None:
     path, architecture = folder / CFG, config["architecture"]
-    if architecture not in (*ENCODERS, *TRANSCODERS):
-        raise CheckpointError(f"{path} has architecture {architecture!r}; supported: {', '.join((*ENCODERS, *TRANSCODERS))}")
+    if architecture not in (*LATENT_ACTIVATIONS, *TRANSCODERS):
+        raise CheckpointError(
+            f"{path} has architecture {architecture!r}; supported: {', '.join((*LATENT_ACTIVATIONS, *TRANSCODERS))}"
+        )
     further = {"topk": ("k",)} | dict.fromkeys(TRANSCODERS, ("d_out",))
     for key in ("d_in", "d_sae", *further.get(architecture, ())):
         value = config.get(key)

@@ -14,6 +14,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from sparse_lens.dictionaries.latent_activations import LATENT_ACTIVATIONS
 from sparse_lens.dictionaries.naming import trained_name
 from sparse_lens.dictionaries.protocol import check_width, dictionary_hash
 
@@ -38,10 +39,12 @@ class TranscoderDictionary:
     def encode(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows latent"]:
         """Latents of the activation at `hook_in`, zero where not active."""
         x = check_width(self, x, len(self.weights["W_enc"])).to(self.W_dec.dtype)
-        before = x @ self.weights["W_enc"] + self.weights["b_enc"]
-        if (threshold := self.weights.get("threshold")) is None:
-            return before.relu()
-        return before.relu() * (before > threshold).to(before.dtype)
+        return LATENT_ACTIVATIONS[self.activation](x @ self.weights["W_enc"], self.weights, None)
+
+    @property
+    def activation(self) -> str:
+        """What the encoder does, as the architecture of an SAE that does the same: with a threshold "jumprelu", else "standard"."""
+        return "jumprelu" if "threshold" in self.weights else "standard"
 
     def decode(self, f: Float[Tensor, "*rows latent"]) -> Float[Tensor, "*rows d_out"]:
         """What the latents write at `hook_out`, bias included; `skip` comes on top of it."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sparse_lens.dictionaries import Dictionary, IdentityDictionary, RotationDictionary
+from sparse_lens.dictionaries.latent_activations import LATENT_ACTIVATIONS
 from sparse_lens.dictionaries.saelens import SAELensDictionary
 from sparse_lens.dictionaries.transcoder import TranscoderDictionary
 from sparse_lens.errors import CircuitError
@@ -51,8 +53,7 @@ def encoder_rows(dictionary: Dictionary) -> EncoderRows:
         shift = dictionary.weights["b_dec"] if dictionary.apply_b_dec_to_input else torch.zeros_like(dictionary.weights["b_dec"])
         return _rows(dictionary.architecture, dictionary.weights, dictionary.k, shift)
     if isinstance(dictionary, TranscoderDictionary):
-        architecture, weights = "jumprelu" if "threshold" in dictionary.weights else "standard", dictionary.weights
-        return _rows(architecture, weights, None, torch.zeros(len(weights["W_enc"])))
+        return _rows(dictionary.activation, dictionary.weights, None, torch.zeros(len(dictionary.weights["W_enc"])))
     own: Callable[[], EncoderRows] | None = getattr(dictionary, "encoder_rows", None)
     if own is not None:
         return own()
@@ -67,30 +68,9 @@ def _unchanged(before: Tensor) -> Tensor:
 
 
 def _rows(architecture: str, weights: Mapping[str, Tensor], k: int | None, shift: Tensor) -> EncoderRows:
+    if architecture not in LATENT_ACTIVATIONS:
+        known = ", ".join(LATENT_ACTIVATIONS)
+        raise CircuitError(f"edges into latents are known for encoders of the kinds {known}, not for {architecture!r}")
     n_biases = sum(weights[name].ndim == 1 for name in weights if name != "b_dec")
-    return EncoderRows(weights["W_enc"], shift, activation_of(architecture, weights, k), n_biases)
-
-
-def activation_of(architecture: str, weights: Mapping[str, Tensor], k: int | None) -> Callable[[Tensor], Tensor]:
-    """What SAELens' encoder of an architecture does after the product with `W_enc`; raises `CircuitError` for an unknown one."""
-
-    def gated(before: Tensor) -> Tensor:
-        magnitude = before * weights["r_mag"].exp() + weights["b_mag"]
-        return (before + weights["b_gate"] > 0).to(before.dtype) * magnitude.relu()
-
-    def jumprelu(before: Tensor) -> Tensor:
-        before = before + weights["b_enc"]
-        return before.relu() * (before > weights["threshold"]).to(before.dtype)
-
-    def topk(before: Tensor) -> Tensor:
-        assert k is not None
-        values, indices = (before + weights["b_enc"]).topk(k, dim=-1, sorted=False)
-        return torch.zeros_like(before).scatter(-1, indices, values.relu())
-
-    def standard(before: Tensor) -> Tensor:
-        return (before + weights["b_enc"]).relu()
-
-    known = {"gated": gated, "jumprelu": jumprelu, "topk": topk, "standard": standard}
-    if architecture not in known:
-        raise CircuitError(f"edges into latents are known for encoders of the kinds {', '.join(known)}, not for {architecture!r}")
-    return known[architecture]
+    activate = partial(LATENT_ACTIVATIONS[architecture], weights=weights, k=k)
+    return EncoderRows(weights["W_enc"], shift, activate, n_biases)
