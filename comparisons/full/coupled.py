@@ -36,18 +36,18 @@ def couple(pair: str, tokens: int, folder: str, n_windows: int = 64) -> dict[str
     windows = reading_windows(opened, tokens + 2 * _BATCH * context, context=context + 1)
     batches = np.array_split(windows, -(-len(windows) // _BATCH))
     config = CouplingTrainingConfig(tokens=tokens, ridge_tokens=tokens, batch_size=_BATCH)
-    bridges = [opened.open_model(role) for role in (DENSE, SPARSE)]
-    found = train_coupling(*bridges, batches, config, folder, held_out=opened.windows["heldout"][:n_windows], progress=False)
+    dense, sparse = (opened.open_model(role) for role in (DENSE, SPARSE))
+    found = train_coupling(dense, sparse, batches, config, folder, held_out=opened.windows["heldout"][:n_windows], progress=False)
     return {"folder": folder, "boundaries": list(found.coupling.boundaries), "losses": found.statistics}
 
 
 def steer(pair: str, folder: str, task: str, n_pairs: int = 128) -> dict[str, Any]:
     """Steering of a pair's dense model on one task, by boundary: the channel chosen in the sparse model, and `Steering.results`."""
     opened, coupling = ModelPair.at(pair), load_coupling(folder)
-    bridges = [opened.open_model(role) for role in (DENSE, SPARSE)]
+    dense, sparse = (opened.open_model(role) for role in (DENSE, SPARSE))
     found = {}
     for number, boundary in enumerate(coupling.boundaries):
-        steering = measure_steering(*bridges, coupling, get_task(task), number, n_pairs=n_pairs)
+        steering = measure_steering(dense, sparse, coupling, get_task(task), number, n_pairs=n_pairs)
         found[boundary] = {"channel": steering.channel, "results": steering.results}
     return found
 

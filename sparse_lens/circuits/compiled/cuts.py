@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparse_lens.circuits.compiled.plan import AttentionPart, Layer, Plan, SiteChoice
+from sparse_lens.circuits.compiled.plan import AttentionPart, Layer, MLPPart, Plan, SiteChoice
 from sparse_lens.circuits.compiled.prefixes import Level
 from sparse_lens.circuits.compiled.run import Run
 
@@ -79,7 +79,7 @@ def _width(plan: Plan, node: str) -> int:
     if kind == "logits":
         return 1
     layer = plan.layers[int(number)] if number else None
-    if layer is not None and kind.startswith("mlp") and layer.mlp is not None:
+    if layer is not None and kind.startswith("mlp") and isinstance(layer.mlp, MLPPart):
         return len(layer.mlp.neuron.matrix.bias)
     if layer is not None and kind in ("attn_q", "attn_k", "attn_v", "heads") and isinstance(layer.attention, AttentionPart):
         return max(len(layer.attention.feature), len(layer.attention.output.matrix.weight[0]))
@@ -127,7 +127,7 @@ class VariantRun(Run):
         if kind in ("q", "k", "v"):
             assert isinstance(layer.attention, AttentionPart)
             return layer.attention.read.site.kept
-        assert layer.mlp is not None
+        assert isinstance(layer.mlp, MLPPart)  # circuits of latents have no variants
         return layer.mlp.read.site.kept if kind == "mlp_in" else layer.mlp.neuron.site.kept
 
     def _embedding(self) -> Tensor:

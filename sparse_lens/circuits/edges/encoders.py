@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -72,5 +71,5 @@ def _rows(architecture: str, weights: Mapping[str, Tensor], k: int | None, shift
         known = ", ".join(LATENT_ACTIVATIONS)
         raise CircuitError(f"edges into latents are known for encoders of the kinds {known}, not for {architecture!r}")
     n_biases = sum(weights[name].ndim == 1 for name in weights if name != "b_dec")
-    activate = partial(LATENT_ACTIVATIONS[architecture], weights=weights, k=k)
-    return EncoderRows(weights["W_enc"], shift, activate, n_biases)
+    activation = LATENT_ACTIVATIONS[architecture]
+    return EncoderRows(weights["W_enc"], shift, lambda before: activation(before, weights, k), n_biases)

@@ -50,9 +50,9 @@ def latent_cut(bridge: Any, latents: LatentSite, read: Gated, write: Gated, mean
     mlp = getattr(core, "original_component", core)
     if getattr(mlp, "router", None) is not None:
         raise CircuitError("edges of latents are not cut in a mixture of experts; search nodes only")
-    parts = [getattr(module, "original_component", module) for module in (mlp.fc_in, mlp.fc_out)]
+    fc_in, fc_out = (getattr(module, "original_component", module) for module in (mlp.fc_in, mlp.fc_out))
     kind = _OverMLP if latents.site.reads_elsewhere else _OnNeurons
-    return kind(mlp, *parts, latents, read, write, mean)
+    return kind(mlp, fc_in, fc_out, latents, read, write, mean)
 
 
 class LatentCut:
