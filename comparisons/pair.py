@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from sparse_lens.data import load_tokenizer
 from sparse_lens.dictionaries import Dictionary, load_saelens
-from sparse_lens.errors import CheckpointError, UnknownNameError
+from sparse_lens.errors import CheckpointError, ConfigError, UnknownNameError
 from sparse_lens.hooks import load
 from sparse_lens.models_shipped import DEFAULT_PAIR, PAIR_FILE, find_pair, pair_windows
 from sparse_lens.results import Result, bootstrap_mean, exact
@@ -76,14 +76,24 @@ class ModelPair:
         return [self, *(self.with_models(**{role: self._part(name) for role, name in models.items()}) for models in further)]
 
     def arms(self) -> dict[str, Path]:
-        """Folders of the further models that the pair's folder holds to be compared with it, by name: pruned ones, say."""
+        """Folders of the further models that the pair's folder holds to be compared with it, by name: pruned ones, say.
+
+        A pair with replaced models has none: they are controls of its own.
+        """
         arms = self.record.get("arms", {})
         if not isinstance(arms, dict) or not all(isinstance(name, str) for name in arms.values()):
             raise CheckpointError(f"{self.folder / PAIR_FILE}: arms must name a folder each, got {arms!r}")
         folders = {name: self._part(folder) for name, folder in arms.items()}
         for folder in folders.values():
-            _vocabulary(folder)
-        return folders
+            self.check_tokens(folder)
+        return {} if self.replaced else folders
+
+    def check_tokens(self, folder: str | Path) -> None:
+        """Raise `ConfigError` for a model in whose tokens the pair's windows are not."""
+        if _vocabulary(Path(folder)) != _vocabulary(self._part(str(self.record["sparse"]))):
+            raise ConfigError(
+                f"the model in {folder} has another tokenizer than the pair; put it in one of the pair's roles instead"
+            )
 
     @property
     def address(self) -> str:

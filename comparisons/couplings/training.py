@@ -200,6 +200,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.stdout.write(loss_lines(trained.statistics))
 
 
+def tokens_to_read(tokens: int, context: int, batch_size: int) -> int:
+    """As many as windows of `context + 1` hold in whole batches from which so many are trained on: one of each is not counted."""
+    return (tokens // (batch_size * context) + 2) * batch_size * (context + 1)
+
+
 def loss_lines(statistics: Mapping[str, Result]) -> str:
     """The losses of the models and hybrids as lines of text."""
     lines = [
@@ -233,7 +238,8 @@ def _windows(pair: ModelPair, data: Path | None, config: CouplingTrainingConfig)
     context, size = pair.windows["reference"].shape[1], config.batch_size
     n_tokens = max(config.tokens, config.ridge_tokens) + size * context
     if data is None:
-        windows = reading_windows(pair, n_tokens, context=context + 1, seed=config.seed)
+        n_read = tokens_to_read(max(config.tokens, config.ridge_tokens), context, size)
+        windows = reading_windows(pair, n_read, context=context + 1, seed=config.seed)
         return iter(np.array_split(windows, -(-len(windows) // size)))
     n_steps = n_tokens // (size * context) + 1
     return TokenData(data).batches(context=context, batch_size=size, seed=config.seed, n_steps=n_steps)

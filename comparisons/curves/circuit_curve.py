@@ -109,6 +109,7 @@ def circuit_curve(
     targets: Sequence[float] = TARGETS,
     edge_targets: Sequence[float] = (),
     functional_targets: Sequence[float] = (),
+    also_traced: Sequence[float] = (),
     error_mode: str = "scored",
     config: SearchConfig | None = None,
     heldout_pairs: int = HELDOUT_PAIRS,
@@ -119,7 +120,8 @@ def circuit_curve(
 
     `windows` are natural text, held-out real files in the column's tokens; `reference` those of the pretraining distribution, for
     the means that cut edges carry. Edges are searched at `edge_targets`, functional graphs found at `functional_targets`, both
-    among `targets`; edges are searched as `EDGE_STARTS` says. Same effort for every column.
+    among `targets`; edges are searched as `EDGE_STARTS` says. Nodes are searched at the targets `also_traced`, too: all share their
+    candidates, and a column in which no edges are searched has the same effort if it is given the `edge_starts` of the others.
     """
     config, loss = config or SearchConfig(), Objective("kl")
     problem = search_problem(column.bridge, column.space, column.ablation, get_task(task), config, seed=seed, objective=loss)
@@ -131,7 +133,7 @@ def circuit_curve(
         reason = f"accuracy {accuracy} is below the gate of {ACCURACY_GATE}"
         return CircuitCurve(column.name, task, seed, accuracy, reason=reason, facts=facts)
     edge_targets = edge_targets if paths_are_known(problem.space) else ()
-    wanted = sorted({*targets, *(share * target for target in edge_targets for share in EDGE_STARTS)}, reverse=True)
+    wanted = sorted({*targets, *also_traced, *edge_starts(edge_targets)}, reverse=True)
     found = dict(zip(wanted, trace_circuits(problem, wanted, config, seed=seed, on_step=on_step), strict=True))
     measures, points = CurveMeasures(column.bridge, column.space, column.ablation, prompts), []
     for target in sorted(set(targets), reverse=True):
@@ -141,6 +143,11 @@ def circuit_curve(
             searched = _fewest_edges(problem, starts, target, reference, config, seed, on_step)
         points.append(_point(problem, found[target], searched, measures, functional=target in functional_targets))
     return CircuitCurve(column.name, task, seed, accuracy, tuple(points), facts=facts)
+
+
+def edge_starts(edge_targets: Sequence[float]) -> list[float]:
+    """The targets of the nodes between which edges are searched."""
+    return [share * target for target in edge_targets for share in EDGE_STARTS]
 
 
 def _fewest_edges(

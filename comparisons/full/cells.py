@@ -43,9 +43,6 @@ from sparse_lens.results import Result
 
 Plain = dict[str, Any]
 
-NATURAL_WINDOWS, HELDOUT_PAIRS = 32, 128
-"""Held-out windows of real files, and pairs of prompts of each kind, that the divergence of a circuit is measured on."""
-
 ROW_TOKENS = 100_000
 """Tokens that a row reads, at most: all held-out windows are a third of that."""
 
@@ -88,22 +85,26 @@ def curve_cell(
     edge_targets: Sequence[float],
     functional_targets: Sequence[float],
     config: Mapping[str, Any],
+    also_traced: Sequence[float] = (),
+    n_windows: int = 32,
+    n_pairs: int = 128,
     error_mode: str = "scored",
 ) -> Plain:
-    """The curve of one column on one task for one search seed; see `circuit_curve`."""
+    """The curve of one column on one task for one search seed, measured on held-out windows and pairs; see `circuit_curve`."""
     opened, spec = ModelPair.at(pair), ColumnSpec.from_plain(column)
     windows = windows_of(opened, spec)
     found = circuit_curve(
         open_column(pair, spec, seed=seed),
         task,
-        windows["heldout"][:NATURAL_WINDOWS, :-1],
+        windows["heldout"][:n_windows, :-1],
         windows["reference"],
         targets=targets,
         edge_targets=edge_targets,
         functional_targets=functional_targets,
         error_mode=error_mode,
         config=SearchConfig(**config),
-        heldout_pairs=HELDOUT_PAIRS,
+        also_traced=also_traced,
+        heldout_pairs=n_pairs,
         seed=seed,
     )
     return found.to_plain()

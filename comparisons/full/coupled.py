@@ -16,7 +16,7 @@ import numpy as np
 from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints, model_folder
 from sparse_lens.comparisons.couplings.coupling import load_coupling
 from sparse_lens.comparisons.couplings.steering import measure_steering
-from sparse_lens.comparisons.couplings.training import CouplingTrainingConfig, train_coupling
+from sparse_lens.comparisons.couplings.training import CouplingTrainingConfig, tokens_to_read, train_coupling
 from sparse_lens.comparisons.jobs import Job, Record
 from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.comparisons.reading import reading_windows
@@ -26,14 +26,15 @@ from sparse_lens.tasks import get_task
 DENSE, SPARSE = "dense", "sparse"
 """The roles that are coupled: twins of one architecture, but for the weights that are zero."""
 
-_BATCH = 16
+_BATCH, _WINDOWS, _PAIRS = 16, 64, 128
+"""Windows in a step of training, held-out windows that hybrids are measured on, pairs of prompts that are steered."""
 
 
-def couple(pair: str, tokens: int, folder: str, n_windows: int = 64) -> dict[str, Any]:
+def couple(pair: str, tokens: int, folder: str, n_windows: int) -> dict[str, Any]:
     """Train the coupling of a pair's twins, keep it in `folder`, and measure its hybrids on `n_windows` held-out windows."""
     opened = ModelPair.at(pair)
     context = opened.windows["reference"].shape[1]
-    windows = reading_windows(opened, tokens + 2 * _BATCH * context, context=context + 1)
+    windows = reading_windows(opened, tokens_to_read(tokens, context, _BATCH), context=context + 1)
     batches = np.array_split(windows, -(-len(windows) // _BATCH))
     config = CouplingTrainingConfig(tokens=tokens, ridge_tokens=tokens, batch_size=_BATCH)
     dense, sparse = (opened.open_model(role) for role in (DENSE, SPARSE))
@@ -41,7 +42,7 @@ def couple(pair: str, tokens: int, folder: str, n_windows: int = 64) -> dict[str
     return {"folder": folder, "boundaries": list(found.coupling.boundaries), "losses": found.statistics}
 
 
-def steer(pair: str, folder: str, task: str, n_pairs: int = 128) -> dict[str, Any]:
+def steer(pair: str, folder: str, task: str, n_pairs: int) -> dict[str, Any]:
     """Steering of a pair's dense model on one task, by boundary: the channel chosen in the sparse model, and `Steering.results`."""
     opened, coupling = ModelPair.at(pair), load_coupling(folder)
     dense, sparse = (opened.open_model(role) for role in (DENSE, SPARSE))
@@ -59,15 +60,26 @@ def coupling_jobs(pair: ModelPair, tokens: int, folder: Path) -> list[Job]:
     if len(depths) > 1 or not all(pair.shares_tokens(spec.model) for spec in specs):
         return []
     depends = [part for spec in specs for part in fingerprints(pair, spec)]
+    depends += [hashlib.sha256(pair.windows[name].tobytes()).hexdigest()[:16] for name in ("reference", "heldout")]
     place = hashlib.sha256(repr((tokens, depends)).encode()).hexdigest()[:12]
-    where = {"pair": pair.address, "tokens": tokens, "folder": str((folder / f"coupling-{place}").absolute())}
+    where = {
+        "pair": pair.address,
+        "tokens": tokens,
+        "n_windows": _WINDOWS,
+        "folder": str((folder / f"coupling-{place}").absolute()),
+    }
     return [Job("train the coupling", f"{__name__}:couple", where, depends)]
 
 
 def steering_jobs(coupled: Sequence[tuple[Job, Record]], tasks: Sequence[str]) -> list[Job]:
     """One job for each task, given the coupling's own job and record."""
     return [
-        Job(f"steering on {task}", f"{__name__}:steer", _steered(job, record) | {"task": task}, [*job.depends, job.fingerprint])
+        Job(
+            f"steering on {task}",
+            f"{__name__}:steer",
+            _steered(job, record) | {"task": task, "n_pairs": _PAIRS},
+            [*job.depends, job.fingerprint],
+        )
         for job, record in coupled
         for task in tasks
     ]

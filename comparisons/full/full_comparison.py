@@ -16,7 +16,7 @@ from typing import Any
 from sparse_lens.circuits import SearchConfig
 from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints, model_folder
 from sparse_lens.comparisons.comparison import Comparison, compare
-from sparse_lens.comparisons.curves.circuit_curve import SCHEMA, TARGETS
+from sparse_lens.comparisons.curves.circuit_curve import SCHEMA, TARGETS, edge_starts
 from sparse_lens.comparisons.full.cells import ROW_TOKENS, ROWS
 from sparse_lens.comparisons.full.coupled import coupling_jobs, couplings_part, steering_jobs
 from sparse_lens.comparisons.full.full_verdict import CAVEATS, undistinguished
@@ -41,7 +41,8 @@ class FullPlan:
     `training_seeds`, which have the two neuron columns of matched loss. Edges are searched at the `edge_targets` with the first
     seed, in the main columns: the views that single edges of latents need cost more than all else. Dictionaries have `d_sae`
     latents, `k` active ones, and read `tokens`; the coupling of the dense twin and the sparse model reads `coupling_tokens`, a row
-    `row_tokens`. `arms` are further models by name, as folders, beside those that the pair brings.
+    `row_tokens`; circuits are measured on `curve_windows` of real files and `curve_pairs` of prompts of each kind. `arms` are
+    further models by name, as folders, beside those that the pair brings.
     """
 
     tasks: Sequence[str] = ()
@@ -57,6 +58,8 @@ class FullPlan:
     dictionary_seeds: int = 3
     coupling_tokens: int = 200_000
     row_tokens: int = ROW_TOKENS
+    curve_windows: int = 32
+    curve_pairs: int = 128
     kinds: Sequence[str] = ("topk", "batchtopk", "matryoshka", "jumprelu", "frozen", "transcoder", "skip_transcoder")
     arms: Mapping[str, str] = field(default_factory=dict)
 
@@ -161,6 +164,8 @@ def column_specs(pair: ModelPair, plan: FullPlan, trained: Sequence[Record]) -> 
         _with_dictionaries(pair, plan, plan.kinds[0], trained, "sparse"),
     ]
     arms = {name: str(folder) for name, folder in pair.arms().items()} | dict(plan.arms)
+    for folder in arms.values():
+        pair.check_tokens(folder)
     return specs + [ColumnSpec(name, folder, control=True) for name, folder in arms.items()]
 
 
@@ -186,6 +191,9 @@ def curve_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnSpec], tas
     """One job for every task, column and search seed (only the main columns get more than the first)."""
     settings = {
         "targets": list(plan.targets),
+        "also_traced": sorted({*edge_starts(plan.edge_targets)} - {*plan.targets}),
+        "n_windows": plan.curve_windows,
+        "n_pairs": plan.curve_pairs,
         "functional_targets": list(plan.functional_targets),
         "config": plan.config.model_dump(mode="json"),
     }

@@ -16,7 +16,7 @@ from sparse_lens.comparisons import ModelPair, model_facts
 from sparse_lens.comparisons.circuit_sizes import HELDOUT_PAIRS
 from sparse_lens.comparisons.pair import ROLES
 from sparse_lens.comparisons.verdict import LOSS_TOLERANCE
-from sparse_lens.errors import CheckpointError
+from sparse_lens.errors import CheckpointError, ConfigError
 from sparse_lens.hooks import load
 from sparse_lens.models_shipped import CARD_FILE, describe_models, shipped_pairs
 from sparse_lens.tasks import get_task
@@ -73,6 +73,16 @@ def test_arms_of_another_form_are_refused(tmp_path: Path) -> None:
         (folder / "pair.json").write_text(json.dumps(record | {"arms": arms}))
         with pytest.raises(CheckpointError, match=words):
             ModelPair.open(folder)
+
+
+def test_arms_belong_to_the_pairs_own_models(tmp_path: Path) -> None:
+    """A pair with other models has no arms, and an arm reads the pair's tokens."""
+    assert PAIR.with_models(sparse=PAIR.model_folder("sparse")).arms() == {}
+    tokenizer = json.loads((PAIR.model_folder("sparse") / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] = {word + "x": number for word, number in tokenizer["model"]["vocab"].items()}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ConfigError, match="another tokenizer"):
+        PAIR.check_tokens(tmp_path)
 
 
 @pytest.mark.parametrize("role", ROLES)

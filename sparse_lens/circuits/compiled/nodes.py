@@ -26,7 +26,11 @@ Logits = Callable[[Prompts], Float[Tensor, "row vocab"]]
 
 
 def node_circuit(bridge: Any, space: NodeSpace, mask: Bool[Tensor, " node"], ablation: Ablation) -> Logits | None:
-    """The nodes of `mask` compiled; None where the whole model has to run."""
+    """The nodes of `mask` compiled; None where the whole model has to run.
+
+    What is cut in the model at that moment is cut in the compiled circuit; one with dictionaries is to be run before the cut ends,
+    for its MLPs run in the model.
+    """
     return compiled_logits(node_plan(bridge, space, mask, ablation)) if compiles(bridge, space, ablation) else None
 
 

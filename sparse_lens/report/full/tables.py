@@ -82,6 +82,8 @@ def _steering(full: Mapping[str, Any]) -> Table:
     rows = []
     for task, boundaries in part(full, "couplings", "steering").items():
         readings = {name: read_number(part(boundaries, name, "results").get("effect")) for name in boundaries}
+        if not readings:
+            continue
         most = max(readings, key=lambda name: abs(readings[name].value or 0.0))
         results = part(boundaries, most, "results")
         place = f"{visible(most)}, channel {visible(part(boundaries, most).get('channel'))}"

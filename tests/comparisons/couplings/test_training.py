@@ -14,7 +14,14 @@ from sparse_lens.circuits.sites import model_fingerprint
 from sparse_lens.comparisons.couplings.coupling import ridge_coupling
 from sparse_lens.comparisons.couplings.hybrids import hybrid_logits
 from sparse_lens.comparisons.couplings.losses import LOSSES, OF_COUPLING, coupling_losses, nmse
-from sparse_lens.comparisons.couplings.training import STATISTICS, CouplingTrainingConfig, loss_lines, main, train_coupling
+from sparse_lens.comparisons.couplings.training import (
+    STATISTICS,
+    CouplingTrainingConfig,
+    loss_lines,
+    main,
+    tokens_to_read,
+    train_coupling,
+)
 from sparse_lens.errors import DataError
 from sparse_lens.hooks import wrap
 from sparse_lens.models import CircuitGPTConfig, CircuitGPTForCausalLM
@@ -173,3 +180,10 @@ def test_the_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0 and "--boundaries-per-step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("tokens", "context"), [(200_000, 128), (1_000_000, 128), (200_000, 96), (1, 64)])
+def test_as_many_tokens_are_read_as_are_trained_on(tokens: int, context: int) -> None:
+    """Of each window one token is only a target, and windows that do not fill a batch are dropped."""
+    windows = -(-tokens_to_read(tokens, context, 16) // (context + 1))
+    assert windows // 16 * 16 * context >= tokens

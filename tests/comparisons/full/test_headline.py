@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from sparse_lens.comparisons import ModelPair
 from sparse_lens.comparisons.column_specs import ColumnSpec
-from sparse_lens.comparisons.curves.circuit_curve import CircuitCurve, CurvePoint
-from sparse_lens.comparisons.full.full_comparison import FullPlan, assemble, further_jobs
+from sparse_lens.comparisons.curves.circuit_curve import CircuitCurve, CurvePoint, edge_starts
+from sparse_lens.comparisons.full.full_comparison import FullPlan, assemble, curve_jobs, further_jobs, quick_plan
 from sparse_lens.comparisons.full.headline import headline
 from sparse_lens.comparisons.jobs import Job
 from sparse_lens.errors import ConfigError
@@ -67,3 +68,15 @@ def test_the_shipped_pair_has_two_further_seeds() -> None:
     assert further_jobs(pair, FullPlan(training_seeds=1), SPECS, ["if_equals"]) == {}
     with pytest.raises(ConfigError, match="once at least"):
         FullPlan(training_seeds=0)
+
+
+def test_every_column_is_searched_with_the_same_effort() -> None:
+    """Nodes at the same targets, those that the main columns' edges start from among them; other numbers are in the fingerprint."""
+    pair, specs = ModelPair.open(), [ColumnSpec("sparse_neurons", "sparse"), ColumnSpec("sparse_rotated", "sparse", "rotated")]
+    jobs = curve_jobs(pair, quick_plan(), specs, ["if_equals"])
+    searched = [
+        {*job.arguments["targets"], *job.arguments["also_traced"], *edge_starts(job.arguments["edge_targets"])} for job in jobs
+    ]
+    assert searched == [{2.0, 0.5, 0.25}] * 2
+    fewer = curve_jobs(pair, replace(quick_plan(), curve_pairs=64), specs, ["if_equals"])
+    assert {job.fingerprint for job in jobs}.isdisjoint(job.fingerprint for job in fewer)
