@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for role in (options.dense, "sparse"):
         if not pair.shares_tokens(role):
             raise ConfigError(f"the {role} model has a tokenizer of its own; a coupling goes token by token")
-    windows = _windows(pair, options.data, config)
+    windows = training_windows(pair, config, options.data)
     dense, sparse = pair.open_model(options.dense), pair.open_model("sparse")
     trained = train_coupling(dense, sparse, windows, config, options.out, held_out=pair.windows["heldout"])
     sys.stdout.write(loss_lines(trained.statistics))
@@ -233,15 +233,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _windows(pair: ModelPair, data: Path | None, config: CouplingTrainingConfig) -> Iterator[np.ndarray]:
-    """Batches of windows to train on."""
+def training_windows(pair: ModelPair, config: CouplingTrainingConfig, data: Path | None = None) -> Iterator[np.ndarray]:
+    """Batches of windows `[batch, context + 1]` to train on: of a corpus' folder, or of what any machine has to read."""
     context, size = pair.windows["reference"].shape[1], config.batch_size
-    n_tokens = max(config.tokens, config.ridge_tokens) + size * context
+    n_tokens = max(config.tokens, config.ridge_tokens)
     if data is None:
-        n_read = tokens_to_read(max(config.tokens, config.ridge_tokens), context, size)
-        windows = reading_windows(pair, n_read, context=context + 1, seed=config.seed)
+        windows = reading_windows(pair, tokens_to_read(n_tokens, context, size), context=context + 1, seed=config.seed)
         return iter(np.array_split(windows, -(-len(windows) // size)))
-    n_steps = n_tokens // (size * context) + 1
+    n_steps = n_tokens // (size * context) + 2
     return TokenData(data).batches(context=context, batch_size=size, seed=config.seed, n_steps=n_steps)
 
 

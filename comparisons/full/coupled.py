@@ -11,34 +11,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints, model_folder
 from sparse_lens.comparisons.couplings.coupling import load_coupling
 from sparse_lens.comparisons.couplings.steering import measure_steering
-from sparse_lens.comparisons.couplings.training import CouplingTrainingConfig, tokens_to_read, train_coupling
+from sparse_lens.comparisons.couplings.training import CouplingTrainingConfig, train_coupling, training_windows
 from sparse_lens.comparisons.jobs import Job, Record
 from sparse_lens.comparisons.pair import ModelPair
-from sparse_lens.comparisons.reading import reading_windows
 from sparse_lens.hooks import load
 from sparse_lens.tasks import get_task
 
 DENSE, SPARSE = "dense", "sparse"
 """The roles that are coupled: twins of one architecture, but for the weights that are zero."""
 
-_BATCH, _WINDOWS, _PAIRS = 16, 64, 128
-"""Windows in a step of training, held-out windows that hybrids are measured on, pairs of prompts that are steered."""
+_WINDOWS, _PAIRS = 64, 128
+"""Held-out windows that hybrids are measured on, pairs of prompts that are steered."""
 
 
 def couple(pair: str, tokens: int, folder: str, n_windows: int) -> dict[str, Any]:
     """Train the coupling of a pair's twins, keep it in `folder`, and measure its hybrids on `n_windows` held-out windows."""
     opened = ModelPair.at(pair)
-    context = opened.windows["reference"].shape[1]
-    windows = reading_windows(opened, tokens_to_read(tokens, context, _BATCH), context=context + 1)
-    batches = np.array_split(windows, -(-len(windows) // _BATCH))
-    config = CouplingTrainingConfig(tokens=tokens, ridge_tokens=tokens, batch_size=_BATCH)
+    config = CouplingTrainingConfig(tokens=tokens, ridge_tokens=tokens)
+    windows = training_windows(opened, config)
     dense, sparse = (opened.open_model(role) for role in (DENSE, SPARSE))
-    found = train_coupling(dense, sparse, batches, config, folder, held_out=opened.windows["heldout"][:n_windows], progress=False)
+    found = train_coupling(dense, sparse, windows, config, folder, held_out=opened.windows["heldout"][:n_windows], progress=False)
     return {"folder": folder, "boundaries": list(found.coupling.boundaries), "losses": found.statistics}
 
 

@@ -9,14 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparse_lens.circuits.edges.latent_cutting import core_mlp
 from sparse_lens.circuits.edges.latents import LatentSite
 from sparse_lens.circuits.masking import blend
-
-
-def core_mlp(bridge: Any, layer: int | None) -> Any:
-    """A layer's MLP, without what TransformerLens put around it."""
-    module = bridge.original_model.core.get_submodule(f"blocks.{layer}.mlp")
-    return getattr(module, "original_component", module)
 
 
 @dataclass(frozen=True, eq=False)

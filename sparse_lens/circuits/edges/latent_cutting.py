@@ -41,13 +41,18 @@ class Gated:
         return self.keep.new_zeros(len(outputs), len(inputs)).index_put((row, column), 1 - self.keep)
 
 
+def core_mlp(bridge: Any, layer: int | None) -> Any:
+    """A layer's MLP, without what TransformerLens put around it."""
+    module = bridge.original_model.core.get_submodule(f"blocks.{layer}.mlp")
+    return getattr(module, "original_component", module)
+
+
 def latent_cut(bridge: Any, latents: LatentSite, read: Gated, write: Gated, mean: Float[Tensor, " d_in"]) -> LatentCut:
     """The MLP of the latents' layer with their edges from mlp_in (`read`) and to mlp_out (`write`) gated, a function of mlp_in.
 
     The site's nodes are kept and ablated there, as its `latents.mask` says. Raises `CircuitError` for a mixture of experts.
     """
-    core = bridge.original_model.core.get_submodule(f"blocks.{latents.site.layer}.mlp")
-    mlp = getattr(core, "original_component", core)
+    mlp = core_mlp(bridge, latents.site.layer)
     if getattr(mlp, "router", None) is not None:
         raise CircuitError("edges of latents are not cut in a mixture of experts; search nodes only")
     fc_in, fc_out = (getattr(module, "original_component", module) for module in (mlp.fc_in, mlp.fc_out))
