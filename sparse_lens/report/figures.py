@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sparse_lens.report.numbers import MINUS, format_effect
 from sparse_lens.report.strings import shorten, visible
-from sparse_lens.report.svg import BOLD_CHARACTER, CHARACTER, LogAxis, document, hover, shape, tag, text, text_width
+from sparse_lens.report.svg import BOLD_CHARACTER, CHARACTER, LogAxis, document, hover, series_class, shape, tag, text, text_width
 
 WIDE, NARROW = 956.0, 340.0
 """The two widths a figure is drawn at; the page shows the one that fits."""
@@ -146,7 +146,7 @@ def _marks(row: Row, axis: LogAxis, top: float) -> str:
         x, y = axis.at(mark.value), top + mark.lane * _LANE
         if mark.lo is not None and mark.hi is not None:
             low, high = axis.at(mark.lo), axis.at(mark.hi)
-            parts.append(tag("line", class_=f"whisker s{mark.series % 6}", x1=low, x2=high, y1=y, y2=y))
+            parts.append(tag("line", class_=f"whisker {series_class(mark.series)}", x1=low, x2=high, y1=y, y2=y))
         parts.append(shape(mark.series, x, y, hover(mark.told), class_="hollow" if mark.hollow else ""))
     for lane, remark in row.remarks:
         fitting = shorten(visible(remark), int((axis.right - axis.left - 8) / CHARACTER))

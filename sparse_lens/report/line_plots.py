@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sparse_lens.report.numbers import NOT_MEASURABLE
 from sparse_lens.report.scales import Scale
 from sparse_lens.report.strings import visible
-from sparse_lens.report.svg import document, hover, shape, tag, text, text_width
+from sparse_lens.report.svg import document, hover, series_class, shape, tag, text, text_width
 
 HEIGHT, _TOP, _BOTTOM = 320.0, 14.0, 44.0
 
@@ -81,12 +81,12 @@ def _axis_names(x: Axis, y: Axis, left: float, width: float, height: float) -> l
 
 def _drawn(line: Line, across: Scale, vertical: Scale) -> list[str]:
     places = [(across.at(point.x), vertical.at(point.y), point) for point in line.points]
-    kind = "line quiet" if line.quiet else f"line s{line.series % 6}"
+    kind = "line quiet" if line.quiet else f"line {series_class(line.series)}"
     parts = []
     band = [(x, vertical.at(p.lo), vertical.at(p.hi)) for x, _, p in places if p.lo is not None and p.hi is not None]
     if len(band) > 1 and not line.quiet:
         outline = [(x, high) for x, _, high in band] + [(x, low) for x, low, _ in reversed(band)]
-        parts.append(tag("path", class_=f"band s{line.series % 6}", d=_path(outline) + "Z"))
+        parts.append(tag("path", class_=f"band {series_class(line.series)}", d=_path(outline) + "Z"))
     if len(places) > 1:
         parts.append(tag("path", class_=kind, d=_path([(x, y) for x, y, _ in places])))
     for x, y, point in places:

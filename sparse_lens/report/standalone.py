@@ -9,8 +9,8 @@ from pathlib import Path
 
 from sparse_lens.errors import ConfigError
 from sparse_lens.files import new_file
+from sparse_lens.report.svg import SERIES
 
-_SERIES = 6
 _STYLE = "style.html.jinja"
 _FONT = "svg { font: 12.5px 'DejaVu Sans', 'Liberation Sans', Arial, Helvetica, sans-serif; }"
 PNG_ZOOM = 2.0
@@ -62,4 +62,4 @@ def _resolved(rule: str, colors: dict[str, str]) -> str:
     if "var(--c)" not in rule:
         return rule
     selector, _, body = rule.partition("{")
-    return "".join(f"{selector.strip()}.s{index}{{{body.replace('var(--c)', colors[f's{index}'])}" for index in range(_SERIES))
+    return "".join(f"{selector.strip()}.s{index}{{{body.replace('var(--c)', colors[f's{index}'])}" for index in range(SERIES))

@@ -14,6 +14,9 @@ CHARACTER, BOLD_CHARACTER = 6.8, 8.0
 
 SHAPES = ("circle", "triangle", "square", "diamond", "drop", "cross")
 
+SERIES = 12
+"""Series that a figure tells apart: as many colors, and the shapes twice."""
+
 
 def tag(name: str, *children: str, **attributes: str | float | None) -> str:
     """One element; `children` are SVG already, attributes are escaped, `class_` is `class` and `text_anchor` `text-anchor`."""
@@ -60,10 +63,15 @@ def text_width(content: str, *, bold: bool = False) -> float:
     return (BOLD_CHARACTER if bold else CHARACTER) * width_of(content)
 
 
+def series_class(series: int) -> str:
+    """The CSS class that gives a series its color, and its line dashes where the shapes come round again."""
+    return f"s{series % SERIES}"
+
+
 def shape(series: int, x: float, y: float, *children: str, class_: str = "", size: float = 5.0) -> str:
     """The mark of a series: color and shape both tell it apart."""
     kind = SHAPES[series % len(SHAPES)]
-    classes = f"mark s{series % len(SHAPES)} {class_}".strip()
+    classes = f"mark {series_class(series)} {class_}".strip()
     if kind == "circle":
         return tag("circle", *children, class_=classes, cx=x, cy=y, r=size)
     corners = {

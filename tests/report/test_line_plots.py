@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
@@ -51,6 +52,14 @@ def test_every_point_is_told_and_text_is_escaped() -> None:
     told = "".join(root.itertext())
     assert "a <b>" in told and "second" in told and "<script>" in told
     assert svg.index("line quiet") < svg.index("line s0")
+
+
+def test_twelve_series_have_twelve_colors_and_no_two_the_same_mark() -> None:
+    svg = plot([Line(str(series), series, POINTS) for series in range(12)])
+    style = figure_style().replace(" ", "")
+    colors = {re.search(rf"svg\.mark\.s{series}\{{fill:(#\w+)", style)[1] for series in range(12)}  # type: ignore[index]
+    assert len(colors) == 12 and all(f"mark s{series}" in svg for series in range(12))
+    assert "svg .line.s11 { stroke-dasharray: 9 3; }" in figure_style()
 
 
 def test_a_plot_without_points_says_so() -> None:
