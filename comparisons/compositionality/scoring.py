@@ -98,9 +98,14 @@ def margins(run: Run, prompts: SharedPrompts) -> Float[Tensor, "subroutine row"]
     return logits[row, position, right] - logits[row, position, wrong]
 
 
-@torch.no_grad()
 def accuracies(run: Run, prompts: SharedPrompts) -> Float[Tensor, " subroutine"]:
     """Share of right answers of both subroutines; equal logits count half, as the coin they are."""
+    return right_answers(run, prompts).mean(1)
+
+
+@torch.no_grad()
+def right_answers(run: Run, prompts: SharedPrompts) -> Float[Tensor, "subroutine row"]:
+    """1 where the right answer has the larger logit, 0.5 where both are equal, 0 elsewhere."""
     by_length = prompts.position.amax(0).argsort()  # rows are cut to the longest of their batch
-    found = torch.cat([margins(run, prompts.rows(rows)) for rows in by_length.split(_ROWS)], 1)
-    return (found > 0).double().mean(1) + 0.5 * (found == 0).double().mean(1)
+    found = torch.cat([margins(run, prompts.rows(rows)) for rows in by_length.split(_ROWS)], 1)[:, by_length.argsort()]
+    return (found > 0).double() + 0.5 * (found == 0).double()

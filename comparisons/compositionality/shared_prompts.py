@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,26 +119,34 @@ class SharedPrompts:
         return SharedPrompts(self.names, inputs, position, self.right[:, index], self.wrong[:, index])
 
 
-def sample_shared(tokenizer: Any, names: tuple[str, str], n: int, *, seed: int, split: str) -> SharedPrompts:
+Rewrite = Callable[[str, Sequence[int], int], tuple[str, list[int]]]
+"""From a program, places in it and its row to another text and where those places are there."""
+
+
+def sample_shared(
+    tokenizer: Any, names: tuple[str, str], n: int, *, seed: int, split: str, rewrite: Rewrite | None = None
+) -> SharedPrompts:
     """`n` prompts that ask two of `SUBROUTINES`, all combinations of answers alike.
 
-    `split`: `search` to learn on, `heldout` to score on, with other templates and words. Raises `UnknownNameError` for another
-    split or subroutine, `ConfigError` for one subroutine twice, `DataError` where an answer is no token of its own in the
-    tokenizer, or where there are not as many different prompts.
+    `split`: `search` to learn on, `heldout` to score on, with other templates and words. `rewrite` changes the programs, row by
+    row, after they are drawn. Raises `UnknownNameError` for another split or subroutine, `ConfigError` for one subroutine twice,
+    `DataError` where an answer is no token of its own in the tokenizer, or where there are not as many different prompts.
     """
     if split not in _TEMPLATES:
         raise UnknownNameError("split of shared prompts", split, _TEMPLATES)
     _check_names(names)
     encoder, rng = Encoder(tokenizer), random.Random(f"shared prompts:{names}:{split}:{seed}")
-    rows: dict[tuple[int, ...], _Row] = {}
+    rows: dict[str, _Row] = {}
     for _ in range(40 * n):
         if len(rows) == n:
             break
         sides = {name: len(rows) >> i & 1 for i, name in enumerate(SUBROUTINES)}
         template = _TEMPLATES[split][len(rows) // 2 ** len(SUBROUTINES) % len(_TEMPLATES[split])]
         program = fill(_without_idle_lines(template, names), _WORDS[split], rng)
-        row = _asked(encoder, program, sides, names)
-        rows.setdefault(tuple(row[0]), row)
+        text, questions = _with_sides(program, sides)
+        asked = text[: max(questions[name].place for name in names)]
+        if asked not in rows:
+            rows[asked] = _row(encoder, text, [questions[name] for name in names], names, rewrite, len(rows))
     if len(rows) < n:
         raise DataError(f"found only {len(rows)} different prompts that ask {' and '.join(names)}, not {n}; ask for fewer")
     return _assembled(names, list(rows.values()), encoder.end)
@@ -175,27 +183,44 @@ def _without_idle_lines(template: str, names: Sequence[str]) -> str:
     return "\n".join(line for line, asked in owners if not asked or asked & set(names))
 
 
-def _asked(encoder: Encoder, program: str, sides: Mapping[str, int], names: Sequence[str]) -> _Row:
-    """A program with its sides taken, and the questions for the last fork of each subroutine."""
+@dataclass(frozen=True)
+class _Question:
+    """Where in a text the answer to a subroutine begins, that answer, and the other one."""
+
+    place: int
+    answer: str
+    other: str
+
+
+def _with_sides(program: str, sides: Mapping[str, int]) -> tuple[str, dict[str, _Question]]:
+    """A program with its sides taken, and the question for the last fork of each subroutine."""
     text, end, last = "", 0, {}
     for fork in _FORK.finditer(program):
         text += program[end : fork.start()]
         side, end = sides[_owner(fork)], fork.end()
-        last[_owner(fork)] = (len(text), fork.group(1 + side), fork.group(2 - side))
+        last[_owner(fork)] = _Question(len(text), fork.group(1 + side), fork.group(2 - side))
         text += fork.group(1 + side)
+    return text, last
+
+
+def _row(
+    encoder: Encoder, text: str, questions: Sequence[_Question], names: Sequence[str], rewrite: Rewrite | None, row: int
+) -> _Row:
+    places = [question.place for question in questions]
+    if rewrite is not None:
+        text, places = rewrite(text, places, row)
     tokens, offsets = encoder.encode(text)
     starts = {start: i for i, (start, _) in enumerate(offsets)}
     positions, right, wrong = [], [], []
-    for name in names:
-        start, answer, other = last[name]
-        ids = [encoder.ids(one) for one in (answer, other)]
-        place = starts.get(start, -1)
-        if place < 0 or [len(one) for one in ids] != [1, 1] or tokens[place] != ids[0][0]:
+    for name, place, question in zip(names, places, questions, strict=True):
+        ids = [encoder.ids(one) for one in (question.answer, question.other)]
+        position = starts.get(place, -1)
+        if position < 0 or [len(one) for one in ids] != [1, 1] or tokens[position] != ids[0][0]:
             raise DataError(
-                f"the answers {answer!r} and {other!r} of {name!r} are no tokens of their own in this tokenizer; "
-                "use a tokenizer of sparse_lens.data.train_tokenizer, or other subroutines"
+                f"the answers {question.answer!r} and {question.other!r} of {name!r} are no tokens of their own in this "
+                "tokenizer; use a tokenizer of sparse_lens.data.train_tokenizer, or other subroutines"
             )
-        positions.append(place)  # of the token before the answer, once the end-of-text token stands in front
+        positions.append(position)  # of the token before the answer, once the end-of-text token stands in front
         right.append(ids[0][0])
         wrong.append(ids[1][0])
     return [encoder.end, *tokens[: max(positions)]], positions, right, wrong

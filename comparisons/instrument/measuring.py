@@ -27,10 +27,11 @@ from sparse_lens.comparisons.pair import ModelPair, model_facts
 from sparse_lens.comparisons.predictability.measuring import predictability_table
 from sparse_lens.comparisons.reading import reading_windows
 from sparse_lens.comparisons.rows.superposition import measure_superposition
-from sparse_lens.comparisons.shift import python_ladder, robustness_slopes, shift_table
+from sparse_lens.comparisons.shift import python_ladder, renamed_ablation, renamed_task, robustness_slopes, shift_table
 from sparse_lens.dictionaries import Dictionary, RotationDictionary, SAETrainingConfig, random_rotation, train_sae
 from sparse_lens.errors import UnknownNameError
 from sparse_lens.results import Result, exact, not_measurable
+from sparse_lens.tasks import get_task
 
 Measured = dict[str, dict[str, Result]]
 
@@ -164,8 +165,12 @@ def _shift(pair: ModelPair, size: Size) -> Measured:
 
 
 def _robustness(pair: ModelPair, size: Size) -> Measured:
-    ladder = python_ladder(pair, "identifiers", n_windows=size.shift_windows)
-    return _roles_of(robustness_slopes(_bridges(pair), ladder))
+    """Loss, accuracy on a task, and what masks of subroutines spare, while identifiers are renamed to rare strings."""
+    bridges, ladder = _bridges(pair), python_ladder(pair, "identifiers", n_windows=size.shift_windows)
+    tokenizer = bridges["sparse"].tokenizer
+    scores: dict[str, Any] = {f"accuracy_{task}": renamed_task(get_task(task), tokenizer) for task in _tasks(pair)[:1]}
+    scores["d_abl"] = renamed_ablation(tokenizer, config=size.masks)
+    return _roles_of(robustness_slopes(bridges, ladder, scores=scores))
 
 
 def _roles_of(table: Measured) -> Measured:

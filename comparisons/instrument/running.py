@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 _FORMAT = "claims 1"
+_CHANGED = {"robustness": "scores of tasks and masks"}
+"""What a measure gives beside what it gave at first: its older cells are computed anew."""
+
 _CELL = "sparse_lens.comparisons.instrument.measuring:measured"
 
 
@@ -125,7 +128,12 @@ def needed_measures(chosen: Sequence[Claim]) -> list[str]:
 def _jobs(pair: ModelPair, chosen: Sequence[Claim], *, smoke: bool) -> list[Job]:
     depends = [_FORMAT, *(part for own in ROLES.values() for part in fingerprints(pair, ColumnSpec(own, own)))]
     return [
-        Job(f"{measure} of {pair.model_name('sparse')}", _CELL, {"pair": pair.address, "measure": measure, "smoke": smoke}, depends)
+        Job(
+            f"{measure} of {pair.model_name('sparse')}",
+            _CELL,
+            {"pair": pair.address, "measure": measure, "smoke": smoke},
+            [*depends, *((_CHANGED[measure],) if measure in _CHANGED else ())],
+        )
         for measure in needed_measures(chosen)
     ]
 

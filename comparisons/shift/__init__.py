@@ -9,6 +9,7 @@ from sparse_lens.comparisons.shift.metrics import gaussian_null as gaussian_null
 from sparse_lens.comparisons.shift.metrics import sparsity_metrics as sparsity_metrics
 from sparse_lens.comparisons.shift.python_ladders import LADDERS as LADDERS
 from sparse_lens.comparisons.shift.python_ladders import python_ladder as python_ladder
+from sparse_lens.comparisons.shift.renamed_subroutines import renamed_ablation as renamed_ablation
 from sparse_lens.comparisons.shift.representation import RepresentationSums as RepresentationSums
 from sparse_lens.comparisons.shift.representation import representation_sparsity as representation_sparsity
 from sparse_lens.comparisons.shift.robustness import renamed_task as renamed_task

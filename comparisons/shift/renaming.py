@@ -68,6 +68,20 @@ def renamed(text: str, names: dict[str, str]) -> str:
     return "".join(names.get(word, word) if kind == "name" else word for word, kind in lexemes(text))
 
 
+def renamed_with_places(text: str, names: dict[str, str], places: Sequence[int]) -> tuple[str, list[int]]:
+    """`renamed`, and where in its text the characters at some places of the old one are; none of them lies within a name."""
+    old, new, moved, written = 0, 0, dict.fromkeys(places, -1), []
+    for word, kind in lexemes(text):
+        other = names.get(word, word) if kind == "name" else word
+        for place in places:
+            if old <= place < old + len(word):
+                moved[place] = new + place - old
+        old, new = old + len(word), new + len(other)
+        written.append(other)
+    moved |= {place: new for place in places if place == old}
+    return "".join(written), [moved[place] for place in places]
+
+
 def imported_names(text: str) -> frozenset[str]:
     """Names that a source has from elsewhere: those in its import statements, and attributes reached through them."""
     imported: set[str] = set()
@@ -106,7 +120,7 @@ def lexemes(text: str) -> Iterator[tuple[str, str]]:
     """Lexemes of any text with their kinds (`KINDS`); together they are the text."""
     scan = scan_source(text)
     starts = scan.starts.tolist()
-    for start, end, kind in zip(starts, [*starts[1:], len(text)], scan.kinds.tolist(), strict=True):
+    for start, end, kind in zip(starts, [*starts, len(text)][1:], scan.kinds.tolist(), strict=True):
         yield text[start:end], KINDS[kind]
 
 

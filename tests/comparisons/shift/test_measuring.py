@@ -11,7 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sparse_lens.circuits.trust.controls import random_weights
 from sparse_lens.comparisons import ModelPair
+from sparse_lens.comparisons.compositionality import CHEAP, structural_compositionality
+from sparse_lens.comparisons.compositionality.scoring import right_answers
+from sparse_lens.comparisons.compositionality.weight_masks import under_masks
 from sparse_lens.comparisons.concepts.labelled_tokens import held_out_files
 from sparse_lens.comparisons.shift import (
     LADDERS,
@@ -19,6 +23,7 @@ from sparse_lens.comparisons.shift import (
     RepresentationSums,
     ShiftLadder,
     python_ladder,
+    renamed_ablation,
     renamed_task,
     representation_sparsity,
     robustness_slopes,
@@ -292,6 +297,32 @@ def test_robustness_with_a_tasks_accuracy(bridges: dict[str, Any], ladder: Shift
     assert abs(found["sparse"]["random_weights_accuracy_at_0"].value - 0.5) < 0.3
     difference = found["sparse"]["loss_slope"].value - found["dense"]["loss_slope"].value
     assert found["sparse - dense"]["loss_slope"].value == pytest.approx(difference)
+
+
+def test_what_masks_spare_under_renaming(bridges: dict[str, Any]) -> None:
+    """Without renaming the score is `d_abl` of the same masks before the floor; names leave the answers where they are."""
+    dense, config = bridges["dense"], CHEAP.model_copy(update={"steps": 6})
+    score = renamed_ablation(dense.tokenizer, config=config, n_search=64, n_heldout=48, shares=(0.0, 1.0))
+    found = structural_compositionality(dense, config=config, seeds=(0,), n_search=64, n_heldout=48, progress=False)
+    for which, name in enumerate(score.heldout[0.0].names):
+        kept = dict(score._without_masks(dense))[which]
+        own, other = right_answers(under_masks(dense, kept), score.heldout[0.0]).mean(1)[[which, 1 - which]]
+        cell = found.cells_of([name])[0]
+        assert float(own) == pytest.approx(cell.accuracies["abl_own"]) and float(other) == pytest.approx(
+            cell.accuracies["abl_other"]
+        )
+    means = [float(np.mean(score(dense, share))) for share in (0.0, 1.0)]
+    expected = [cell.accuracies["abl_own"] - cell.accuracies["abl_other"] for cell in found.cells_of(score.heldout[0.0].names)]
+    assert means[0] == pytest.approx(np.mean(expected))
+    with pytest.raises(DataError, match=r"not by 0\.5"):
+        score(dense, 0.5)
+    plain, rare = score.heldout[0.0], score.heldout[1.0]
+    assert torch.equal(plain.right, rare.right) and not torch.equal(plain.inputs, rare.inputs)
+    texts = [dense.tokenizer.decode(rare.inputs[row, 1 : int(rare.position[1, row]) + 1].tolist()) for row in range(8)]
+    assert all(text[-1] in "\"'" for text in texts), "the bracket is asked for right behind the quote that closes"
+    with random_weights(dense, seed=0):
+        score(dense, 1.0)
+    assert len(score._ablated) == 2, "other weights have masks of their own"
 
 
 def test_scores_of_unlike_samples_are_refused(bridges: dict[str, Any], ladder: ShiftLadder) -> None:

@@ -10,8 +10,19 @@ import textwrap
 import tokenize
 from collections import Counter
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from sparse_lens.comparisons.shift.other_texts import GENERATED, generated_c, generated_c_texts, other_language_texts
-from sparse_lens.comparisons.shift.renaming import KEPT_NAMES, imported_names, rename_identifiers, shuffle_lines
+from sparse_lens.comparisons.shift.renaming import (
+    KEPT_NAMES,
+    imported_names,
+    lexemes,
+    rename_identifiers,
+    renamed,
+    renamed_with_places,
+    shuffle_lines,
+)
 
 SOURCE = inspect.getsource(textwrap)
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -104,3 +115,27 @@ def test_generated_c_is_the_same_everywhere_and_differs_by_seed() -> None:
     texts = {document.text for document in generated_c_texts(6)}
     assert len(texts) == 6
     assert all(text.count("{") == text.count("}") and len(text) > 1500 for text in texts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from(["name", "x", " = ", "'name'", '"', "[", "\n", "# name\n", ".add", "(", "1"]), max_size=14), st.data()
+)
+def test_places_move_with_their_characters(parts: list[str], data: st.DataObject) -> None:
+    """A place that lies in no renamed name holds the same character as before, or both are the end of the text."""
+    text, names = "".join(parts), {"name": "bcdfg", "x": "qqq"}
+    fixed = [at for at in range(len(text) + 1) if at == len(text) or not any(at in span for span in _renamed_spans(text, names))]
+    places = data.draw(st.lists(st.sampled_from(fixed), max_size=5))
+    changed, moved = renamed_with_places(text, names, places)
+    assert changed == renamed(text, names)
+    assert [changed[at : at + 1] for at in moved] == [text[at : at + 1] for at in places]
+    assert all((b - a >= 0) == (d - c >= 0) for a, b, c, d in zip(places, places[1:], moved, moved[1:], strict=False))
+
+
+def _renamed_spans(text: str, names: dict[str, str]) -> list[range]:
+    spans, start = [], 0
+    for word, kind in lexemes(text):
+        if kind == "name" and word in names:
+            spans.append(range(start, start + len(word)))
+        start += len(word)
+    return spans
