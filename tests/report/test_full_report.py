@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from sparse_lens.report.full.contents import faithful_points, grids, mean_points, row_cell
+from sparse_lens.report.full.contents import faithful_points, grids, mean_points, pooled_points, row_cell
 from sparse_lens.report.full.figures import figures
 from sparse_lens.report.full.files import FULL_FILES, write_full
 from sparse_lens.report.full.tables import headline_table, latex, latex_text, markdown, tables
@@ -84,9 +84,25 @@ def test_numbers_are_means_over_layers_and_geometric_means_over_seeds() -> None:
     assert tight == pytest.approx((0.55, 4000, 2000, 8000, 2)) and loose[1] == pytest.approx(1000)
 
 
+def test_pooled_curves_are_over_the_tasks_that_all_columns_have() -> None:
+    """Geometric means by hand; a task that a column lacks, and a target that a task lacks, do not count."""
+    full = record()
+    full["columns"]["other"] = {"control": False}
+    more = {"sparse_neurons": [curve("a", 0, 9.0)], "other": [curve("b", 0, 1.0)], HOSTILE: []}
+    more["other"][0]["points"].pop()
+    full["curves"] |= to_plain({"second": more, "third": {"sparse_neurons": [curve("a", 0, 100.0)]}})
+    full["curves"][HOSTILE]["other"] = full["curves"][HOSTILE]["sparse_neurons"]
+    tasks, found = pooled_points(full, "kl_heldout", "total_bits")
+    assert tasks == [HOSTILE, "second"]
+    tight, loose = found["sparse_neurons"]
+    assert tight == pytest.approx((0.55, (4000 * 18000) ** 0.5)) and loose == pytest.approx((2.2, (1000 * 4500) ** 0.5))
+    assert found["other"] == [pytest.approx((2.2, (1000 * 500) ** 0.5))] and found[HOSTILE] == []
+    assert pooled_points(full, "kl_heldout", "structural_edges") == ([], {"sparse_neurons": [], HOSTILE: [], "other": []})
+
+
 def test_every_figure_is_well_formed_and_escaped() -> None:
     found = figures(record())
-    assert {"coverage", "psi", "probes"} < set(found) and len(found) == 8
+    assert {"coverage", "psi", "probes"} < set(found) and len(found) == 10
     for _, svg in found.values():
         ElementTree.fromstring(svg)
         assert "<script>" not in svg
@@ -97,7 +113,8 @@ def test_all_files_are_written(tmp_path: Path) -> None:
     assert set(FULL_FILES) == {path.name for path in tmp_path.iterdir()}
     assert all("/" not in path.stem and "<" not in path.stem for path in (tmp_path / "figures").iterdir())
     rows = list(csv.DictReader((tmp_path / "full.csv").open()))
-    assert {row["section"] for row in rows} == {"headline", "rows", "curves"}
+    assert {row["section"] for row in rows} == {"headline", "rows", "curves", "couplings"}
+    assert {row["metric"] for row in rows if row["section"] == "couplings"} >= {"loss_dense", "effect", "flipped"}
     import pandas as pd
 
     assert len(pd.read_parquet(tmp_path / "full.parquet")) == len(rows)

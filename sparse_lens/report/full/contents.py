@@ -59,18 +59,42 @@ def points(full: Mapping[str, Any], task: str, column: str) -> Iterator[tuple[in
 
 def mean_points(full: Mapping[str, Any], task: str, column: str, x: str, y: str) -> list[tuple[float, float, float, float, float]]:
     """By target: geometric means over seeds of `x` and `y`, and the least and largest `y`; targets without both are left out."""
-    curves = part(full, "curves", task).get(column) or []
+    return sorted(_means_by_target(full, task, column, x, y).values())
+
+
+def pooled_points(full: Mapping[str, Any], x: str, y: str) -> tuple[list[str], dict[str, list[tuple[float, float]]]]:
+    """Geometric means over tasks of `mean_points`, target by target, and the tasks: those in which every column has points.
+
+    A column without a point in any task, and every control, is not asked for its tasks; a target counts where all tasks have it.
+    """
+    found = {
+        name: {task: means for task in part(full, "curves") if (means := _means_by_target(full, task, name, x, y))}
+        for name in columns(full)
+    }
+    asked = [set(found[name]) for name, control in columns(full).items() if not control and found[name]]
+    tasks = [task for task in part(full, "curves") if asked and all(task in own for own in asked)]
+    pooled = {}
+    for name, own in found.items():
+        common = set.intersection(*(set(own.get(task, ())) for task in tasks)) if tasks else set()
+        places = [[own[task][target] for task in tasks] for target in common]
+        pooled[name] = sorted((_geometric([mean[0] for mean in at]), _geometric([mean[1] for mean in at])) for at in places)
+    return tasks, pooled
+
+
+def _means_by_target(
+    full: Mapping[str, Any], task: str, column: str, x: str, y: str
+) -> dict[float, tuple[float, float, float, float, float]]:
     by_target: dict[float, list[tuple[float, float]]] = {}
-    for curve in curves:
+    for curve in part(full, "curves", task).get(column) or []:
         for point in sequence(curve, "points"):
             across, up = (read_number(part(point, "results").get(name)).value for name in (x, y))
             if across and up and across > 0 and up > 0:
                 by_target.setdefault(float(point["target"]), []).append((across, up))
-    found = []
-    for _, pairs in sorted(by_target.items()):
+    found = {}
+    for target, pairs in by_target.items():
         ups = [up for _, up in pairs]
-        found.append((_geometric([a for a, _ in pairs]), _geometric(ups), min(ups), max(ups), float(len(pairs))))
-    return sorted(found)
+        found[target] = (_geometric([a for a, _ in pairs]), _geometric(ups), min(ups), max(ups), float(len(pairs)))
+    return found
 
 
 def faithful_points(full: Mapping[str, Any], task: str, column: str) -> list[tuple[float, float]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sparse_lens.report.contents import part
 from sparse_lens.report.figures import Mark, Row, dot_plot
-from sparse_lens.report.full.contents import columns, faithful_points, grids, mean_points, row_cell
+from sparse_lens.report.full.contents import columns, faithful_points, grids, mean_points, pooled_points, row_cell
 from sparse_lens.report.full.words import column_term
 from sparse_lens.report.heatmaps import Axes, heatmap
 from sparse_lens.report.line_plots import Axis, Line, Point, line_plot
@@ -23,6 +23,9 @@ _SHARES = (1, 2, 5, 16)
 def figures(full: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Caption and SVG of every figure for which there are numbers, by a name that is good for a file."""
     found: dict[str, tuple[str, str]] = {}
+    if part(full, "curves"):
+        found["bits-pooled"] = ("Bits against divergence, over tasks", _pooled(full, "total_bits", "bits"))
+        found["nodes-pooled"] = ("Nodes against divergence, over tasks", _pooled(full, "nodes", "nodes"))
     for task in part(full, "curves"):
         found[f"bits-{task}"] = (f"Bits against divergence, {visible(task)}", _curves(full, task, "total_bits", "bits"))
     for task in part(full, "curves"):
@@ -64,6 +67,19 @@ def _curves(full: Mapping[str, Any], task: str, size: str, label: str, against: 
     title = f"{label} against {spoken}, {visible(task)}"
     axes = Axis(axis, log=True), Axis(label, log=True)
     return line_plot(lines, *axes, ident=f"{size}-{metric}-{visible(task)}", title=title, description=title + ".", width=WIDTH)
+
+
+def _pooled(full: Mapping[str, Any], size: str, label: str) -> str:
+    """Over the tasks that all columns have."""
+    tasks, found = pooled_points(full, "kl_heldout", size)
+    lines = []
+    for name, (series, control) in series_of(full).items():
+        told = column_term(name).label
+        points = [Point(x, y, f"{told}: {y:,.0f} {label} at {x:.3g} nats, {len(tasks)} tasks") for x, y in found[name]]
+        lines.append(Line(told, series, points, quiet=control))
+    title = f"{label} against divergence, geometric means over {', '.join(map(visible, tasks)) or 'no common task'}"
+    axes = Axis(_DIVERGENCE[1], log=True), Axis(label, log=True)
+    return line_plot(lines, *axes, ident=f"{size}-pooled", title=title, description=title + ".", width=WIDTH)
 
 
 def _faithfulness(full: Mapping[str, Any], task: str) -> str:

@@ -41,6 +41,11 @@ def numbers(full: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         for column, places in by_column.items():
             for place, results in places.items():
                 yield from _results("rows", row, column, place, results)
+    couplings = part(full, "couplings")
+    yield from _results("couplings", "hybrids", "", "", part(couplings, "losses"))
+    for task, boundaries in part(couplings, "steering").items():
+        for boundary in boundaries:
+            yield from _results("couplings", task, "", boundary, part(boundaries, boundary, "results"))
     for task, by_column in part(full, "curves").items():
         for column, curves in by_column.items():
             for curve in curves:

@@ -32,6 +32,14 @@ class Table:
 
 def tables(full: Mapping[str, Any]) -> Iterator[Table]:
     """The headline's ratios, one table for each row, and the points of every curve."""
+    yield from summary_tables(full)
+    for task in part(full, "curves"):
+        yield _task(full, task)
+        yield _survival(full, task)
+
+
+def summary_tables(full: Mapping[str, Any]) -> Iterator[Table]:
+    """The tables that do not grow with tasks, seeds and targets."""
     yield _headline(full)
     for row, (title, _) in ROWS.items():
         if part(full, "rows", row):
@@ -39,9 +47,6 @@ def tables(full: Mapping[str, Any]) -> Iterator[Table]:
     if part(full, "couplings"):
         yield _hybrids(full)
         yield _steering(full)
-    for task in part(full, "curves"):
-        yield _task(full, task)
-        yield _survival(full, task)
 
 
 def _headline(full: Mapping[str, Any]) -> Table:
@@ -152,11 +157,13 @@ def headline_table(full: Mapping[str, Any]) -> RichTable:
 
 def markdown(full: Mapping[str, Any]) -> str:
     """All tables as GitHub-flavored Markdown."""
-    parts = []
-    for table in tables(full):
-        lines = [f"## {table.title}", "", _line(table.head), "|---|" + "---:|" * (len(table.head) - 1)]
-        parts.append("\n".join([*lines, *(_line(row) for row in table.rows)]))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(f"## {table.title}\n\n{markdown_rows(table)}" for table in tables(full)) + "\n"
+
+
+def markdown_rows(table: Table) -> str:
+    """One table as GitHub-flavored Markdown, without its title."""
+    lines = [_line(table.head), "|---|" + "---:|" * (len(table.head) - 1)]
+    return "\n".join([*lines, *(_line(row) for row in table.rows)])
 
 
 def _line(cells: list[str]) -> str:

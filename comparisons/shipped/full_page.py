@@ -1,0 +1,108 @@
+"""What the docs keep of the full comparison of the shipped models: its summary tables and pooled curves, and their numbers.
+
+    sparse-lens compare --full --out report
+    python -m sparse_lens.comparisons.shipped.full_page report --out docs/full --page docs/pages/full-comparison.md
+
+A report holds every number in several megabytes; `full.json` holds those that the page shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparse_lens.comparisons.shipped.page_tables import write_tables
+from sparse_lens.files import new_file
+from sparse_lens.report.contents import check_metrics, part, sequence
+from sparse_lens.report.full.contents import row_numbers
+from sparse_lens.report.full.figures import figures
+from sparse_lens.report.full.tables import markdown_rows, summary_tables
+from sparse_lens.report.standalone import write_svg
+
+KEPT = "full.json"
+FIGURES = ("bits-pooled", "nodes-pooled", "coverage", "psi", "probes")
+"""Those of the page, by their names in a report."""
+
+_POINT = ("kl_heldout", "total_bits", "nodes")
+_DIGITS = 6
+
+
+def kept_numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a report's metrics that the page shows, to six digits. Raises `DataError` for what are no metrics."""
+    check_metrics(metrics)
+    full = part(metrics, "full")
+    rows = {
+        row: {
+            column: {place: _chosen(results, row_numbers(full, row)) for place, results in places.items()}
+            for column, places in part(full, "rows", row).items()
+        }
+        for row in part(full, "rows")
+    }
+    curves = {
+        task: {column: [_curve(curve) for curve in found] for column, found in part(full, "curves", task).items()}
+        for task in part(full, "curves")
+    }
+    kept = {name: full[name] for name in ("columns", "headline", "couplings", "undistinguished", "caveats") if name in full}
+    return {
+        "schema": metrics["schema"],
+        "command": metrics.get("command"),
+        "models": _rounded(part(metrics, "models")),
+        "full": _rounded(kept | {"rows": rows, "curves": curves}),
+    }
+
+
+def page_tables(full: Mapping[str, Any]) -> dict[str, str]:
+    """Markdown by the names of the page's markers: the summary tables, and what the controls show as much of."""
+    tables = "\n\n".join(f"### {table.title}\n\n{markdown_rows(table)}" for table in summary_tables(full))
+    sentences = "\n".join(f"- {sentence}" for sentence in sequence(full, "undistinguished"))
+    return {"undistinguished": sentences or "Nothing.", "full": tables}
+
+
+def page_figures(full: Mapping[str, Any]) -> dict[str, str]:
+    """The page's figures as SVG, by the names of their files."""
+    drawn = figures(full)
+    return {f"full-{name}.svg": drawn[name][1] for name in FIGURES if name in drawn}
+
+
+def _curve(curve: Mapping[str, Any]) -> dict[str, Any]:
+    points = [
+        {"target": point["target"], "results": _chosen(part(point, "results"), _POINT)} for point in sequence(curve, "points")
+    ]
+    return {"seed": curve.get("seed"), "reason": curve.get("reason"), "points": points}
+
+
+def _chosen(results: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: results[name] for name in names if name in results}
+
+
+def _rounded(content: Any) -> Any:
+    """Numbers to six digits; of a result only what is there."""
+    if isinstance(content, Mapping):
+        return {name: _rounded(value) for name, value in content.items() if value is not None}
+    if isinstance(content, list | tuple):
+        return [_rounded(value) for value in content]
+    return float(f"{content:.{_DIGITS}g}") if isinstance(content, float) else content
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Keep the numbers, and write tables and figures anew."""
+    parser = argparse.ArgumentParser(description="Keep what the docs show of a full comparison.")
+    parser.add_argument("report", type=Path, help="folder that `sparse-lens compare --full` wrote")
+    parser.add_argument("--out", type=Path, required=True, help=f"folder of {KEPT}")
+    parser.add_argument("--page", type=Path, required=True, help="page whose tables, between their markers, are written anew")
+    options = parser.parse_args(arguments)
+    kept = kept_numbers(json.loads((options.report / "metrics.json").read_text(encoding="utf-8")))
+    options.out.mkdir(parents=True, exist_ok=True)
+    with new_file(options.out / KEPT) as path:
+        path.write_text(json.dumps(kept, indent=None, separators=(",", ":")) + "\n", encoding="utf-8")
+    write_tables(options.page, page_tables(kept["full"]))
+    (options.page.parent / "figures").mkdir(exist_ok=True)
+    for name, svg in page_figures(kept["full"]).items():
+        write_svg(svg, options.page.parent / "figures" / name)
+
+
+if __name__ == "__main__":
+    main()
