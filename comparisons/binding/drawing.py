@@ -10,6 +10,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from sparse_lens.comparisons.binding.programs import KINDS, VALUES, BindingProgram, usable_names
@@ -17,6 +18,10 @@ from sparse_lens.errors import ConfigError, DataError, UnknownNameError
 
 MOST_DISTRACTORS = 3
 """Lines beside the assignments that a program may have."""
+
+MOST_VARIABLES = 6
+"""Variables that a program may have. With two or three a guess among the values is worth much, and a model that has learned to
+guess is slow to learn to look the name up: training takes all numbers."""
 
 _PAIRS = ("seen", "held_out", "any")
 _HELD_OUT_OF = 5
@@ -49,10 +54,10 @@ class ProgramDraw:
         for what, name, known in (("kind of binding", self.kind, KINDS), ("choice of pairs", self.pairs, _PAIRS)):
             if name not in known:
                 raise UnknownNameError(what, name, known)
-        if self.n_vars not in (2, 3) or not 0 <= self.distractors <= MOST_DISTRACTORS:
+        if not (2 <= self.n_vars <= MOST_VARIABLES and 0 <= self.distractors <= MOST_DISTRACTORS):
             raise ConfigError(
-                f"binding programs have 2 or 3 variables and up to {MOST_DISTRACTORS} distractors, got {self.n_vars} and "
-                f"{self.distractors}"
+                f"binding programs have 2 to {MOST_VARIABLES} variables and up to {MOST_DISTRACTORS} distractors, "
+                f"got {self.n_vars} and {self.distractors}"
             )
 
     def program(self, rng: random.Random, query: int) -> BindingProgram:
@@ -93,13 +98,18 @@ class ProgramDraw:
 
 
 def training_texts(tokenizer: Any, rng: random.Random) -> Iterator[str]:
-    """Programs to train on, without end: 2 or 3 variables, up to 2 distractors, 3 in 4 of the kind `value`, no held-out pair.
+    """Programs to train on, without end: 2 to 6 variables, up to 2 distractors, 3 in 4 of the kind `value`, no held-out pair.
 
     Each is followed by many questions, so that a large share of the tokens is a look-up.
     """
-    names = {kind: usable_names(tokenizer, kind) for kind in KINDS}
     while True:
         kind = "value" if rng.random() < _VALUE_SHARE else "type"
-        n_vars = rng.choice((2, 3))
-        program = ProgramDraw(names[kind], kind, n_vars, rng.choice((0, 0, 1, 2))).program(rng, 0)
+        n_vars = rng.randint(2, MOST_VARIABLES)
+        program = ProgramDraw(_names(tokenizer, kind), kind, n_vars, rng.choice((0, 0, 1, 2))).program(rng, 0)
         yield program.text(rng.choices(range(n_vars), k=_QUESTIONS))
+
+
+@lru_cache(maxsize=8)
+def _names(tokenizer: Any, kind: str) -> tuple[str, ...]:
+    """`usable_names`, looked up once for each tokenizer: every row of a batch asks for them."""
+    return usable_names(tokenizer, kind)

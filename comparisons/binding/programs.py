@@ -36,8 +36,8 @@ NAMES = (
 )
 """Names to draw from; of these only the ones that are a single token in a model's tokenizer are used."""
 
-FEWEST_NAMES = 16
-"""Names that a tokenizer must have as single tokens: up to 6 in a program, and as many others to rename them to."""
+FEWEST_NAMES = 18
+"""Names that a tokenizer must have as single tokens: up to 9 in a program, and as many others to rename them to."""
 
 _GROWTH: dict[str, str] = {"set()": ".add(1)", "str()": " += str()"}
 

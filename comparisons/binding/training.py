@@ -30,8 +30,8 @@ from sparse_lens.training import TrainingConfig, TrainingResult, train
 from sparse_lens.training.recipes import dense_recipe, sparse_recipe
 
 ROLES = ("dense", "sparse")
-STEPS = 30_000
-SHARE = 0.5
+STEPS = 6_000
+SHARE = 0.75
 _WINDOWS: dict[str, Any] = {"context": 64, "batch_size": 32, "evaluate_every": 500}
 _EVALUATED = 120
 
@@ -44,9 +44,23 @@ def binding_recipes(steps: int = STEPS) -> dict[str, TrainingConfig]:
 
 
 def _with_positions(config: TrainingConfig) -> TrainingConfig:
-    """Fixed positions beside the stream: looking one or two tokens back is then quickly learned."""
-    fields = {"n_head": 8, "d_head": 16, "d_pos_emb": 32, "sinusoidal_cat_pos_emb": True}
+    """Positions beside the stream, at the width that `evenly_spaced_positions` fills."""
+    fields = {"n_head": 8, "d_head": 16, "d_pos_emb": 32}
     return config.model_copy(update={"model": config.model | fields})
+
+
+@torch.no_grad()
+def evenly_spaced_positions(model: CircuitGPTForCausalLM) -> None:
+    """Let the position vectors begin as sines and cosines of frequencies spread evenly up to half a turn a token.
+
+    Their products then tell a token from its neighbours, as those of random vectors or of long waves hardly do, and heads that
+    look one or two tokens back, on which all look-up rests, are found early. They are learned from there.
+    """
+    table = model.core.wpe.weight
+    half = table.shape[1] // 2
+    frequency = torch.pi * (torch.arange(half, device=table.device) + 0.5) / half
+    angle = torch.arange(len(table), device=table.device)[:, None] * frequency
+    table[:, : 2 * half] = torch.cat([angle.sin(), angle.cos()], dim=1).to(table)
 
 
 def train_binding(
@@ -61,7 +75,7 @@ def train_binding(
         raise UnknownNameError("role", role, ROLES)
     config = binding_recipes(steps)[role].with_seed(seed)
     data = MixedData(corpus, training_texts, share, python_first)
-    return train(config, data, folder, on_evaluation=partial(_accuracies, corpus.tokenizer))
+    return train(config, data, folder, on_evaluation=partial(_accuracies, corpus.tokenizer), initialize=evenly_spaced_positions)
 
 
 @torch.no_grad()

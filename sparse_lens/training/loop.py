@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 _WINDOWS = 256
 Evaluation = Callable[[CircuitGPTForCausalLM, int], dict[str, float]]
+Initialization = Callable[[CircuitGPTForCausalLM], None]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def train(
     progress: bool = True,
     trackers: Sequence[Tracker] = (),
     on_evaluation: Evaluation | None = None,
+    initialize: Initialization | None = None,
 ) -> TrainingResult:
     """Train a model into `folder`; started again on the same folder, an interrupted run goes on, on the same curve.
 
@@ -68,7 +70,7 @@ def train(
     end the run after the step at hand, with a checkpoint. `on_evaluation` is called with the model and the step at every
     evaluation, in every process, and its numbers join the log (task accuracies, for instance). Under `torchrun` every process takes
     its part of each batch; with `sharded` it holds its part of the weights only (FSDP2). With dropout torch's global generator is
-    seeded anew at every step.
+    seeded anew at every step. `initialize` changes the initial weights of a new run in place, after they have been drawn.
 
     Raises `CheckpointError` for a folder with another run in it (the difference is shown), `ConfigError` for a recipe that cannot
     work or a loss that is no number (the last checkpoint is kept), `DataError` for data that do not fit, `OutputError` for a place
@@ -89,7 +91,7 @@ def train(
     model_config = _model_config(config, data)
     if processes.device.type == "cpu":
         check_memory(config, model_config, processes=processes.count, here=processes.local_count)
-    session = _Session(config, data, model_config, where, processes, sharded)
+    session = _Session(config, data, model_config, where, processes, sharded, initialize)
     session.resume()
     if processes.first:
         session.open_log(folder, trackers)
@@ -112,11 +114,14 @@ class _Session:
         checkpoints: CheckpointFolder,
         processes: Processes,
         sharded: bool,
+        initialize: Initialization | None = None,
     ) -> None:
         self.config, self.data, self.checkpoints, self.processes = config, data, checkpoints, processes
         self.windows = data.validation_windows(config.context, config.evaluation_windows)
         model = CircuitGPTForCausalLM(model_config)
         model.core.initialize(torch.Generator().manual_seed(config.seed))
+        if initialize is not None:
+            initialize(model)
         model = model.to(cast(Any, processes.device)).train()
         _check_shareable(config, processes, sharded)
         if sharded:

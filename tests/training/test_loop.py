@@ -164,6 +164,24 @@ def test_what_a_callback_returns_joins_the_log(data: TokenData, tmp_path: Path, 
     assert [row["accuracy"] for row in seen.history] == [0.5, 1.0]
 
 
+def test_initial_weights_are_changed_once_and_a_run_that_goes_on_keeps_its_own(
+    data: TokenData, tmp_path: Path, tiny: TrainingConfig
+) -> None:
+    """The recipe's weights are there to be changed; the second call, from a checkpoint, ends where one would have."""
+
+    def halve(model: CircuitGPTForCausalLM) -> None:
+        with torch.no_grad():
+            assert model.core.wte.weight.any()
+            model.core.wte.weight /= 2
+
+    whole = train(tiny, data, tmp_path / "whole", progress=False, initialize=halve)
+    with pytest.raises(Interruption):
+        train(tiny, data, tmp_path / "tiny", progress=False, on_evaluation=stop_at(20), initialize=halve)
+    assert_same_run(train(tiny, data, tmp_path / "tiny", progress=False, initialize=halve), whole)
+    plain = train(tiny, data, tmp_path / "plain", progress=False)
+    assert not torch.equal(plain.model.core.wte.weight, whole.model.core.wte.weight)
+
+
 def test_two_models_see_equal_tokens_in_equal_order(
     data: TokenData, tmp_path: Path, tiny: TrainingConfig, dense: TrainingConfig
 ) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from sparse_lens.comparisons.binding.drawing import held_out, training_texts
 from sparse_lens.comparisons.binding.mixture import MixedData
-from sparse_lens.comparisons.binding.training import binding_recipes, main, train_binding
+from sparse_lens.comparisons.binding.training import binding_recipes, evenly_spaced_positions, main, train_binding
 from sparse_lens.data import END_OF_TEXT, DataConfig, SourceFolder, TokenData, generate_program, prepare_data
 from sparse_lens.errors import ConfigError, UnknownNameError
 from sparse_lens.hooks import load
+from sparse_lens.models import CircuitGPTConfig, CircuitGPTForCausalLM
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +83,25 @@ def test_the_pair_differs_in_sparsity_alone() -> None:
     assert recipes["dense"].sparsity is None
     assert recipes["sparse"].sparsity is not None
     assert recipes["dense"].tokens == recipes["sparse"].tokens
+
+
+def test_positions_begin_so_that_neighbours_are_told_apart() -> None:
+    """The vectors' products with those of the next token are near 0, one and two back a rotation away."""
+    model = CircuitGPTForCausalLM(CircuitGPTConfig(**(binding_recipes()["dense"].model | {"vocab_size": 8, "block_size": 64})))
+    evenly_spaced_positions(model)
+    table = model.core.wpe.weight.detach()
+    products = table @ table.T
+    assert products.diagonal().min() == pytest.approx(16, abs=1e-3)
+    assert products.diagonal(1).abs().max() < 0.1 and products.diagonal(2).abs().max() < 0.1
+    rotation = torch.linalg.lstsq(table[:-2], table[2:]).solution
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(32), rtol=0, atol=1e-3)
+
+
+def test_programs_to_train_on_have_two_to_six_variables_and_no_held_out_pair(corpus: TokenData) -> None:
+    texts = list(itertools.islice(training_texts(corpus.tokenizer, random.Random(0)), 200))
+    assigned = [re.findall(r"^(\w+) = (\d|set\(\)|str\(\))$", text, re.MULTILINE) for text in texts]
+    assert {len(pairs) for pairs in assigned} == {2, 3, 4, 5, 6}
+    assert not any(held_out(*pair) for pairs in assigned for pair in pairs)
 
 
 def test_a_few_steps_are_trained_and_logged(corpus: TokenData, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
