@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_lens.dictionaries.protocol import check_width, dictionary_hash
+from sparse_lens.dictionaries.protocol import AtOneHook, check_width, dictionary_hash
 from sparse_lens.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class IdentityDictionary:
+class IdentityDictionary(AtOneHook):
     """Each of the `width` channels at `hook` is a latent of its own: encode and decode return their argument.
 
     Activations may be of any dtype; the reconstruction is bitwise exact. `dtype` is that of `W_dec` alone; give the
@@ -43,16 +43,6 @@ class IdentityDictionary:
     def W_dec(self) -> Float[Tensor, "latent d_out"]:
         """The unit matrix, made at first use."""
         return self._unit
-
-    @property
-    def hook_in(self) -> str:
-        """The hook that is read, and written."""
-        return self.hook
-
-    @property
-    def hook_out(self) -> str:
-        """The hook that is written, and read."""
-        return self.hook
 
     @property
     def name(self) -> str:

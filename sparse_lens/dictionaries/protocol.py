@@ -75,6 +75,22 @@ class Skips(Protocol):
         ...
 
 
+class AtOneHook:
+    """The part of a `Dictionary` that reads and writes the same hook, `hook`."""
+
+    hook: str
+
+    @property
+    def hook_in(self) -> str:
+        """The hook that is read, and written."""
+        return self.hook
+
+    @property
+    def hook_out(self) -> str:
+        """The hook that is written, and read."""
+        return self.hook
+
+
 def skipped(dictionary: Dictionary, x: Float[Tensor, "*rows d_in"]) -> Tensor | float:
     """What a dictionary writes past its latents: 0 of all but skip transcoders. It is neither latent nor error, and never ablated.
 

@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_lens.dictionaries.protocol import check_width, dictionary_hash
+from sparse_lens.dictionaries.protocol import AtOneHook, check_width, dictionary_hash
 from sparse_lens.errors import ConfigError
 
 TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
-class RotationDictionary:
+class RotationDictionary(AtOneHook):
     """Latents `x Q` of the channels at `hook`, decoded by `z Q^T`, for an orthogonal `Q` `[d_in, latent]`.
 
     The function of the model is unchanged, its neurons are not: what a measure finds here it does not owe to the
@@ -53,16 +53,6 @@ class RotationDictionary:
     def W_dec(self) -> Float[Tensor, "latent d_out"]:
         """`Q^T`: row `u` is the unit direction of latent `u`."""
         return self.rotation.T
-
-    @property
-    def hook_in(self) -> str:
-        """The hook that is read, and written."""
-        return self.hook
-
-    @property
-    def hook_out(self) -> str:
-        """The hook that is written, and read."""
-        return self.hook
 
     @property
     def name(self) -> str:

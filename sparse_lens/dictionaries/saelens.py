@@ -19,11 +19,11 @@ from torch import Tensor
 
 from sparse_lens.dictionaries.latent_activations import LATENT_ACTIVATIONS, Weights
 from sparse_lens.dictionaries.naming import trained_name
-from sparse_lens.dictionaries.protocol import check_width, dictionary_hash
+from sparse_lens.dictionaries.protocol import AtOneHook, check_width, dictionary_hash
 
 
 @dataclass(frozen=True, eq=False)
-class SAELensDictionary:
+class SAELensDictionary(AtOneHook):
     """A sparse autoencoder of one of SAELens' architectures; make one with `load_saelens`.
 
     `weights` are SAELens' tensors by SAELens' names (`W_enc` `[d_in, latent]`, `W_dec` `[latent, d_in]`, biases), of
@@ -68,16 +68,6 @@ class SAELensDictionary:
     def W_dec(self) -> Float[Tensor, "latent d_out"]:
         """The decoder's rows: what each latent writes."""
         return self.weights["W_dec"]
-
-    @property
-    def hook_in(self) -> str:
-        """The hook that is read, and written."""
-        return self.hook
-
-    @property
-    def hook_out(self) -> str:
-        """The hook that is written, and read."""
-        return self.hook
 
     @property
     def name(self) -> str:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparse_lens.dictionaries.protocol import check_width, dictionary_hash
+from sparse_lens.dictionaries.protocol import AtOneHook, check_width, dictionary_hash
 from sparse_lens.errors import ConfigError, DataError, UnknownNameError
 
 Kind = Literal["diff_mean", "probe"]
@@ -24,7 +24,7 @@ _CHUNK = 8192
 
 
 @dataclass(frozen=True, eq=False)
-class SupervisedDictionary:
+class SupervisedDictionary(AtOneHook):
     """A latent for each of `labels`, above 0 where the activation is nearer to those with the label; make one with `supervise`.
 
     `weights` are `W_enc` `[d_in, latent]`, `b_enc` `[latent]`, `W_dec` `[latent, d_in]`, `b_dec` `[d_in]`, as of an SAE: latents
@@ -49,16 +49,6 @@ class SupervisedDictionary:
     def W_dec(self) -> Float[Tensor, "latent d_out"]:
         """What each label's latent writes."""
         return self.weights["W_dec"]
-
-    @property
-    def hook_in(self) -> str:
-        """The hook that is read, and written."""
-        return self.hook
-
-    @property
-    def hook_out(self) -> str:
-        """The hook that is written, and read."""
-        return self.hook
 
     @property
     def name(self) -> str:
