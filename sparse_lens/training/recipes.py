@@ -152,7 +152,25 @@ def _smoke() -> list[TrainingConfig]:
     ]
 
 
-RECIPES = {recipe.name: recipe for recipe in (released_recipe(), *_main_set(), *_arms(), *_smoke())}
+_WIDTHS = {"2.5": (256,), "5": (160, 224), "10": (96, 160), "20": (64, 128), "100": (32, 64)}
+"""Widths at a density, in percent, whose losses lie on either side of that of the widest model."""
+
+
+def _doses() -> list[TrainingConfig]:
+    """Models of about one loss: the fewer weights, the wider. All have AbsTopK, so that they differ in weights alone."""
+    found = []
+    for percent, widths in _WIDTHS.items():
+        density = float(percent) / 100
+        for width in widths:
+            name, model = f"dose-{percent}-{width}", _shape(width) | _ABSTOPK
+            if density < 1:
+                found.append(sparse_recipe(name, width, _ARM_STEPS, density=density, embedding_density=4 * density))
+            else:
+                found.append(dense_recipe(name, width, _ARM_STEPS, model=model))
+    return found
+
+
+RECIPES = {recipe.name: recipe for recipe in (released_recipe(), *_main_set(), *_arms(), *_doses(), *_smoke())}
 """Every named run."""
 
 
