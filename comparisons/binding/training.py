@@ -31,7 +31,7 @@ from sparse_lens.training.recipes import dense_recipe
 from sparse_lens.training.sparsity import TopK
 
 ROLES = ("dense", "sparse")
-STEPS = 6_000
+STEPS = 8_000
 SHARE = 0.75
 _WINDOWS: dict[str, Any] = {"context": 64, "batch_size": 32, "evaluate_every": 500}
 _EVALUATED = 120
