@@ -81,6 +81,8 @@ def quick_plan(tasks: Sequence[str] = (), arms: Mapping[str, str] | None = None)
         **{"d_sae": 64, "k": 4, "tokens": 6000, "dictionary_seeds": 1, "kinds": ("topk", "frozen", "skip_transcoder")},
         coupling_tokens=8192,
         row_tokens=6_400,
+        curve_windows=8,
+        curve_pairs=32,
         arms=arms or {},
     )
 
