@@ -1,0 +1,93 @@
+"""`assemble_binding`: the pair that binds, as it is shipped.
+
+    python -m sparse_lens.comparisons.binding.training --out MODELS
+    python -m sparse_lens.comparisons.shipped.binding_pair MODELS --out sparse_lens/models_shipped/binding
+
+Both models must pass the gate of `binding_report`. Windows are the main pair's, cut to the models' context. There is no model of
+equal loss apart: the dense one stands in both dense roles, and how far the losses lie apart is in the cards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparse_lens.circuits.trust.verdicts import ACCURACY_GATE
+from sparse_lens.comparisons.binding.drawing import MOST_VARIABLES
+from sparse_lens.comparisons.binding.measuring import FORMS, binding_report
+from sparse_lens.comparisons.binding.training import ROLES, SHARE
+from sparse_lens.comparisons.shipped.assembling import common_tasks, copy_packed
+from sparse_lens.comparisons.shipped.cards import task_accuracies, write_card
+from sparse_lens.errors import DataError
+from sparse_lens.files import check_writable, new_directory
+from sparse_lens.hooks import load
+from sparse_lens.models_shipped import CORPUS_FILE, PAIR_FILE, WINDOWS_FILE, pair_windows, write_windows
+from sparse_lens.results import Result
+
+ABOUT = {
+    "sparse": "weight-sparse without AbsTopK, trained on binding programs and Python",
+    "dense": "dense twin of binding-sparse: same shape, tokens and order",
+}
+_COMMAND = "python -m sparse_lens.comparisons.binding.training --out FOLDER"
+_READ = (
+    f"{SHARE:.0%} of the training rows are binding programs of 2 to {MOST_VARIABLES} variables, the others the Python source and "
+    f"generated programs that the {CORPUS_FILE} of the pair 'python' lists"
+)
+
+
+def assemble_binding(models: Path, folder: str | Path) -> None:
+    """Write the pair of `models / binding-sparse` and `models / binding-dense`; raises `DataError` if one fails the gate."""
+    sources = {role: models / f"binding-{role}" for role in ROLES}
+    check_writable(folder, [*(source.name for source in sources.values()), WINDOWS_FILE, PAIR_FILE])
+    windows = pair_windows()
+    with new_directory(folder) as staging:
+        accuracies = {}
+        for role, source in sources.items():
+            place = staging / source.name
+            copy_packed(source, place)
+            bridge = load(place)
+            context = bridge.model_config.block_size
+            cut = {"reference": windows["reference"][:, :context], "heldout": windows["heldout"][:, : context + 1]}
+            accuracies[role] = task_accuracies(bridge)
+            write_card(
+                place,
+                cut["heldout"],
+                about=ABOUT[role],
+                command=_COMMAND,
+                data=_READ,
+                more={"binding_accuracies": {name: found.to_json() for name, found in binding_accuracies(bridge).items()}},
+                accuracies=accuracies[role],
+            )
+        write_windows(staging / WINDOWS_FILE, cut["reference"], cut["heldout"])
+        names = {role: sources[role].name for role in ("sparse", "dense")} | {"dense_matched": sources["dense"].name}
+        record = {"format": 1} | names | {"dictionaries": [], "tasks": common_tasks(accuracies), "windows_source": "stdlib"}
+        (staging / PAIR_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def binding_accuracies(bridge: Any) -> dict[str, Result]:
+    """Accuracy among a program's own values, by form; raises `DataError` for one below the gate."""
+    found = {f"{kind}_{n}_{lines}": binding_report(bridge, kind=kind, n_vars=n, distractors=lines) for kind, n, lines in FORMS}
+    failed = [f"{name} {report['accuracy'].value:.2f}" for name, report in found.items() if not _passes(report)]
+    if failed:
+        raise DataError(f"binding accuracies below the gate of {ACCURACY_GATE:g}: {', '.join(failed)}; train longer")
+    return {name: report["accuracy"] for name, report in found.items()}
+
+
+def _passes(report: Mapping[str, Result]) -> bool:
+    return (report["accuracy"].value or 0.0) >= ACCURACY_GATE
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the shipped pair from trained models."""
+    parser = argparse.ArgumentParser(description="Put a trained binding pair into a folder as it is shipped.")
+    parser.add_argument("models", type=Path, help="folder of binding-sparse and binding-dense")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the pair")
+    options = parser.parse_args(arguments)
+    assemble_binding(options.models, options.out)
+
+
+if __name__ == "__main__":
+    main()
