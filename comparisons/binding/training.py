@@ -50,8 +50,9 @@ def binding_recipes(steps: int = STEPS) -> dict[str, TrainingConfig]:
 
 
 def _with_positions(config: TrainingConfig) -> TrainingConfig:
-    """Positions beside the stream, at the width that `evenly_spaced_positions` fills."""
-    fields = {"n_head": 8, "d_head": 16, "d_pos_emb": 32}
+    """Positions as wide as `evenly_spaced_positions` fills, and no table of bigrams: it answers nothing."""
+    fields: dict[str, Any] = {"n_head": 8, "d_head": 16, "d_pos_emb": 32}
+    fields |= {"enable_bigram_table": False, "learnable_bigram_table": False}
     return config.model_copy(update={"model": config.model | fields})
 
 

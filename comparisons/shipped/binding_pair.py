@@ -42,15 +42,14 @@ def assemble_binding(models: Path, folder: str | Path) -> None:
     """Write the pair of `models / binding-sparse` and `models / binding-dense`; raises `DataError` if one fails the gate."""
     sources = {role: models / f"binding-{role}" for role in ROLES}
     check_writable(folder, [*(source.name for source in sources.values()), WINDOWS_FILE, PAIR_FILE])
-    windows = pair_windows()
+    windows, context = pair_windows(), load(sources["sparse"]).model_config.block_size
+    cut = {"reference": windows["reference"][:, :context], "heldout": windows["heldout"][:, : context + 1]}
     with new_directory(folder) as staging:
         accuracies = {}
         for role, source in sources.items():
             place = staging / source.name
             copy_packed(source, place)
             bridge = load(place)
-            context = bridge.model_config.block_size
-            cut = {"reference": windows["reference"][:, :context], "heldout": windows["heldout"][:, : context + 1]}
             accuracies[role] = task_accuracies(bridge)
             write_card(
                 place,
