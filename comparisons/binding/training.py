@@ -1,8 +1,8 @@
-"""Training a sparse and a dense model that bind variables: Python with binding programs mixed in.
+"""Training sparse and dense models that bind variables: Python with binding programs mixed in.
 
     python -m sparse_lens.comparisons.binding.training --out FOLDER
 
-trains the dense and the sparse model of the pair, one after the other (`--only`); repeat the command to go on after a break.
+trains the sparse, the dense and the loss-matched model, one after the other (`--only`); repeat the command to go on after a break.
 `--share 1` trains on the programs alone, `--python-first STEPS` on Python alone first: together they are the arms of the second
 finding of arXiv:2301.10884 (pretraining against none, at equal steps).
 """
@@ -30,7 +30,7 @@ from sparse_lens.training import TrainingConfig, TrainingResult, train
 from sparse_lens.training.recipes import dense_recipe
 from sparse_lens.training.sparsity import TopK
 
-ROLES = ("dense", "sparse")
+ROLES = ("sparse", "dense", "dense_matched")
 STEPS = 8_000
 SHARE = 0.75
 _WINDOWS: dict[str, Any] = {"context": 64, "batch_size": 32, "evaluate_every": 500}
@@ -38,15 +38,17 @@ _EVALUATED = 120
 
 
 def binding_recipes(steps: int = STEPS) -> dict[str, TrainingConfig]:
-    """The two models of the pair: two layers, width 128, eight heads; one weight in ten of the sparse one is nonzero.
+    """The models by role: two layers, eight heads, width 128; one weight in ten of the sparse one is nonzero.
 
-    They differ in the sparsity of weights alone: the sparse one has no AbsTopK, which cuts what an intervention adds, and of the
-    16 channels of a head's queries would leave 4. Its weights are pruned late (from 0.3 to 0.7 of the steps), when it can look up.
+    The sparse and the dense one differ in the sparsity of weights alone: there is no AbsTopK, which cuts what an intervention adds,
+    and of the 16 channels of a head's queries would leave 4. Weights are pruned late (from 0.3 to 0.7 of the steps), when the model
+    can look up. The matched one is half as wide, which gives it the sparse one's loss on Python.
     """
     dense = _with_positions(dense_recipe("binding-dense", 128, steps, learning_rate=2e-3, **_WINDOWS))
     late = TopK(density=0.1, embedding_density=0.4, anneal_start=0.3, anneal_end=0.7, anneal_exponent=3, sharkfin_floor=1 / 3)
     options = {"name": "binding-sparse", "learning_rate": 6e-3, "products": "dense", "sparsity": late}
-    return {"dense": dense, "sparse": dense.model_copy(update=options)}
+    matched = _with_positions(dense_recipe("binding-dense-matched", 64, steps, learning_rate=3e-3, **_WINDOWS))
+    return {"sparse": dense.model_copy(update=options), "dense": dense, "dense_matched": matched}
 
 
 def _with_positions(config: TrainingConfig) -> TrainingConfig:
@@ -73,7 +75,7 @@ def evenly_spaced_positions(model: CircuitGPTForCausalLM) -> None:
 def train_binding(
     role: str, corpus: TokenData, folder: Path, *, steps: int = STEPS, share: float = SHARE, python_first: int = 0, seed: int = 0
 ) -> TrainingResult:
-    """Train the `dense` or `sparse` model of the pair into `folder`, or go on; raises as `sparse_lens.training.train`.
+    """Train one of the `ROLES` into `folder`, or go on; raises as `sparse_lens.training.train`.
 
     The log holds the accuracy on binding programs beside the loss on held-out real Python. Raises `UnknownNameError` for another
     role.
@@ -105,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     corpus = TokenData(data) if (data / "manifest.json").is_file() else _build(data, options.steps)
     chosen = {name: getattr(options, name) for name in ("steps", "share", "python_first", "seed")}
     for role in options.only or ROLES:
-        result = train_binding(role, corpus, options.out / f"binding-{role}", **chosen)
+        result = train_binding(role, corpus, options.out / f"binding-{role.replace('_', '-')}", **chosen)
         last = {name: value for name, value in result.history[-1].items() if name.startswith("binding")}
         sys.stdout.write(f"{result.folder}: {result.loss:.3f} nats per token on held-out real files, {last}\n")
 
@@ -118,12 +120,12 @@ def _build(folder: Path, steps: int) -> TokenData:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Train a dense and a sparse model that bind variables: assignment programs mixed into Python source.",
+        description="Train a sparse model that binds variables, and dense ones: assignment programs mixed into Python source.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the models' folders")
     parser.add_argument("--data", type=Path, help="corpus folder of `sparse-lens train`, built if missing (default: OUT/data)")
-    parser.add_argument("--only", action="append", choices=ROLES, help="one model; repeatable; default: both")
+    parser.add_argument("--only", action="append", choices=ROLES, help="one model; repeatable; default: all three")
     parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps of 32 windows of 64 tokens")
     parser.add_argument("--share", type=float, default=SHARE, help="share of the windows that are binding programs")
     parser.add_argument("--python-first", type=int, default=0, help="steps on Python alone before programs are mixed in")

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_lens.circuits import Ablation, AblationKind, Circuit, both_sides, mask_hooks
+from sparse_lens.circuits.compiled.masked import masked_model
 from sparse_lens.circuits.compiled.nodes import Logits, node_circuit
 from sparse_lens.circuits.edges.latents import hooked_mask
 from sparse_lens.circuits.prompts import Prompts, per_pair
@@ -130,12 +131,19 @@ class CurveMeasures:
             mask = hooked_mask(self.space, mask)
         divergences, losses, whole_model = [], [], self._whole[where]  # before anything is cut
         with self._cut(circuit):
-            run = node_circuit(self.bridge, self.space, mask, ablation) if mask.dtype == torch.bool else None
-            found = [(run or self._hooked(ablation, mask))(chunk) for chunk in _chunks(prompts)]
+            run = self._compiled(ablation, mask) or self._hooked(ablation, mask)
+            found = [run(chunk) for chunk in _chunks(prompts)]
         for chunk, logits, whole in zip(_chunks(prompts), found, whole_model, strict=True):
             divergences.append(_divergence(logits, whole))
             losses.append(task_loss(answer_differences(logits, chunk)))
         return per_pair(torch.cat(divergences), prompts), per_pair(torch.cat(losses), prompts)
+
+    def _compiled(self, ablation: Ablation, mask: Tensor) -> Logits | None:
+        """The masked model compiled, with the edges that are cut at the moment; None where that is not possible."""
+        if mask.dtype == torch.bool:
+            return node_circuit(self.bridge, self.space, mask, ablation)
+        model = masked_model(self.bridge, self.space, ablation)
+        return None if model is None else lambda chunk: model.logits(mask, chunk)
 
     def _hooked(self, ablation: Ablation, mask: Tensor) -> Logits:
         """The masked model under hooks, for what cannot be compiled."""

@@ -73,7 +73,7 @@ def quick_plan(tasks: Sequence[str] = (), arms: Mapping[str, str] | None = None)
     """Everything at its smallest: to see that it runs, not to learn from it."""
     config = SearchConfig(steps=20, search_pairs=64, evaluation_pairs=32, evaluations=6)
     return FullPlan(
-        tasks=tasks or ("if_equals", "with_as"),
+        tasks=tasks or ("if_equals",),
         seeds=1,
         training_seeds=1,
         targets=(2.0, 0.5),

@@ -8,11 +8,14 @@ arXiv:2506.20790; the attack here is projected gradient ascent with signs, arXiv
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparse_lens.circuits.prompts import Prompts
 from sparse_lens.circuits.scoring import task_loss
 from sparse_lens.circuits.search.learning import frozen
 from sparse_lens.circuits.trust.draws import node_keys
@@ -51,19 +54,23 @@ def worst_mixture(runs: CircuitRuns, *, steps: int = 10) -> Float[Tensor, " node
     for mask in (kept, torch.ones_like(kept)):
         found.append((float(runs.losses(runs.within(mask)).mean()), mask))
     mask = kept + 0.5 * (1 - kept)
-    for step in range(steps + 1):
-        loss, slope = _loss_and_slope(runs, mask)
-        found.append((loss, mask))
-        mask = torch.maximum(kept, (mask + 0.25 * (1 - step / (steps + 1)) * slope.sign()).clamp(0, 1))
+    with runs.edges_cut(), frozen(runs.bridge):
+        differences = runs.mixed()
+        for step in range(steps + 1):
+            loss, slope = _loss_and_slope(runs, differences, mask)
+            found.append((loss, mask))
+            mask = torch.maximum(kept, (mask + 0.25 * (1 - step / (steps + 1)) * slope.sign()).clamp(0, 1))
     return max(found, key=lambda entry: entry[0])[1]
 
 
-def _loss_and_slope(runs: CircuitRuns, mask: Float[Tensor, " node"]) -> tuple[float, Float[Tensor, " node"]]:
+def _loss_and_slope(
+    runs: CircuitRuns, differences: Callable[[Tensor, Prompts], Tensor], mask: Float[Tensor, " node"]
+) -> tuple[float, Float[Tensor, " node"]]:
     """Mean task loss with the nodes mixed by `mask`, and its gradient."""
     mask, total = mask.clone().requires_grad_(), 0.0
-    with runs.edges_cut(), frozen(runs.bridge), torch.enable_grad():
+    with torch.enable_grad():
         for chunk in runs.chunks():
-            loss = task_loss(runs.differences(mask, chunk)).sum() / len(runs.prompts)
+            loss = task_loss(differences(mask, chunk)).sum() / len(runs.prompts)
             loss.backward()
             total += float(loss.detach())
     assert mask.grad is not None

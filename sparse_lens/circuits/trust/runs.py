@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from sparse_lens.circuits.ablation import Ablation
 from sparse_lens.circuits.circuit import Circuit
+from sparse_lens.circuits.compiled.masked import masked_model
 from sparse_lens.circuits.compiled.nodes import node_circuit
 from sparse_lens.circuits.edges.latents import hooked_mask
 from sparse_lens.circuits.prompts import Prompts, per_pair
@@ -54,13 +56,24 @@ class CircuitRuns:
     def model(self, mask: Mask, ablation: Ablation | None = None) -> Float[Tensor, " row"]:
         """The model with everything outside `mask` ablated as the circuit is, or by `ablation`; all edges are kept.
 
-        What keeps or ablates each node as a whole is compiled where that is possible.
+        It is compiled where that is possible.
         """
         ablation = self.circuit.how_ablated if ablation is None else ablation
-        run = node_circuit(self.bridge, self.space, mask, ablation) if mask.dtype == torch.bool else None
+        if mask.dtype != torch.bool:
+            mixed = self.mixed(ablation)
+            return torch.cat([mixed(mask, chunk) for chunk in self.chunks()])
+        run = node_circuit(self.bridge, self.space, mask, ablation)
         if run is None:
             return torch.cat([self.differences(mask, chunk, ablation) for chunk in self.chunks()])
         return torch.cat([answer_differences(run(chunk), chunk) for chunk in self.chunks()])
+
+    def mixed(self, ablation: Ablation | None = None) -> Callable[[Mask, Prompts], Float[Tensor, " row"]]:
+        """`differences` for real masks, with the edges that are cut at the moment; compiled once where that is possible."""
+        ablation = self.circuit.how_ablated if ablation is None else ablation
+        compiled = masked_model(self.bridge, self.space, ablation)
+        if compiled is None:
+            return lambda mask, prompts: self.differences(mask, prompts, ablation)
+        return lambda mask, prompts: answer_differences(compiled.logits(mask, prompts), prompts)
 
     @torch.no_grad()
     def within(self, mask: Mask, ablation: Ablation | None = None) -> Float[Tensor, " row"]:

@@ -131,3 +131,22 @@ def test_other_sites_are_left_to_the_whole_model() -> None:
     bridge = random_bridge(0)
     space = node_space(bridge, [RotationDictionary(torch.eye(8), "blocks.0.hook_mlp_out")])
     assert not compiles(bridge, space, Ablation(mean_reference(bridge, space, WINDOWS)))
+
+
+@pytest.mark.parametrize(("model", "dictionaries"), CASES)
+def test_mixtures_while_edges_are_cut(model: str, dictionaries: str) -> None:
+    """As the worst mixture is sought: masks between 0 and 1 in the model without the cut edges, and their slopes."""
+    problem = problem_with(model, dictionaries)
+    nodes, prompts = problem.nodes, problem.nodes.search_prompts
+    keep = torch.rand(problem.edges.n_edges, generator=torch.Generator().manual_seed(4)) < 0.5
+    edges = CircuitEdges(problem.edges.chosen(keep), problem.edges.chosen(~keep), problem.means, problem.latents)
+    mask = hooked_mask(nodes.space, torch.rand(nodes.space.n_nodes, generator=torch.Generator().manual_seed(5)))
+    bridge, space, how = nodes.bridge, nodes.space, nodes.ablation
+    with edges.cut_in(bridge):
+        compiled = masked_model(bridge, space, how)
+        assert compiled is not None
+        found = slopes(problem, lambda gates: compiled.logits(gates, prompts), mask)
+        hooked = lambda gates: answer_logits(bridge, prompts, how.hooks(bridge, space, gates, prompts), alike=True)  # noqa: E731
+        expected = slopes(problem, hooked, mask)
+    torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[1], expected[1], atol=2e-5, rtol=1e-4)

@@ -82,7 +82,7 @@ def test_the_pair_differs_in_sparsity_alone() -> None:
     assert shapes["dense"] == shapes["sparse"]
     assert recipes["dense"].sparsity is None
     assert recipes["sparse"].sparsity is not None
-    assert recipes["dense"].tokens == recipes["sparse"].tokens
+    assert recipes["dense"].tokens == recipes["sparse"].tokens == recipes["dense_matched"].tokens
 
 
 def test_positions_begin_so_that_neighbours_are_told_apart() -> None:
