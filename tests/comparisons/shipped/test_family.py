@@ -116,6 +116,8 @@ def test_the_shipped_models_are_those_of_the_family() -> None:
     """Loss and nonzeros of the results are those of the cards in the wheel; arms were measured before rounding to float16."""
     results = {result["name"]: result for result in read_family(FAMILY)}
     for name, folder in shipped_models().items():
+        if folder.parent.name != DEFAULT_PAIR:
+            continue  # another pair's models are no part of the family
         card = json.loads((folder / "card.json").read_text())
         assert results[name]["loss"] == pytest.approx(card["loss"], abs=1e-3 if name.startswith("arm-") else 1e-5)
         rounded_away = results[name]["matrix_nonzeros"] - card["matrix_nonzeros"]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sparse_lens.comparisons.shipped.full_page import KEPT, kept_numbers, main, page_figures, page_tables
 from sparse_lens.errors import DataError
+from sparse_lens.report.full.shipped_page import KEPT, kept_numbers, main, page_figures, page_tables
 from sparse_lens.results import Result, exact, to_plain
 
 

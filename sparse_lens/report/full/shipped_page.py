@@ -1,7 +1,7 @@
 """What the docs keep of the full comparison of the shipped models: its summary tables and pooled curves, and their numbers.
 
     sparse-lens compare --full --out report
-    python -m sparse_lens.comparisons.shipped.full_page report --out docs/full --page docs/pages/full-comparison.md
+    python -m sparse_lens.report.full.shipped_page report --out docs/full --page docs/pages/full-comparison.md
 
 A report holds every number in several megabytes; `full.json` holds those that the page shows.
 """
