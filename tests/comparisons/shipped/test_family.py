@@ -21,7 +21,7 @@ from sparse_lens.comparisons.shipped.page_tables import write_tables
 from sparse_lens.data import load_tokenizer
 from sparse_lens.errors import DataError
 from sparse_lens.hooks import load
-from sparse_lens.models_shipped import pair_windows, shipped_models, tokenizer_folder
+from sparse_lens.models_shipped import DEFAULT_PAIR, pair_windows, shipped_models, tokenizer_folder
 
 
 def result(name: str, seed: int, loss: float, accuracies: dict[str, float]) -> dict[str, Any]:
