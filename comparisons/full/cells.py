@@ -19,7 +19,7 @@ from sparse_lens.comparisons.concepts.probes import measure_probes
 from sparse_lens.comparisons.concepts.separability import measure_separability
 from sparse_lens.comparisons.curves.circuit_curve import circuit_curve
 from sparse_lens.comparisons.full.maps import concept_map, matching_map
-from sparse_lens.comparisons.pair import ModelPair
+from sparse_lens.comparisons.pair import ROLES, ModelPair
 from sparse_lens.comparisons.reading import reading_windows
 from sparse_lens.comparisons.rows.activation import activation, decoder_redundancy
 from sparse_lens.comparisons.rows.capability import capability
@@ -144,23 +144,25 @@ def _superposition(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dic
 
 
 def _concepts(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> Plain:
-    train, test = _labelled(pair.address, spec.model, tokens)
+    train, test = _labelled(pair.address, _label_role(pair, spec), tokens)
     scores = measure_concepts(column.bridge, units, train, test, magnitude=units.exact)
     return {**scores.results, "map": concept_map(scores)}
 
 
 def _probes(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> dict[str, Result]:
-    return dict(measure_probes(column.bridge, units, *_labelled(pair.address, spec.model, tokens)).results)
+    return dict(measure_probes(column.bridge, units, *_labelled(pair.address, _label_role(pair, spec), tokens)).results)
 
 
 def _separability(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> dict[str, Result]:
     return dict(
-        measure_separability(column.bridge, units, _all_labelled(pair.address, spec.model, tokens), magnitude=units.exact).results
+        measure_separability(
+            column.bridge, units, _all_labelled(pair.address, _label_role(pair, spec), tokens), magnitude=units.exact
+        ).results
     )
 
 
 def _absorption(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> dict[str, Result]:
-    return dict(measure_absorption(column.bridge, units, *_labelled(pair.address, spec.model, tokens)).results)
+    return dict(measure_absorption(column.bridge, units, *_labelled(pair.address, _label_role(pair, spec), tokens)).results)
 
 
 def _jacobian(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> Plain:  # noqa: ARG001
@@ -196,15 +198,21 @@ def correspondence_cell(pair: str, first: Mapping[str, Any], second: Mapping[str
     return {**found.results, "map": matching_map(found)}
 
 
-@lru_cache(maxsize=2)
-def _all_labelled(pair: str, model: str, tokens: int) -> LabelledTokens:
-    opened = ModelPair.at(pair)
-    return label_pair(opened, model if model in opened.record else "sparse", n_tokens=tokens)
+def _label_role(pair: ModelPair, spec: ColumnSpec) -> str:
+    """The role in whose tokens a column's labels are read: the same one for all models of the pair's tokenizer."""
+    if spec.model in pair.record and not pair.shares_tokens(spec.model):
+        return spec.model
+    return next((role for role in ROLES if pair.shares_tokens(role)), "sparse")
 
 
 @lru_cache(maxsize=2)
-def _labelled(pair: str, model: str, tokens: int) -> tuple[LabelledTokens, LabelledTokens]:
-    return _all_labelled(pair, model, tokens).split()
+def _all_labelled(pair: str, role: str, tokens: int) -> LabelledTokens:
+    return label_pair(ModelPair.at(pair), role, n_tokens=tokens)
+
+
+@lru_cache(maxsize=2)
+def _labelled(pair: str, role: str, tokens: int) -> tuple[LabelledTokens, LabelledTokens]:
+    return _all_labelled(pair, role, tokens).split()
 
 
 def _heldout(pair: ModelPair, spec: ColumnSpec, tokens: int) -> np.ndarray:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +41,20 @@ def test_correspondence_of_two_models() -> None:
 def test_an_unknown_row() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'concepts'"):
         cells.row_cell(ModelPair.open().address, SPARSE, "concept", 0)
+
+
+def test_labels_are_read_once_for_models_of_one_tokenizer(tmp_path: Path) -> None:
+    """All roles and arms of the shipped pair read the same; a model with its own tokenizer reads its own, whichever role it has."""
+    pair = ModelPair.open()
+    arm = ColumnSpec("arm", str(pair.arms()["magnitude_pruned"]))
+    roles = [ColumnSpec(role, role) for role in ("sparse", "dense", "dense_matched")]
+    assert {cells._label_role(pair, spec) for spec in (*roles, arm)} == {"sparse"}
+    other = tmp_path / "other"
+    shutil.copytree(pair.model_folder("dense"), other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] = {word + "x": number for word, number in tokenizer["model"]["vocab"].items()}
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    replaced = pair.with_models(dense_matched=other)
+    assert [cells._label_role(replaced, spec) for spec in (*roles, arm)] == ["sparse", "sparse", "dense_matched", "sparse"]
+    replaced = pair.with_models(sparse=other)
+    assert [cells._label_role(replaced, spec) for spec in (*roles, arm)] == ["sparse", "dense", "dense", "dense"]
