@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import json
 import multiprocessing
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
@@ -142,14 +143,33 @@ def _run_here(job: Job) -> Record:
 def _in_processes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Record]]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
+    with _one_thread_for_children():
+        try:
+            futures = {pool.submit(Job.run, job): job for job in jobs}
+            for future in as_completed(futures):
+                with _naming(futures[future]):
+                    record = future.result()
+                yield futures[future], record
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@contextmanager
+def _one_thread_for_children() -> Iterator[None]:
+    """Processes started in the block use one thread in numpy and scipy, too: with more, those side by side wait for each other."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
     try:
-        futures = {pool.submit(Job.run, job): job for job in jobs}
-        for future in as_completed(futures):
-            with _naming(futures[future]):
-                record = future.result()
-            yield futures[future], record
+        yield
     finally:
-        pool.shutdown(cancel_futures=True)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _over_ray(jobs: Sequence[Job], address: str) -> Iterator[tuple[Job, Record]]:
