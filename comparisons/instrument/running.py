@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
-_FORMAT = "claims 1"
+FORMAT = "claims 1"
+"""What every cell of the claims depends on beside its models: raised when what cells compute changes."""
+
 _CHANGED = {"robustness": "scores of tasks and masks"}
 """What a measure gives beside what it gave at first: its older cells are computed anew."""
 
@@ -126,7 +128,7 @@ def needed_measures(chosen: Sequence[Claim]) -> list[str]:
 
 
 def _jobs(pair: ModelPair, chosen: Sequence[Claim], *, smoke: bool) -> list[Job]:
-    depends = [_FORMAT, *(part for own in ROLES.values() for part in fingerprints(pair, ColumnSpec(own, own)))]
+    depends = [FORMAT, *(part for own in ROLES.values() for part in fingerprints(pair, ColumnSpec(own, own)))]
     return [
         Job(
             f"{measure} of {pair.model_name('sparse')}",

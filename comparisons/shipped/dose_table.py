@@ -21,6 +21,7 @@ from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints
 from sparse_lens.comparisons.curves.circuit_curve import SCHEMA, CircuitCurve
 from sparse_lens.comparisons.curves.curve_areas import size_at
 from sparse_lens.comparisons.instrument.measuring import ROLES
+from sparse_lens.comparisons.instrument.running import FORMAT
 from sparse_lens.comparisons.jobs import Job, Record, run_jobs
 from sparse_lens.comparisons.mechanism.doses import Dose, DoseResponse, dose_response
 from sparse_lens.comparisons.pair import ModelPair, model_facts
@@ -69,7 +70,7 @@ def dose_jobs(
     config = SearchConfig(steps=20, search_pairs=64, evaluation_pairs=32, evaluations=6) if smoke else SearchConfig()
     for first, second in zip(names[::2], [*names[1::2], names[-1]], strict=False):
         both = pair.with_models(sparse=folders[first], dense_matched=folders[second])
-        depends = ["claims 1", *(part for role in ROLES.values() for part in fingerprints(both, ColumnSpec(role, role)))]
+        depends = [FORMAT, *(part for role in ROLES.values() for part in fingerprints(both, ColumnSpec(role, role)))]
         for measure in measures:
             arguments = {"pair": both.address, "measure": measure, "smoke": smoke}
             job = Job(
