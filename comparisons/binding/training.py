@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     corpus = TokenData(data) if (data / "manifest.json").is_file() else _build(data, options.steps)
     chosen = {name: getattr(options, name) for name in ("steps", "share", "python_first", "seed")}
     for role in options.only or ROLES:
-        result = train_binding(role, corpus, options.out / f"binding-{role.replace('_', '-')}", **chosen)
+        result = train_binding(role, corpus, options.out / binding_recipes()[role].with_seed(options.seed).name, **chosen)
         last = {name: value for name, value in result.history[-1].items() if name.startswith("binding")}
         sys.stdout.write(f"{result.folder}: {result.loss:.3f} nats per token on held-out real files, {last}\n")
 

@@ -90,35 +90,40 @@ def depth_width_sparsity_sweep(
     train: bool = True,
     progress: bool = True,
 ) -> DepthWidthSweep:
-    """Train every depth, density, learning rate and seed on as many tokens, and tabulate each cell at its best learning rate.
+    """Train every depth and density on as many tokens, each cell at its best learning rate, and tabulate them.
 
-    Models and records are kept in `folder`: begun anew the sweep goes on where it was, and `train=False` tabulates what is there.
+    All `learning_rates` are tried with the first of the `seeds`; the others are trained at the rate that did best there. Models
+    and records are kept in `folder`: begun anew the sweep goes on where it was, and `train=False` tabulates what is there.
     `measures` are addresses `package.module:name` of functions from a bridge to a `Result`. A default cell takes 5 to 10 minutes a
-    run by estimate; the whole default sweep is 81 runs. Raises what `make_grid`, `train` and `run_jobs` raise, and `ConfigError`
+    run by estimate; the whole default sweep is 45 runs. Raises what `make_grid`, `train` and `run_jobs` raise, and `ConfigError`
     without seeds or learning rates.
     """
     if not seeds or not learning_rates:
         raise ConfigError("a sweep needs at least one seed and one learning rate")
     grid, missing = make_grid(budget_core, depths, densities, matching=matching, d_head=d_head)
     cache = Path(folder) / "records"
-    jobs: dict[Place, dict[float, list[Job]]] = {}
-    for place, cell in grid.items():
-        jobs[place] = {}
-        for rate in learning_rates:
-            recipes = [cell_recipe(cell, tokens=tokens, seed=seed, learning_rate=rate, d_head=d_head) for seed in seeds]
-            jobs[place][rate] = [_job(recipe, data, Path(folder), measures or {}) for recipe in recipes]
-    if train:
-        run_jobs(
-            [job for rates in jobs.values() for runs in rates.values() for job in runs], cache, workers=workers, progress=progress
-        )
+
+    def job(place: Place, rate: float, seed: int) -> Job:
+        recipe = cell_recipe(grid[place], tokens=tokens, seed=seed, learning_rate=rate, d_head=d_head)
+        return _job(recipe, data, Path(folder), measures or {})
+
+    def records(jobs: Mapping[Place, Mapping[Any, Job]]) -> dict[Place, dict[Any, Record | None]]:
+        if train:
+            run_jobs([one for of in jobs.values() for one in of.values()], cache, workers=workers, progress=progress)
+        return {place: {key: read_record(cache, one) for key, one in of.items()} for place, of in jobs.items()}
+
+    tried = records({place: {rate: job(place, rate, seeds[0]) for rate in learning_rates} for place in grid})
+    rates = {place: best_rate({rate: run for rate, run in of.items() if run}) for place, of in tried.items() if all(of.values())}
+    runs = records({place: {seed: job(place, rate, seed) for seed in seeds} for place, rate in rates.items()})
     cells = {}
-    for place, rates in jobs.items():
-        records = {rate: [read_record(cache, job) for job in runs] for rate, runs in rates.items()}
-        lacking = sum(record is None for runs in records.values() for record in runs)
+    n_runs = len(learning_rates) + len(seeds) - 1
+    for place in grid:
+        done = runs[place].values() if place in runs else tried[place].values()
+        lacking = sum(run is None for run in done) + (0 if place in runs else len(seeds) - 1)
         if lacking:
-            missing[place] = f"{lacking} of {len(learning_rates) * len(seeds)} runs are not trained yet"
+            missing[place] = f"{lacking} of {n_runs} runs are not trained yet"
         else:
-            cells[place] = best_rate(grid[place], {rate: [run for run in runs if run] for rate, runs in records.items()})
+            cells[place] = SweepCell(grid[place], rates[place], tuple(run for run in done if run))
     return DepthWidthSweep(matching, cells, missing)
 
 
@@ -133,10 +138,9 @@ def _job(recipe: Any, data: TokenData, folder: Path, measures: Mapping[str, str]
     return Job(recipe.name, address, arguments, depends=[str(data.manifest["config_hash"])])
 
 
-def best_rate(cell: GridCell, runs: Mapping[float, Sequence[Record]]) -> SweepCell:
-    """The runs at the learning rate with the least mean loss over seeds."""
-    rate = min(runs, key=lambda rate: float(np.mean([run["loss"] for run in runs[rate]])))
-    return SweepCell(cell, rate, tuple(runs[rate]))
+def best_rate(runs: Mapping[float, Record]) -> float:
+    """The learning rate with the least loss."""
+    return min(runs, key=lambda rate: runs[rate]["loss"])
 
 
 def depth_slopes(losses: Mapping[Place, Sequence[float]]) -> dict[str, Result]:

@@ -16,7 +16,7 @@ from sparse_lens.training import TrainingConfig, train
 
 
 def train_cell(data: str, folder: str, config: Mapping[str, Any], measures: Mapping[str, str]) -> dict[str, Any]:
-    """Train a recipe on the token data in a folder; loss, counts, seconds, and what each measure gives for the bridge.
+    """Train a recipe on the token data in a folder; its name, loss, counts, seconds, and what each measure gives for the bridge.
 
     `measures` are addresses `package.module:name` of functions from a bridge to a `Result`. Begun anew, it goes on where it was.
     """
@@ -24,7 +24,12 @@ def train_cell(data: str, folder: str, config: Mapping[str, Any], measures: Mapp
     tokens: Any = TokenData(Path(data))  # to a type checker its cached properties do not match the protocol's
     result = train(recipe, tokens, Path(folder) / recipe.name, progress=False)
     found = {name: _function(address)(load(result.folder)) for name, address in measures.items()}
-    return {"loss": result.loss, "seconds": result.history[-1].get("seconds"), "measures": found} | count_parameters(result.model)
+    return {
+        "name": recipe.name,
+        "loss": result.loss,
+        "seconds": result.history[-1].get("seconds"),
+        "measures": found,
+    } | count_parameters(result.model)
 
 
 def count_parameters(model: CircuitGPTForCausalLM) -> dict[str, int]:

@@ -103,7 +103,7 @@ CLAIMS = (
         "sparsity prevents superposition, rather than only making it dear: fewer features per neuron the fewer the weights",
         "durable",
         "seed question",
-        only_if="needs trained models of several densities: `sparse_lens.comparisons.mechanism` and its page",
+        only_if="needs models of several densities: `python -m sparse_lens.comparisons.shipped.dose_table`; --kept reads its file",
     ),
     Claim(
         "T3b",
@@ -166,7 +166,7 @@ CLAIMS = (
         "depth lowers entanglement at equal weights, and sparsity changes by how much",
         "durable",
         "arXiv:2402.14905",
-        only_if="needs a grid of models trained for it: `sparse_lens.comparisons.depth_width` and its page",
+        only_if="needs a grid of models: `python -m sparse_lens.comparisons.shipped.depth_table`; --kept reads its file",
     ),
     Claim(
         "ALWAYS",

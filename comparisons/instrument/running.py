@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints
 from sparse_lens.comparisons.instrument.claim import ARM_CLAIMS, CLAIMS, Claim, arm_claim
+from sparse_lens.comparisons.instrument.kept_rows import read_kept, with_kept
 from sparse_lens.comparisons.instrument.literature import Literature, read_literature
 from sparse_lens.comparisons.instrument.measuring import ROLES
 from sparse_lens.comparisons.instrument.rows import ClaimRow, Seed, claim_rows, loss_gaps
@@ -67,6 +68,7 @@ def claims(
     *,
     only: Sequence[str] | None = None,
     arms: Mapping[str, Sequence[str | Path]] | None = None,
+    kept: Sequence[str | Path] = (),
     smoke: bool = False,
     cache: str | Path | None = None,
     literature: str | Path | None = None,
@@ -77,12 +79,14 @@ def claims(
     """Re-test the claims (`only` these ids: default all) on a pair and its further training seeds, or on the pairs given.
 
     Each of the `arms` is a kind of model by name (a dense one pruned afterwards, say) with one folder for each training seed, in
-    their order; it takes the dense model's place in the claim T1b. `smoke` reads the first pair alone, with as little as runs
+    their order; it takes the dense model's place in the claim T1b. `kept` are files with rows of other runs, on models trained for
+    a claim: where this run cannot measure one, they are put in. `smoke` reads the first pair alone, with as little as runs
     everything: nothing can be learned from it. Cells are kept in the folder `cache`, and a run that was stopped goes on. Raises
-    `UnknownNameError` for another id, and what `ModelPair.open`, `read_literature` and `run_jobs` raise.
+    `UnknownNameError` for another id, and what `ModelPair.open`, `read_literature`, `read_kept` and `run_jobs` raise.
     """
     chosen = choose_claims(only)
     known = read_literature(literature)
+    other_rows = [row for path in kept for row in read_kept(path)]
     pairs = _pairs(pair)[: 1 if smoke else None]
     groups = {"": (pairs, chosen)}
     for arm, folders in (arms or {}).items() if any(claim.id == "T1b" for claim in chosen) else ():
@@ -90,7 +94,7 @@ def claims(
     jobs = [job for opened, asked in groups.values() for one in opened for job in _jobs(one, asked, smoke=smoke)]
     found = dict(zip([job.fingerprint for job in jobs], run_jobs(jobs, cache, workers=workers, progress=progress), strict=True))
     measured = {arm: tuple(_seed(one, asked, found, smoke=smoke) for one in opened) for arm, (opened, asked) in groups.items()}
-    rows = claim_rows(measured[""], known, chosen)
+    rows = with_kept(claim_rows(measured[""], known, chosen), other_rows)
     for arm in list(groups)[1:]:
         rows += claim_rows(measured[arm], known, [arm_claim(claim, arm) for claim in groups[arm][1]])
     return Report(tuple(rows), _scope(pairs, measured[""], smoke=smoke), measured[""], known, command)

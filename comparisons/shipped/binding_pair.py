@@ -1,10 +1,11 @@
-"""`assemble_binding`: the pair that binds, as it is shipped.
+"""`assemble_binding`: the pair that binds, with its training seeds, as it is shipped.
 
-    python -m sparse_lens.comparisons.binding.training --out MODELS
+    for seed in 0 1 2
+    do python -m sparse_lens.comparisons.binding.training --out MODELS --seed $seed; done
     python -m sparse_lens.comparisons.shipped.binding_pair MODELS --out sparse_lens/models_shipped/binding
 
 All models must pass the gate of `binding_report`. Windows are the main pair's, cut to the models' context. Without `binding-dense`
-the matched model stands in both dense roles.
+the matched model stands in both dense roles; of further seeds the sparse and the matched model are taken.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sparse_lens.circuits.trust.verdicts import ACCURACY_GATE
 from sparse_lens.comparisons.binding.drawing import MOST_VARIABLES
@@ -33,6 +36,7 @@ ABOUT = {
     "dense_matched": "dense, half as wide, same tokens and order, within 0.05 nats of binding-sparse",
 }
 _COMMAND = "python -m sparse_lens.comparisons.binding.training --out FOLDER"
+_MATCHED = ("sparse", "dense_matched")
 _READ = (
     f"{SHARE:.0%} of the training rows are binding programs of 2 to {MOST_VARIABLES} variables, the others the Python source and "
     f"generated programs that the {CORPUS_FILE} of the pair 'python' lists"
@@ -41,33 +45,57 @@ _READ = (
 
 def assemble_binding(models: Path, folder: str | Path) -> None:
     """Write the pair of `models / binding-sparse` and so on; raises `DataError` if one fails the gate, or is missing."""
-    sources = {role: models / f"binding-{role.replace('_', '-')}" for role in ROLES}
+    sources = {role: models / binding_recipes()[role].name for role in ROLES}
     sources = {role: source for role, source in sources.items() if source.is_dir()}
-    if missing := {"sparse", "dense_matched"} - set(sources):
+    if missing := set(_MATCHED) - set(sources):
         raise DataError(f"{models} has no model for {', '.join(sorted(missing))}; train it with the module binding.training")
+    seeds = further_seeds(models)
     check_writable(folder, [*(source.name for source in sources.values()), WINDOWS_FILE, PAIR_FILE])
     windows, context = pair_windows(), load(sources["sparse"]).model_config.block_size
     cut = {"reference": windows["reference"][:, :context], "heldout": windows["heldout"][:, : context + 1]}
     with new_directory(folder) as staging:
-        accuracies = {}
-        for role, source in sources.items():
-            place = staging / source.name
-            copy_packed(source, place)
-            bridge = load(place)
-            accuracies[role] = task_accuracies(bridge)
-            write_card(
-                place,
-                cut["heldout"],
-                about=ABOUT[role],
-                command=_COMMAND,
-                data=_READ,
-                more={"binding_accuracies": {name: found.to_json() for name, found in binding_accuracies(bridge).items()}},
-                accuracies=accuracies[role],
-            )
+        accuracies = {role: _ship(role, source, staging, cut["heldout"]) for role, source in sources.items()}
+        for seed in seeds:
+            for role, name in seed.items():
+                _ship(role, models / name, staging, cut["heldout"])
         write_windows(staging / WINDOWS_FILE, cut["reference"], cut["heldout"])
         names = {"dense": sources["dense_matched"].name} | {role: source.name for role, source in sources.items()}
         record = {"format": 1} | names | {"dictionaries": [], "tasks": common_tasks(accuracies), "windows_source": "stdlib"}
+        record |= {"seeds": seeds} if seeds else {}
         (staging / PAIR_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def further_seeds(models: Path) -> list[dict[str, str]]:
+    """Names of the sparse and the matched model of seeds 1, 2, ... by role, as far as both are in the folder `models`."""
+    found: list[dict[str, str]] = []
+    while True:
+        seed = {role: binding_recipes()[role].with_seed(len(found) + 1).name for role in _MATCHED}
+        if not all((models / name).is_dir() for name in seed.values()):
+            return found
+        found.append(seed)
+
+
+def _ship(role: str, source: Path, staging: Path, heldout: np.ndarray) -> dict[str, Result]:
+    """Pack a model into `staging` with its card; its accuracies on tasks."""
+    place = staging / source.name
+    copy_packed(source, place)
+    bridge = load(place)
+    accuracies = task_accuracies(bridge)
+    write_card(
+        place,
+        heldout,
+        about=ABOUT[role],
+        command=_command(source),
+        data=_READ,
+        more={"binding_accuracies": {name: found.to_json() for name, found in binding_accuracies(bridge).items()}},
+        accuracies=accuracies,
+    )
+    return accuracies
+
+
+def _command(source: Path) -> str:
+    seed = json.loads((source / "training.json").read_text(encoding="utf-8"))["config"]["seed"]
+    return _COMMAND + (f" --seed {seed}" if seed else "")
 
 
 def binding_accuracies(bridge: Any) -> dict[str, Result]:

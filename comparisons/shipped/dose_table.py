@@ -1,11 +1,12 @@
 """Dose and response on models of one loss: what of the measures moves with the density of weights?
 
-    for model in 2.5-256 5-160 5-224 10-96 10-160 20-64 20-128 100-32 100-64
-    do sparse-lens train --recipe dose-$model --corpus python --out doses/dose-$model; done
+    for model in 2.5-256 5-160 5-224 10-96 10-160 20-64 20-128 100-32 100-64; do for seed in 0 1 2
+    do sparse-lens train --recipe dose-$model --seed $seed --corpus python --out doses/dose-$model-seed$seed; done; done
     python -m sparse_lens.comparisons.shipped.dose_table doses/* --target dose-2.5-256 --out docs/doses --page docs/pages/claims.md
 
 The fewer weights a model has, the wider it is. At each density two widths lie on either side of the target's loss, and what is
-measured is interpolated between them (`mechanism.doses`). Cells are kept in `--cells`, and the command goes on where it stopped.
+measured is interpolated between them (`mechanism.doses`), for each training seed by itself. Cells are kept in `--cells`, and the
+command goes on where it stopped. The file it writes holds the row of the claim T3a (`sparse-lens claims --kept`).
 """
 
 from __future__ import annotations
@@ -16,176 +17,94 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparse_lens.circuits import SearchConfig
-from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints
-from sparse_lens.comparisons.curves.circuit_curve import SCHEMA, CircuitCurve
-from sparse_lens.comparisons.curves.curve_areas import size_at
-from sparse_lens.comparisons.instrument.measuring import ROLES
-from sparse_lens.comparisons.instrument.running import FORMAT
-from sparse_lens.comparisons.jobs import Job, Record, run_jobs
+from sparse_lens.comparisons.circuit_sizes import over_seeds
+from sparse_lens.comparisons.instrument.claim import CLAIMS
+from sparse_lens.comparisons.instrument.rows import ClaimRow
+from sparse_lens.comparisons.instrument.verdicts import difference_over_seeds, judge
 from sparse_lens.comparisons.mechanism.doses import Dose, DoseResponse, dose_response
-from sparse_lens.comparisons.pair import ModelPair, model_facts
+from sparse_lens.comparisons.pair import ModelPair
+from sparse_lens.comparisons.shipped.measuring_family import MEASURES, PSI, SHUFFLED, measure_family
 from sparse_lens.comparisons.shipped.page_tables import write_tables
 from sparse_lens.errors import UnknownNameError
 from sparse_lens.files import new_file
-from sparse_lens.hooks import load, sparsity_report
-from sparse_lens.results import Result, exact, from_plain, not_measurable, to_plain
+from sparse_lens.results import Result, not_measurable, to_plain
 
 KEPT = "doses.json"
 
-MEASURED: Mapping[str, tuple[str, str]] = {
-    "features per neuron (psi)": ("superposition", "psi"),
-    "labels per neuron": ("concepts", "concepts_per_unit"),
-    "F1 of concepts beyond the token": ("concepts", "coverage_f1_over_tokens_ambiguous"),
-    "held-out R² of a neuron from the others": ("predictability", "heldout_r2_mean"),
-    "fracture F": ("fracture", "mirror_fracture"),
-    "entanglement": ("fracture", "entanglement"),
-    "D_abl": ("compositionality", "d_abl"),
-}
-"""What is printed of which measure of the claims, by its name in the table."""
 
-BITS = "bits of a circuit at a KL of 0.5"
-_TARGETS = (1.0, 0.5, 0.3)
-_KL = 0.5
+def responses(models: Mapping[str, Mapping[str, Any]], target: str) -> dict[str, dict[int, DoseResponse]]:
+    """Dose and response of every measure, for each training seed among its models at the loss of its model of the recipe `target`.
 
-
-MEASURES = tuple(dict.fromkeys(measure for measure, _ in MEASURED.values()))
-"""The measures of the claims that are made."""
-
-
-def dose_jobs(
-    pair: ModelPair,
-    folders: Mapping[str, Path],
-    tasks: Sequence[str],
-    *,
-    measures: Sequence[str] = MEASURES,
-    smoke: bool = False,
-) -> dict[str, list[Job]]:
-    """The cells of every model, by its name: the measures of the claims, and a curve for each task.
-
-    A cell of the claims measures two models at once, the pair's `sparse` and its `dense_matched`: models are taken two by two.
+    Raises `UnknownNameError` where a seed has no such model.
     """
-    names = list(folders)
-    jobs: dict[str, list[Job]] = {name: [] for name in names}
-    config = SearchConfig(steps=20, search_pairs=64, evaluation_pairs=32, evaluations=6) if smoke else SearchConfig()
-    for first, second in zip(names[::2], [*names[1::2], names[-1]], strict=False):
-        both = pair.with_models(sparse=folders[first], dense_matched=folders[second])
-        depends = [FORMAT, *(part for role in ROLES.values() for part in fingerprints(both, ColumnSpec(role, role)))]
-        for measure in measures:
-            arguments = {"pair": both.address, "measure": measure, "smoke": smoke}
-            job = Job(
-                f"{measure} of {first}, {second}", "sparse_lens.comparisons.instrument.measuring:measured", arguments, depends
-            )
-            for name in dict.fromkeys((first, second)):
-                jobs[name].append(job)
-    for name, folder in folders.items():
-        spec = ColumnSpec(name, str(folder))
-        for task in tasks:
-            arguments = {"pair": pair.address, "column": spec.to_plain(), "task": task, "seed": 0, "targets": list(_TARGETS)}
-            arguments |= {"edge_targets": [], "functional_targets": [], "config": config.model_dump(mode="json")}
-            depends = [*fingerprints(pair, spec), f"curve schema {SCHEMA}"]
-            jobs[name].append(Job(f"curve {task} in {name}", "sparse_lens.comparisons.full.cells:curve_cell", arguments, depends))
-    return jobs
-
-
-def measure_family(
-    pair: ModelPair,
-    folders: Mapping[str, Path],
-    *,
-    tasks: Sequence[str],
-    measures: Sequence[str] = MEASURES,
-    smoke: bool = False,
-    **how: Any,
-) -> dict[str, dict[str, Any]]:
-    """By model: density of its blocks' matrices, loss on the pair's held-out windows, and `values` by their name in the table.
-
-    `how` is that of `run_jobs`.
-    """
-    jobs = dose_jobs(pair, folders, tasks, measures=measures, smoke=smoke)
-    flat = list({job.fingerprint: job for of in jobs.values() for job in of}.values())
-    records = {job.fingerprint: record for job, record in zip(flat, run_jobs(flat, **how), strict=True)}
-    losses = {name: loss_of(pair, folder) for name, folder in folders.items()}
-    return {
-        name: {
-            "density": density_of(folder),
-            "loss": losses[name],
-            "values": _values(folder, jobs[name], records),
-        }
-        for name, folder in folders.items()
-    }
-
-
-def density_of(folder: Path) -> float:
-    """Nonzeros over entries of the matrices within blocks, to two digits: nominally equal densities are one dose."""
-    matrices = [matrix for matrix in sparsity_report(load(folder)).matrices if matrix.name.startswith("blocks.")]
-    return float(f"{sum(m.nonzeros for m in matrices) / sum(m.entries for m in matrices):.2g}")
-
-
-def loss_of(pair: ModelPair, folder: Path) -> Result:
-    """Nats per token on the pair's held-out windows."""
-    return model_facts(load(folder), pair.windows["heldout"])["loss"]
-
-
-def _values(folder: Path, jobs: Sequence[Job], records: Mapping[str, Record]) -> dict[str, Result]:
-    found: dict[str, Mapping[str, Result]] = {}
-    curves = []
-    for job in jobs:
-        record = records[job.fingerprint]
-        if "measure" in job.arguments:
-            replaced = json.loads(job.arguments["pair"])["replaced"]
-            side = "sparse" if replaced["sparse"] == str(folder.absolute()) else "dense"
-            found[job.arguments["measure"]] = from_plain(record)[side]
-        else:
-            curves.append(CircuitCurve.from_plain(record))
-    values = {told: found[measure][metric] for told, (measure, metric) in MEASURED.items() if measure in found}
-    return values | {BITS: _pooled([size_at(curve, _KL) for curve in curves])}
-
-
-def _pooled(sizes: Sequence[Result]) -> Result:
-    """Geometric mean over tasks; not measurable where one is not, for another set of tasks is another measure."""
-    if failed := next((size for size in sizes if size.value is None), None):
-        return failed
-    if not sizes:
-        return not_measurable("no task was searched")
-    product = 1.0
-    for size in sizes:
-        product *= (size.value or 0.0) ** (1 / len(sizes))
-    return exact(product, n=len(sizes))
-
-
-def responses(models: Mapping[str, Mapping[str, Any]], target: str) -> dict[str, DoseResponse]:
-    """Dose and response of every measure among the models at the target's loss."""
-    if target not in models:
-        raise UnknownNameError("model", target, models)
-    told = list(next(iter(models.values()))["values"])
-    return {
-        measure: dose_response(
-            {name: Dose(model["density"], model["loss"], model["values"][measure]) for name, model in models.items()}, target=target
-        )
-        for measure in told
-    }
+    found: dict[str, dict[int, DoseResponse]] = {}
+    for seed in sorted({model["seed"] for model in models.values()}):
+        of_seed = {name: model for name, model in models.items() if model["seed"] == seed}
+        aim = {model["recipe"]: name for name, model in of_seed.items()}
+        if target not in aim:
+            raise UnknownNameError(f"recipe of training seed {seed}", target, aim)
+        for measure in next(iter(of_seed.values()))["values"]:
+            doses = {name: Dose(model["density"], model["loss"], model["values"][measure]) for name, model in of_seed.items()}
+            found.setdefault(measure, {})[seed] = dose_response(doses, target=aim[target])
+    return found
 
 
 def dose_page(models: Mapping[str, Mapping[str, Any]], target: str) -> dict[str, str]:
-    """Markdown by marker: the models, and each measure at every density with its order."""
-    rows = ["| model | density | loss |", "|---|---:|---:|"]
-    for name, model in sorted(models.items(), key=lambda item: (item[1]["density"], -(item[1]["loss"].value or 0))):
-        rows.append(f"| `{name}` | {100 * model['density']:g} % | {model['loss'].value:.3f} |")
+    """Markdown by marker: the models, and each measure at every density (means over training seeds) with its slope."""
+    rows = ["| recipe | density | loss, by training seed |", "|---|---:|---:|"]
+    recipes: dict[str, list[Mapping[str, Any]]] = {}
+    for model in sorted(models.values(), key=lambda model: (model["density"], model["recipe"], model["seed"])):
+        recipes.setdefault(model["recipe"], []).append(model)
+    for recipe, of in recipes.items():
+        losses = ", ".join(f"{model['loss'].value:.3f}" for model in of)
+        rows.append(f"| `{recipe}` | {100 * of[0]['density']:g} % | {losses} |")
     densities = sorted({model["density"] for model in models.values()})
-    head = [
-        "measure",
-        *(f"{100 * density:g} %" for density in densities),
-        "rank correlation",
-        "p",
-        "slope for ten times the density",
-    ]
+    head = ["measure", *(f"{100 * density:g} %" for density in densities), "slope for ten times the density", "rank correlation"]
     table = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for told, found in responses(models, target).items():
-        at = dict(found.points)
-        cells = [f"{at[density].value:.3g}" if density in at else "—" for density in densities]
-        numbers = [_number(found.results[name]) for name in ("spearman", "permutation_p", "slope_per_decade")]
-        table.append("| " + " | ".join([told, *cells, *numbers]) + " |")
+        means = [_mean_at(found, density) for density in densities]
+        cells = ["—" if mean.value is None else f"{mean.value:.3g}" for mean in means]
+        correlations = [response.results["spearman"] for response in found.values()]
+        shown = ", ".join("—" if each.value is None else f"{each.value:.2g}" for each in correlations)
+        table.append("| " + " | ".join([told, *cells, _number(slope_of(found)), shown]) + " |")
     return {"dose models": "\n".join(rows), "doses": "\n".join(table)}
+
+
+def slope_of(found: Mapping[int, DoseResponse]) -> Result:
+    """Slope for ten times the density: mean over training seeds with Student's interval; of a single one with its own."""
+    slopes = [response.results["slope_per_decade"] for response in found.values()]
+    values = [slope.value for slope in slopes if slope.value is not None]
+    return difference_over_seeds(values) if len(values) > 1 else next((s for s in slopes if s.value is not None), slopes[0])
+
+
+def prevention_row(models: Mapping[str, Mapping[str, Any]], target: str) -> ClaimRow:
+    """The claim T3a by the rule of all claims: slopes of features per neuron over training seeds, against 0 and shuffled weights.
+
+    What stands for the sparse and the dense model are the least and the greatest density.
+    """
+    claim = next(claim for claim in CLAIMS if claim.id == "T3a")
+    found = responses(models, target)
+    if PSI not in found:
+        return ClaimRow(claim, judge([None], [None], loss_gaps=[0.0], larger="sparse"))
+    slopes, shuffled = (
+        [response.results["slope_per_decade"].value for response in found[name].values()] for name in (PSI, SHUFFLED)
+    )
+    nothing = [0.0] * len(slopes)  # and no gap in loss: they are compared at one loss
+    judgement = judge(slopes, nothing, loss_gaps=nothing, larger="sparse", controls={"random_weights": shuffled})
+    densities = sorted({model["density"] for model in models.values()})
+    means = [_mean_at(found[PSI], density) for density in densities]
+    told = tuple(f"{100 * density:g} % of weights: {mean}" for density, mean in zip(densities, means, strict=True))
+    controls = {"random_weights": slope_of(found[SHUFFLED])}
+    return ClaimRow(
+        claim, judgement, means[0], means[-1], controls, ("the difference is the slope for ten times the density", *told)
+    )
+
+
+def _mean_at(found: Mapping[int, DoseResponse], density: float) -> Result:
+    """Mean over the training seeds that have a value at a density, with the least and the largest."""
+    values = [value.value for response in found.values() for at, value in response.points if at == density]
+    there = [value for value in values if value is not None]
+    return over_seeds(there, n=len(there)) if there else not_measurable("no training seed has models near the target's loss")
 
 
 def _number(result: Result) -> str:
@@ -199,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what has not been measured, keep the numbers, and write the page's tables anew."""
     parser = argparse.ArgumentParser(description="Measures against the density of weights, at one loss.")
     parser.add_argument("folders", type=Path, nargs="+", help="model folders, several widths at each density")
-    parser.add_argument("--target", required=True, help="name of the folder whose loss all are compared at")
+    parser.add_argument("--target", required=True, help="recipe of the model whose loss all of a training seed are compared at")
     parser.add_argument("--out", type=Path, required=True, help=f"folder of {KEPT}")
     parser.add_argument("--page", type=Path, default=None, help="page whose tables, between their markers, are written anew")
     parser.add_argument("--cells", type=Path, default=Path("doses.cells"), help="folder of the cells (default: %(default)s)")
@@ -211,13 +130,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="the least that runs everything")
     options = parser.parse_args(arguments)
     folders = {folder.name: folder.absolute() for folder in options.folders}
-    if options.target not in folders:
-        raise UnknownNameError("model", options.target, folders)
     how = {"cache": options.cells, "workers": options.workers}
     models = measure_family(ModelPair.open(), folders, tasks=options.tasks, measures=options.only, smoke=options.smoke, **how)
     options.out.mkdir(parents=True, exist_ok=True)
+    row = prevention_row(models, options.target)
+    content = {"target": options.target, "models": models, "claims": [row.to_plain()]}
     with new_file(options.out / KEPT) as path:
-        path.write_text(json.dumps(to_plain({"target": options.target, "models": models}), indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(to_plain(content), indent=1) + "\n", encoding="utf-8")
     if options.page is not None:
         write_tables(options.page, dose_page(models, options.target))
 

@@ -36,6 +36,14 @@ def add_claims(commands: Any) -> None:
         metavar="NAME=FOLDER",
         help="a model that takes the dense one's place in T1b, such as a pruned one; repeated with one NAME: its training seeds",
     )
+    parser.add_argument(
+        "--kept",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="a claims.json of other models, or a table of doses or of depths: its rows stand where this run has no number",
+    )
     parser.add_argument("--smoke", action="store_true", help="one pair, and as little as runs everything; to try it out")
     parser.add_argument("--out", type=Path, default=Path("claims"), help="folder of the page, the JSON and the tables")
     parser.add_argument("--cache", type=Path, default=None, metavar="DIR", help="what is done is kept there (default: OUT.cells)")
@@ -59,6 +67,7 @@ def _claims(options: argparse.Namespace) -> None:
         options.pair or "python",
         only=options.only,
         arms=arms,
+        kept=options.kept,
         smoke=options.smoke,
         cache=cache,
         literature=options.literature,

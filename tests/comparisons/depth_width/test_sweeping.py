@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from sparse_lens.comparisons.depth_width.grid import GridCell
-from sparse_lens.comparisons.depth_width.sweeping import DepthWidthSweep, best_rate, depth_slopes, depth_width_sparsity_sweep
+from sparse_lens.comparisons.depth_width.sweeping import (
+    DepthWidthSweep,
+    SweepCell,
+    best_rate,
+    depth_slopes,
+    depth_width_sparsity_sweep,
+)
 from sparse_lens.comparisons.jobs import Record
 from sparse_lens.data import DataConfig, SourceFolder, TokenData, generate_program, prepare_data
 from sparse_lens.errors import ConfigError
@@ -49,9 +55,10 @@ def run(loss: float) -> Record:
 
 
 def test_best_rate_table_and_missing_cells() -> None:
-    """The rate with the least mean loss; a row for every cell, also for one that is missing."""
-    cell = best_rate(GridCell(1, 1, 0.5), {0.1: [run(3.0), run(4.0)], 0.2: [run(3.2), run(3.4)]})
-    assert cell.learning_rate == 0.2 and cell.results["loss"].value == pytest.approx(3.3)
+    """The rate with the least loss; a row for every cell, also for one that is missing."""
+    assert best_rate({0.1: run(3.0), 0.2: run(2.9), 0.4: run(3.4)}) == 0.2
+    cell = SweepCell(GridCell(1, 1, 0.5), 0.2, (run(3.2), run(3.4)))
+    assert cell.results["loss"].value == pytest.approx(3.3)
     assert cell.results["half"].value == pytest.approx(1.65) and cell.results["half"].seeds == 2
     frame = DepthWidthSweep("core", {(1, 0.5): cell}, {(3, 0.5): "no width"}).to_frame()
     assert frame["depth"].tolist() == [1, 3] and frame["missing"].tolist() == ["", "no width"]
@@ -61,7 +68,7 @@ def test_best_rate_table_and_missing_cells() -> None:
 def test_nothing_trained_yet_is_all_missing(data: TokenData, tmp_path: Path) -> None:
     """Without training every cell is named, with how many runs it lacks."""
     sweep = depth_width_sparsity_sweep(data, tmp_path, budget_core=49_152, depths=(1, 3), densities=(1.0,), train=False)
-    assert not sweep.cells and sweep.missing[1, 1.0] == "9 of 9 runs are not trained yet" and "no width" in sweep.missing[3, 1.0]
+    assert not sweep.cells and sweep.missing[1, 1.0] == "5 of 5 runs are not trained yet" and "no width" in sweep.missing[3, 1.0]
     with pytest.raises(ConfigError, match="one seed"):
         depth_width_sparsity_sweep(data, tmp_path, seeds=())
 
@@ -70,17 +77,19 @@ def test_nothing_trained_yet_is_all_missing(data: TokenData, tmp_path: Path) -> 
 def test_a_tiny_grid(data: TokenData, tmp_path: Path) -> None:
     """Two depths and two densities, 60 steps: equal cores, a loss and a measure in every cell, and nothing computed twice."""
     options = {"budget_core": 49_152, "depths": (1, 4), "densities": (1.0, 1 / 16), "seeds": (0,), "tokens": 60 * 16 * 128}
-    options |= {"learning_rates": (1.8e-2,), "progress": False}
+    options |= {"learning_rates": (1.8e-2, 3.6e-2), "progress": False}
     sweep = depth_width_sparsity_sweep(data, tmp_path, **options)
     assert set(sweep.cells) == {(1, 1.0), (1, 1 / 16), (4, 1.0), (4, 1 / 16)} and not sweep.missing
     for (_, density), cell in sweep.cells.items():
         found = cell.results
         assert found["core"].value == 49_152 and found["nonzeros"].value == round(density * 49_152)
         assert 1 < (found["loss"].value or 0) < math.log(600) and found["loss"].seeds == 1
+        assert found["learning_rate"].value in (1.8e-2, 3.6e-2)
     assert sweep.results["interaction"].value is not None and sweep.results["interaction"].lo is None
     again = depth_width_sparsity_sweep(data, tmp_path, train=False, **options)
     assert again.to_frame().equals(sweep.to_frame())
     records = sorted((tmp_path / "records").iterdir())
+    assert len(records) == 8
     records[0].unlink()
     assert len(depth_width_sparsity_sweep(data, tmp_path, train=False, **options).missing) == 1
     assert depth_width_sparsity_sweep(data, tmp_path, **options).to_frame().equals(sweep.to_frame())

@@ -9,37 +9,82 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sparse_lens.comparisons.instrument.kept_rows import read_kept
 from sparse_lens.comparisons.pair import ModelPair
-from sparse_lens.comparisons.shipped.dose_table import BITS, KEPT, MEASURES, density_of, dose_jobs, dose_page, main, responses
+from sparse_lens.comparisons.shipped.dose_table import (
+    KEPT,
+    dose_page,
+    main,
+    prevention_row,
+    responses,
+)
+from sparse_lens.comparisons.shipped.measuring_family import BITS, PSI, SHUFFLED
 from sparse_lens.errors import UnknownNameError
-from sparse_lens.results import exact, not_measurable
+from sparse_lens.results import exact, not_measurable, to_plain
 from sparse_lens.training import get_recipe
 
 
-def planted() -> dict[str, dict[str, Any]]:
-    """Five densities; at the target's loss a measure is ten times the density, and another cannot be had at one of them."""
+def planted(seeds: int = 1) -> dict[str, dict[str, Any]]:
+    """Five densities; at the target's loss a measure is ten times the density, and another cannot be had at one of them.
+
+    Features per neuron rise with the logarithm of the density, by 0.5 (a little less with each seed), shuffled weights' do not.
+    """
     models = {}
-    for density in (0.025, 0.05, 0.1, 0.2):
-        values = {"up": exact(10 * density), "some": not_measurable("gate") if density == 0.1 else exact(1 / density)}
-        models[f"d{density}"] = {"density": density, "loss": exact(3.5, n=8), "values": values}
-    for name, loss, up in (("wide", 3.3, 20.0), ("narrow", 3.7, 5.0)):
-        models[name] = {"density": 1.0, "loss": exact(loss, n=8), "values": {"up": exact(up), "some": exact(1.0)}}
+    for seed in range(seeds):
+        for recipe, density, loss in [
+            *((f"d{density}", density, 3.5) for density in (0.025, 0.05, 0.1, 0.2)),
+            ("wide", 1.0, 3.3),
+            ("narrow", 1.0, 3.7),
+        ]:
+            values = {"up": exact(10 * density), "some": not_measurable("gate") if density == 0.1 else exact(1 / density)}
+            if density == 1:
+                values["up"] = exact(20.0 if recipe == "wide" else 0.0)
+            values |= {
+                PSI: exact(1 + (0.5 - 0.01 * seed) * np.log10(density)),
+                SHUFFLED: exact(1 + 0.001 * np.sin(9 * density + seed)),
+            }
+            name = recipe if seed == 0 else f"{recipe}-seed{seed}"
+            models[name] = {
+                "recipe": recipe,
+                "seed": seed,
+                "density": density,
+                "loss": exact(loss + 0.1 * seed, n=8),
+                "values": values,
+            }
     return models
 
 
 def test_measures_are_read_at_one_loss() -> None:
-    found = responses(planted(), "d0.025")
-    assert found["up"].points[-1][1].value == pytest.approx(10) and found["up"].results["spearman"].value == pytest.approx(1)
-    assert found["some"].results["spearman"].value == pytest.approx(-1) and found["some"].results["doses"].value == 4
+    """Each training seed at its own target's."""
+    found = responses(planted(2), "d0.025")
+    for seed in (0, 1):
+        up, some = found["up"][seed], found["some"][seed]
+        assert up.points[-1][1].value == pytest.approx(10) and up.results["spearman"].value == pytest.approx(1)
+        assert some.results["spearman"].value == pytest.approx(-1) and some.results["doses"].value == 4
     with pytest.raises(UnknownNameError, match="d0"):
         responses(planted(), "d0.3")
 
 
-def test_the_page_has_every_model_and_measure() -> None:
-    page = dose_page(planted(), "d0.025")
-    assert page["dose models"].count("\n") == 7 and "| `narrow` | 100 % | 3.700 |" in page["dose models"]
-    up, some = page["doses"].splitlines()[2:]
-    assert up.startswith("| up | 0.25 | 0.5 | 1 | 2 | 10 | 1 [") and "| — |" in some
+def test_the_page_has_every_recipe_and_measure() -> None:
+    page = dose_page(planted(2), "d0.025")
+    assert page["dose models"].count("\n") == 7 and "| `narrow` | 100 % | 3.700, 3.800 |" in page["dose models"]
+    up, some = page["doses"].splitlines()[2:4]
+    assert up.startswith("| up | 0.25 | 0.5 | 1 | 2 | 10 | ") and up.endswith("| 1, 1 |") and "| — |" in some
+
+
+def test_the_claim_is_decided_by_slopes_over_seeds(tmp_path: Path) -> None:
+    row = prevention_row(planted(3), "d0.025")
+    assert row.verdict == "supports" and row.judgement.difference.value == pytest.approx(0.49)
+    assert row.sparse.value == pytest.approx(1 + 0.49 * np.log10(0.025)) and row.dense.value == pytest.approx(1)
+    path = tmp_path / KEPT
+    path.write_text(json.dumps(to_plain({"claims": [row.to_plain()]})))
+    assert read_kept(path)[0].judgement == row.judgement
+    few = prevention_row(planted(1), "d0.025")
+    assert few.verdict == "not measurable" and "1 training seed" in few.judgement.reasons[0]
+    alike = planted(3)
+    for model in alike.values():
+        model["values"][SHUFFLED] = model["values"][PSI]
+    assert prevention_row(alike, "d0.025").verdict == "indistinguishable"
 
 
 def test_the_recipes_are_one_family() -> None:
@@ -50,16 +95,6 @@ def test_the_recipes_are_one_family() -> None:
     shares = [recipe.sparsity.density if recipe.sparsity is not None else 1.0 for recipe in recipes]
     weights = [share * int(recipe.model["d_model"] or 0) ** 2 for share, recipe in zip(shares, recipes, strict=True)]
     assert sorted(set(shares)) == [0.025, 0.05, 0.1, 0.2, 1.0] and max(weights) / min(weights) == 5
-
-
-def test_models_are_measured_two_by_two() -> None:
-    """Of three models each has every measure once, the last beside itself, and a curve for each task."""
-    pair = ModelPair.open()
-    folders = {f"m{number}": pair.model_folder(role) for number, role in enumerate(("sparse", "dense_matched", "sparse"))}
-    jobs = dose_jobs(pair, folders, ["if_equals", "with_as"])
-    assert all(len(of) == len(MEASURES) + 2 for of in jobs.values())
-    assert len({job.fingerprint for of in jobs.values() for job in of}) == 2 * len(MEASURES) + 6
-    assert density_of(folders["m0"]) == pytest.approx(0.05) and density_of(folders["m1"]) == 1.0
 
 
 @pytest.mark.slow

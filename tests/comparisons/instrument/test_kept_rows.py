@@ -1,0 +1,78 @@
+"""Rows of other runs: read back as they were, put only where nothing was measured, and refused where they are no rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparse_lens.comparisons.instrument.claim import CLAIMS, arm_claim
+from sparse_lens.comparisons.instrument.kept_rows import read_kept, with_kept
+from sparse_lens.comparisons.instrument.rows import ClaimRow
+from sparse_lens.comparisons.instrument.verdicts import judge
+from sparse_lens.errors import DataError, UnknownNameError
+from sparse_lens.results import exact, to_plain
+
+BY_ID = {claim.id: claim for claim in CLAIMS}
+DECIDED = judge([2.0, 2.1, 2.2], [1.0, 1.0, 1.0], loss_gaps=[0.0] * 3, larger="sparse", controls={"rotated": [0.1, 0.0, 0.1]})
+NOTHING = judge([None] * 3, [None] * 3, loss_gaps=[0.0] * 3, larger="sparse")
+
+
+def kept_file(folder: Path, *rows: ClaimRow, **changes: Any) -> Path:
+    path = folder / "claims.json"
+    path.write_text(json.dumps({"claims": [to_plain(row.to_plain()) | changes for row in rows]}))
+    return path
+
+
+def test_rows_are_read_back(tmp_path: Path) -> None:
+    """All but those that were not measurable; the file they are from is said."""
+    row = ClaimRow(BY_ID["BIND"], DECIDED, exact(2.1), exact(1.0), {"rotated": exact(0.1)}, ("a cell",))
+    arm = ClaimRow(arm_claim(BY_ID["EASE"], "pruned-late"), DECIDED, exact(2.1), exact(1.0))
+    path = kept_file(tmp_path, row, arm, ClaimRow(BY_ID["T3a"], NOTHING))
+    found, of_arm = read_kept(path)
+    assert found.found == ("a cell", "kept in claims.json") and found.verdict == "supports"
+    assert (found.claim, found.judgement, found.sparse, found.controls) == (row.claim, row.judgement, row.sparse, row.controls)
+    assert of_arm.claim == arm.claim
+
+
+def test_a_kept_row_stands_only_where_nothing_was_measured(tmp_path: Path) -> None:
+    kept = read_kept(kept_file(tmp_path, *(ClaimRow(BY_ID[name], DECIDED, exact(9.0), exact(1.0)) for name in ("BIND", "EASE"))))
+    own = [ClaimRow(BY_ID["BIND"], NOTHING), ClaimRow(BY_ID["EASE"], DECIDED, exact(2.0)), ClaimRow(BY_ID["MONO"], NOTHING)]
+    assert [row.sparse.value for row in with_kept(own, kept)] == [9.0, 2.0, None]
+    assert with_kept(own, []) == own
+
+
+def test_rows_of_arms_come_after_all_others_where_their_claim_was_asked_for(tmp_path: Path) -> None:
+    kept = read_kept(kept_file(tmp_path, ClaimRow(arm_claim(BY_ID["COMP"], "pruned"), DECIDED, exact(9.0), exact(1.0))))
+    assert [row.claim.id for row in with_kept([ClaimRow(BY_ID["T1b"], NOTHING)], kept)] == ["T1b", "T1b-pruned-COMP"]
+    assert [row.claim.id for row in with_kept([ClaimRow(BY_ID["EASE"], NOTHING)], kept)] == ["EASE"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"verdict": "proves"}, "verdict of BIND is 'proves'"),
+        ({"controls": 3}, "BIND is not whole"),
+        ({"sparse": 2.0}, "no results"),
+        ({"sparse": {**to_plain(exact(1.0)), "value": "much"}}, "BIND is not whole"),
+        ({"reasons": None}, "BIND is not whole"),
+    ],
+)
+def test_damaged_rows_are_refused(tmp_path: Path, changes: dict[str, Any], match: str) -> None:
+    path = kept_file(tmp_path, ClaimRow(BY_ID["BIND"], DECIDED, exact(2.1), exact(1.0)), **changes)
+    with pytest.raises(DataError, match=match):
+        read_kept(path)
+
+
+def test_files_that_hold_no_rows_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    with pytest.raises(DataError, match="cannot be read"):
+        read_kept(path)
+    for content in ("{", '{"claims": {}}', "[]", '{"claims": [1]}', "[" * 100_000):
+        path.write_text(content)
+        with pytest.raises(DataError):
+            read_kept(path)
+    with pytest.raises(UnknownNameError, match="BIND"):
+        read_kept(kept_file(tmp_path, ClaimRow(BY_ID["BIND"], DECIDED, exact(2.1), exact(1.0)), id="BINDS"))

@@ -1,0 +1,100 @@
+"""The table of depth: planted slopes decide the claim, gaps are named, and a tiny grid goes all the way."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from sparse_lens.comparisons.depth_width.grid import GridCell
+from sparse_lens.comparisons.depth_width.sweeping import DepthWidthSweep, SweepCell
+from sparse_lens.comparisons.instrument.kept_rows import read_kept
+from sparse_lens.comparisons.shipped.depth_table import KEPT, Measured, depth_page, depth_row, main, read_measured, slopes_of
+from sparse_lens.comparisons.shipped.measuring_family import ENTANGLEMENT, MIXED, UNTRAINED
+from sparse_lens.data import DataConfig, SourceFolder, generate_program, prepare_data
+from sparse_lens.results import Result, exact, not_measurable, to_plain
+
+DEPTHS, DENSITIES = (1, 4, 16), (1.0, 1 / 16)
+
+
+def planted(seeds: int = 3, *, untrained: float = 0.0) -> dict[tuple[int, float], list[dict[str, Result]]]:
+    """Entanglement falls by 0.1 with each unit of the logarithm of depth in dense models, by 0.02 in sparse ones."""
+
+    def run(depth: int, density: float, seed: int) -> dict[str, Result]:
+        slope = (0.1 if density == 1 else 0.02) + 0.001 * seed
+        log = math.log(depth)
+        controls = {UNTRAINED: exact(0.5 - untrained * log), MIXED: exact(0.9 + 0.001 * log * seed)}
+        return {"loss": exact(4 - 0.01 * log * (1 + seed)), ENTANGLEMENT: exact(0.8 - slope * log + 0.01 * seed)} | controls
+
+    return {(depth, density): [run(depth, density, seed) for seed in range(seeds)] for depth in DEPTHS for density in DENSITIES}
+
+
+def sweep_of(measured: Measured) -> DepthWidthSweep:
+    counts = {"core": 10, "nonzeros": 5_000, "embeddings": 3, "total": 20, "loss": 4.0, "measures": {}}
+    cells = {place: SweepCell(GridCell(place[0], 64, place[1]), 0.01, (counts,) * len(of)) for place, of in measured.items()}
+    return DepthWidthSweep("core", cells, {(3, 1.0): "no width"})
+
+
+def test_planted_slopes_decide_the_claim(tmp_path: Path) -> None:
+    row = depth_row(planted())
+    assert row.verdict == "supports" and row.judgement.difference.value == pytest.approx(-0.101)
+    assert row.sparse.value == pytest.approx(-0.021) and any("interaction" in line and "0.08" in line for line in row.found)
+    (tmp_path / KEPT).write_text(json.dumps(to_plain({"claims": [row.to_plain()]})))
+    assert read_kept(tmp_path / KEPT)[0].judgement == row.judgement
+
+
+def test_a_control_or_too_few_seeds_leave_it_open() -> None:
+    assert depth_row(planted(untrained=0.1)).verdict == "indistinguishable"
+    assert depth_row(planted(2)).verdict == "not measurable"
+
+
+def test_the_page_has_every_cell_and_names_gaps() -> None:
+    measured = planted()
+    for run in measured[16, 1 / 16]:
+        run[ENTANGLEMENT] = not_measurable("4 of 5 tasks are done")
+    page = depth_page(sweep_of(measured), measured)
+    assert (
+        "| 16 | 64 | 6.25 % | 5,000 | 3 | 0.01 | 3.945 (0.028) |" in page["depth grid"]
+        and "3 layers at 100 %: no width" in page["depth grid"]
+    )
+    (entanglement,) = (line for line in page["depth measures"].splitlines() if line.startswith(f"| {ENTANGLEMENT} |"))
+    assert entanglement.endswith("| — |") and entanglement.count("|") == 8
+    assert slopes_of(measured, ENTANGLEMENT)["slope_at_0.0625"].value == pytest.approx(-0.021)
+    assert f"| {ENTANGLEMENT} | -0.101 [" in page["depth"]
+
+
+@pytest.mark.slow
+def test_a_tiny_grid_is_trained_measured_and_taken_up_again(tmp_path: Path) -> None:
+    source, data = tmp_path / "source", tmp_path / "data"
+    source.mkdir()
+    for number in range(40):
+        (source / f"module_{number}.py").write_text(generate_program(random.Random(number)))
+    sizes = {"valid_share": 0.3, "valid_generated_tokens": 500, "tokenizer_directory": "python"}
+    prepare_data(DataConfig((SourceFolder(str(source)),), 0.1, **sizes), data)
+    options = [
+        "--data",
+        str(data),
+        "--out",
+        str(tmp_path / "kept"),
+        "--cells",
+        str(tmp_path / "cells"),
+        "--smoke",
+        "--workers",
+        "1",
+    ]
+    options += ["--budget-core", "49152", "--depths", "1", "4", "--densities", "1", "--seeds", "0", "--tokens", "40960"]
+    options += ["--rates", "0.018", "--tasks", "--only", "predictability"]
+    page = tmp_path / "page.md"
+    page.write_text("".join(f"<!-- table: {name} -->\n<!-- end -->\n" for name in ("depth grid", "depth measures", "depth")))
+    main([str(tmp_path / "grid"), *options, "--page", str(page)])
+    measured = read_measured(tmp_path / "kept")
+    assert set(measured) == {(1, 1.0), (4, 1.0)} and page.read_text().count("held-out R²") == 2
+    assert all(run["held-out R² of a neuron from the others"].measurable for of in measured.values() for run in of)
+    before = {
+        path: path.stat().st_mtime_ns for path in (*(tmp_path / "cells").iterdir(), *(tmp_path / "grid" / "records").iterdir())
+    }
+    main([str(tmp_path / "grid"), *options])
+    assert {path: path.stat().st_mtime_ns for path in before} == before
