@@ -11,6 +11,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
@@ -58,6 +59,11 @@ class Job:
             raise TypeError(f"{self.function} gave a {type(record).__name__}; a job gives a dict")
         return record
 
+    def timed(self) -> tuple[Record, float]:
+        """The same, and the seconds that it took."""
+        begun = time.perf_counter()
+        return self.run(), time.perf_counter() - begun
+
 
 def run_jobs(
     jobs: Sequence[Job],
@@ -87,10 +93,10 @@ def run_jobs(
     missing = list({job.fingerprint: job for job in jobs if job.fingerprint not in found}.values())
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=len(found) + len(missing), initial=len(found), desc="cells", disable=not progress))
-        for job, record in _computed(missing, workers, ray_address):
+        for job, record, seconds in _computed(missing, workers, ray_address):
             found[job.fingerprint] = record
             if folder is not None:
-                keep_record(folder, job, record)
+                keep_record(folder, job, record, seconds)
             bar.update()
             bar.set_postfix_str(job.name)
     return [found[job.fingerprint] for job in jobs]
@@ -117,39 +123,42 @@ def _place(folder: Path, job: Job) -> Path:
     return folder / f"{job.fingerprint}.json"
 
 
-def keep_record(folder: Path, job: Job, record: Record) -> None:
-    """Keep a job's record, plain JSON, under its fingerprint."""
+def keep_record(folder: Path, job: Job, record: Record, seconds: float | None = None) -> None:
+    """Keep a job's record, plain JSON, under its fingerprint, and how long it took where that is known."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"name": job.name, "function": job.function, "arguments": dict(job.arguments), "record": record}
+    content: dict[str, Any] = {"name": job.name, "function": job.function, "arguments": dict(job.arguments)}
+    content |= {} if seconds is None else {"seconds": round(seconds, 2)}
+    content["record"] = record
     with new_file(_place(folder, job)) as staging:
         staging.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _computed(jobs: Sequence[Job], workers: int, ray_address: str | None) -> Iterator[tuple[Job, Record]]:
+def _computed(jobs: Sequence[Job], workers: int, ray_address: str | None) -> Iterator[tuple[Job, Record, float]]:
+    """Every job with its record and the seconds that it took, as they are done."""
     if not jobs:
         return iter(())
     if ray_address is not None:
         return _over_ray(jobs, ray_address)
     if workers == 1 or len(jobs) == 1:
-        return ((job, _run_here(job)) for job in jobs)
+        return ((job, *_run_here(job)) for job in jobs)
     return _in_processes(jobs, min(workers, len(jobs)))
 
 
-def _run_here(job: Job) -> Record:
+def _run_here(job: Job) -> tuple[Record, float]:
     with single_threaded(), _naming(job):
-        return job.run()
+        return job.timed()
 
 
-def _in_processes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Record]]:
+def _in_processes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Record, float]]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
     with _one_thread_for_children():
         try:
-            futures = {pool.submit(Job.run, job): job for job in jobs}
+            futures = {pool.submit(Job.timed, job): job for job in jobs}
             for future in as_completed(futures):
                 with _naming(futures[future]):
-                    record = future.result()
-                yield futures[future], record
+                    record, seconds = future.result()
+                yield futures[future], record, seconds
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -172,7 +181,7 @@ def _one_thread_for_children() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _over_ray(jobs: Sequence[Job], address: str) -> Iterator[tuple[Job, Record]]:
+def _over_ray(jobs: Sequence[Job], address: str) -> Iterator[tuple[Job, Record, float]]:
     try:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -187,8 +196,8 @@ def _over_ray(jobs: Sequence[Job], address: str) -> Iterator[tuple[Job, Record]]
             (done, *_), _ = ray.wait(list(running))
             job = running.pop(done)
             with _naming(job):
-                record = ray.get(done)
-            yield job, record
+                record, seconds = ray.get(done)
+            yield job, record, seconds
     finally:
         if not joined:
             ray.shutdown()

@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_lens.circuits import Ablation, AblationKind, Circuit, both_sides, mask_hooks
-from sparse_lens.circuits.compiled.masked import masked_model
-from sparse_lens.circuits.compiled.nodes import Logits, node_circuit
+from sparse_lens.circuits.compiled.masked import masked_model, node_circuit
+from sparse_lens.circuits.compiled.nodes import Logits
 from sparse_lens.circuits.edges.latents import hooked_mask
 from sparse_lens.circuits.prompts import Prompts, per_pair
 from sparse_lens.circuits.scoring import answer_differences, answer_logits, task_loss

@@ -54,6 +54,7 @@ def test_a_run_that_failed_goes_on_where_it_was(tmp_path: Path) -> None:
     assert missing_jobs([good, bad], tmp_path) == [bad]
     (kept,) = tmp_path.iterdir()
     content = json.loads(kept.read_text())
+    assert content["name"] == "parse" and content["seconds"] >= 0
     kept.write_text(json.dumps(content | {"record": {"n": "from the cache"}}))
     assert run_jobs([good], tmp_path, workers=1, progress=False) == [{"n": "from the cache"}]
 

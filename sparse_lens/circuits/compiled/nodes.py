@@ -1,4 +1,4 @@
-"""Circuits of nodes that are compiled on the way, to be scored: what searches run instead of the whole model under hooks."""
+"""The plans of circuits of nodes, and what compiles."""
 
 from __future__ import annotations
 
@@ -25,15 +25,6 @@ Logits = Callable[[Prompts], Float[Tensor, "row vocab"]]
 """Logits at the answer position of every prompt."""
 
 
-def node_circuit(bridge: Any, space: NodeSpace, mask: Bool[Tensor, " node"], ablation: Ablation) -> Logits | None:
-    """The nodes of `mask` compiled; None where the whole model has to run.
-
-    What is cut in the model at that moment is cut in the compiled circuit; one with dictionaries is to be run before the cut ends,
-    for its MLPs run in the model.
-    """
-    return compiled_logits(node_plan(bridge, space, mask, ablation)) if compiles(bridge, space, ablation) else None
-
-
 def compiled_logits(plan: Plan) -> Logits:
     """All logits of a plan's runs."""
     tokens = torch.arange(len(plan.unembedding.weight))
@@ -46,11 +37,16 @@ def compiled_logits(plan: Plan) -> Logits:
 
 
 def compiles(bridge: Any, space: NodeSpace, ablation: Ablation) -> bool:
-    """Whether circuits of these nodes compile.
+    """Whether circuits of these nodes compile to their own weights alone.
 
     That is: of CircuitGPT in float32, of its own channels or of dictionaries of its MLPs, with fixed values for what is ablated.
     """
-    if not (ablation.fixed and paths_are_known(space)) or getattr(bridge.original_model, "core", None) is None:
+    return paths_are_known(space) and gates_compile(bridge, ablation)
+
+
+def gates_compile(bridge: Any, ablation: Ablation) -> bool:
+    """Whether the whole model compiles with a gate on every node, whatever its sites are seen through."""
+    if not ablation.fixed or getattr(bridge.original_model, "core", None) is None:
         return False
     return edge_module(bridge, "embedding").weight.dtype == torch.float32
 

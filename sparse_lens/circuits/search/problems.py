@@ -11,7 +11,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sparse_lens.circuits.ablation import Ablation
-from sparse_lens.circuits.compiled.nodes import Logits, node_circuit
+from sparse_lens.circuits.compiled.masked import node_circuit
+from sparse_lens.circuits.compiled.nodes import Logits
 from sparse_lens.circuits.paths import on_paths, paths_are_known
 from sparse_lens.circuits.prompts import Prompts, both_sides
 from sparse_lens.circuits.scoring import answer_logits

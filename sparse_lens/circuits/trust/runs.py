@@ -15,8 +15,7 @@ from torch import Tensor
 
 from sparse_lens.circuits.ablation import Ablation
 from sparse_lens.circuits.circuit import Circuit
-from sparse_lens.circuits.compiled.masked import masked_model
-from sparse_lens.circuits.compiled.nodes import node_circuit
+from sparse_lens.circuits.compiled.masked import masked_model, node_circuit
 from sparse_lens.circuits.edges.latents import hooked_mask
 from sparse_lens.circuits.prompts import Prompts, per_pair
 from sparse_lens.circuits.scoring import answer_differences, logit_differences, recovered_share, task_loss

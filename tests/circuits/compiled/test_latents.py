@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sparse_lens.circuits import Ablation, mean_reference, node_space, weight_graph
-from sparse_lens.circuits.compiled.masked import masked_model
-from sparse_lens.circuits.compiled.nodes import compiles, node_circuit
+from sparse_lens.circuits.compiled.masked import masked_model, node_circuit
+from sparse_lens.circuits.compiled.nodes import compiles
 from sparse_lens.circuits.edges.cutting import CircuitEdges, input_means
 from sparse_lens.circuits.edges.latents import hooked_mask
 from sparse_lens.circuits.edges.running import cut_circuit
@@ -19,7 +19,9 @@ from sparse_lens.circuits.edges.space import candidate_edges
 from sparse_lens.circuits.prompts import both_sides
 from sparse_lens.circuits.scoring import answer_logits
 from sparse_lens.circuits.search.problems import SearchProblem
+from sparse_lens.comparisons.bases import random_bases
 from sparse_lens.dictionaries import RotationDictionary, random_rotation
+from sparse_lens.dictionaries.saelens import SAELensDictionary
 from sparse_lens.models.config import ABSTOPK_SITES
 
 from ..conftest import VOCAB, pairs, random_bridge
@@ -127,10 +129,43 @@ def test_nodes_while_edges_are_cut(model: str, dictionaries: str) -> None:
     torch.testing.assert_close(found, problem.hooked_logits(keep, prompts), atol=1e-5, rtol=1e-5)
 
 
-def test_other_sites_are_left_to_the_whole_model() -> None:
-    bridge = random_bridge(0)
-    space = node_space(bridge, [RotationDictionary(torch.eye(8), "blocks.0.hook_mlp_out")])
-    assert not compiles(bridge, space, Ablation(mean_reference(bridge, space, WINDOWS)))
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_dictionaries_at_any_site(model: str, everywhere: bool) -> None:
+    """A rotation at every site, or an SAE, which leaves an error, in one of them: the whole model, compiled with gates."""
+    bridge, prompts = random_bridge(1, density=0.7, **MODELS[model]), both_sides(pairs(12))
+    sae = random_sae(1)
+    wide = {
+        name: weight[:, :8] if name == "W_dec" else weight[:8] if name in ("W_enc", "b_dec") else weight
+        for name, weight in sae.weights.items()
+    }
+    elsewhere = [random_sae(0), SAELensDictionary("topk", wide, "blocks.1.hook_mlp_out", k=4)]
+    space = node_space(bridge, random_bases(bridge) if everywhere else elsewhere)
+    how = Ablation(mean_reference(bridge, space, WINDOWS))
+    assert not compiles(bridge, space, how)
+    compiled = masked_model(bridge, space, how)
+    assert compiled is not None
+
+    def hooked(mask: torch.Tensor) -> torch.Tensor:
+        return answer_logits(bridge, prompts, how.hooks(bridge, space, mask, prompts), alike=True)
+
+    drawn = torch.rand(space.n_nodes, generator=torch.Generator().manual_seed(3))
+    for mask in (drawn, (drawn < 0.7).float()):
+        for run, expected in zip(_slopes(lambda gates: compiled.logits(gates, prompts), mask), _slopes(hooked, mask), strict=True):
+            torch.testing.assert_close(run, expected, atol=2e-5, rtol=1e-4)
+    for chosen in (drawn < 0.7, drawn < 0, drawn < 2):
+        run = node_circuit(bridge, space, chosen, how)
+        assert run is not None
+        with torch.no_grad():
+            torch.testing.assert_close(run(prompts), hooked(chosen), atol=1e-5, rtol=1e-5)
+
+
+def _slopes(run: Any, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits, and the slope of the sum of their squares by every node's mask."""
+    mask = mask.clone().requires_grad_()
+    logits = run(mask)
+    (slope,) = torch.autograd.grad(logits.square().sum(1).mean(), mask)
+    return logits.detach(), slope
 
 
 @pytest.mark.parametrize(("model", "dictionaries"), CASES)

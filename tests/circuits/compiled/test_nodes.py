@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sparse_lens.circuits import Ablation, find_circuit
-from sparse_lens.circuits.compiled.nodes import compiles, node_circuit
+from sparse_lens.circuits.compiled.masked import node_circuit
+from sparse_lens.circuits.compiled.nodes import compiles
 from sparse_lens.circuits.scoring import answer_logits, masked_differences
 from sparse_lens.circuits.search.config import SearchConfig
 from sparse_lens.circuits.search.nodes import prepare_search
