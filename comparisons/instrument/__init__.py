@@ -6,4 +6,5 @@ from sparse_lens.comparisons.instrument.literature import read_literature as rea
 from sparse_lens.comparisons.instrument.rows import ClaimRow as ClaimRow
 from sparse_lens.comparisons.instrument.running import Report as Report
 from sparse_lens.comparisons.instrument.running import claims as claims
+from sparse_lens.comparisons.instrument.running import pairs_of_models as pairs_of_models
 from sparse_lens.comparisons.instrument.verdicts import judge as judge

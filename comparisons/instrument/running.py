@@ -117,6 +117,32 @@ def _pairs(pair: ModelPair | str | Sequence[ModelPair | str]) -> list[ModelPair]
     return opened[0].training_seeds() if len(opened) == 1 else opened
 
 
+def pairs_of_models(
+    pair: ModelPair | str | Path = "python", *, sparse: Sequence[str | Path] = (), dense_matched: Sequence[str | Path] = ()
+) -> list[ModelPair]:
+    """A pair with other models in its place, one folder of each for every training seed; windows and tasks stay the pair's.
+
+    Where a side is not given, it is that of the pair's own training seeds. Raises `ConfigError` for unequal numbers, or for more
+    models than that has seeds, and as `ModelPair.with_models`.
+    """
+    seeds = (pair if isinstance(pair, ModelPair) else ModelPair.open(pair)).training_seeds()
+    given = {"sparse": list(sparse), "dense_matched": list(dense_matched)}
+    counts = {role: len(folders) for role, folders in given.items() if folders}
+    if len(set(counts.values())) > 1:
+        told = " and ".join(f"{n} for {role}" for role, n in counts.items())
+        raise ConfigError(f"one folder of each side for each training seed, got {told}")
+    n = max(counts.values(), default=len(seeds))
+    if len(counts) == 1 and n > len(seeds):
+        raise ConfigError(
+            f"{n} models for {next(iter(counts))}, but the pair has {len(seeds)} training seeds: give the other side, too"
+        )
+    base = seeds[0] if len(counts) == 2 else None
+    return [
+        (base or seeds[number]).with_models(**{role: folders[number] for role, folders in given.items() if folders})
+        for number in range(n)
+    ]
+
+
 def _with_arm(pairs: Sequence[ModelPair], arm: str, folders: Sequence[str | Path]) -> list[ModelPair]:
     """The pairs of the first training seeds with an arm's models in the dense one's place; one folder for each seed."""
     if not arm or not folders or len(folders) > len(pairs):

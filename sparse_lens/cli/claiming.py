@@ -8,6 +8,7 @@ from typing import Any
 
 from sparse_lens.cli.comparing import named_folder
 from sparse_lens.cli.printing import add_command, command_line, print_json, print_line, print_rich
+from sparse_lens.errors import ConfigError
 
 
 def add_claims(commands: Any) -> None:
@@ -28,6 +29,14 @@ def add_claims(commands: Any) -> None:
         help="a shipped pair (with its training seeds), or a folder with a pair.json; repeated: one for each training seed "
         "(default: python)",
     )
+    for role in ("sparse", "dense-matched"):
+        parser.add_argument(
+            f"--{role}",
+            action="append",
+            default=[],
+            metavar="FOLDER",
+            help=f"another model in the {role} role of the pair; repeated: one for each training seed",
+        )
     parser.add_argument("--only", nargs="+", default=None, metavar="CLAIM", help="ids of claims, such as T1a or FRACTURE")
     parser.add_argument(
         "--arm",
@@ -64,7 +73,7 @@ def _claims(options: argparse.Namespace) -> None:
         arms.setdefault(name, []).append(folder)
     cache = options.cache or options.out.with_name(options.out.name + ".cells")
     report = claims(
-        options.pair or "python",
+        _pairs(options),
         only=options.only,
         arms=arms,
         kept=options.kept,
@@ -81,3 +90,14 @@ def _claims(options: argparse.Namespace) -> None:
         return
     print_rich(claims_table(content))
     print_line(f"wrote {page.parent / 'claims.json'} and {page}")
+
+
+def _pairs(options: argparse.Namespace) -> Any:
+    pairs = options.pair or ["python"]
+    if not options.sparse and not options.dense_matched:
+        return pairs
+    from sparse_lens.comparisons.instrument.running import pairs_of_models
+
+    if len(pairs) > 1:
+        raise ConfigError("give one --pair, whose windows and tasks the models of --sparse and --dense-matched are measured on")
+    return pairs_of_models(pairs[0], sparse=options.sparse, dense_matched=options.dense_matched)

@@ -8,6 +8,7 @@ import pytest
 
 from sparse_lens.comparisons import ModelPair, claims
 from sparse_lens.comparisons.instrument import measuring
+from sparse_lens.comparisons.instrument.running import pairs_of_models
 from sparse_lens.errors import ConfigError, UnknownNameError
 from sparse_lens.results import exact
 
@@ -45,6 +46,21 @@ def _planted(pair: ModelPair, size: measuring.Size) -> measuring.Measured:
     metrics = dict.fromkeys(numbers, exact(0.5))
     own = loss.get(pair.model_name("dense_matched"), 3.37)
     return {"sparse": metrics | {"loss": exact(3.37)}, "dense": metrics | {"loss": exact(own)}}
+
+
+def test_other_models_in_a_pairs_place() -> None:
+    """Both sides of every training seed, or one of them beside the pair's own."""
+    pair = ModelPair.open()
+    sparse, dense = ([seed.model_folder(role) for seed in pair.training_seeds()] for role in ("sparse", "dense_matched"))
+    both = pairs_of_models(pair, sparse=sparse[::-1], dense_matched=dense)
+    assert [one.model_name("sparse") for one in both] == ["python-sparse-seed2", "python-sparse-seed1", "python-sparse"]
+    alone = pairs_of_models("python", sparse=[sparse[0], sparse[0]])
+    assert [one.model_name("dense_matched") for one in alone] == ["python-dense-matched", "python-dense-matched-seed1"]
+    assert len(pairs_of_models(pair)) == 3
+    with pytest.raises(ConfigError, match="2 for sparse and 1 for dense_matched"):
+        pairs_of_models(pair, sparse=sparse[:2], dense_matched=dense[:1])
+    with pytest.raises(ConfigError, match="has 3 training seeds"):
+        pairs_of_models(pair, sparse=[*sparse, sparse[0]])
 
 
 def test_what_cannot_be_asked(tmp_path: Path) -> None:
