@@ -8,9 +8,14 @@ from typing import Any
 
 import pytest
 
+from sparse_lens.comparisons import ModelPair
 from sparse_lens.errors import DataError
+from sparse_lens.models_shipped import shipped_models
 from sparse_lens.report.full.shipped_page import KEPT, kept_numbers, main, page_figures, page_tables
+from sparse_lens.report.standalone import standalone_svg
 from sparse_lens.results import Result, exact, to_plain
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def metrics() -> dict[str, Any]:
@@ -48,3 +53,18 @@ def test_what_is_kept_gives_the_same_tables_and_figures(tmp_path: Path) -> None:
     assert (tmp_path / "figures" / "full-bits-pooled.svg").is_file()
     with pytest.raises(DataError, match="schema"):
         kept_numbers({"schema": 0})
+
+
+def test_the_page_shows_the_kept_numbers_of_todays_models() -> None:
+    kept = json.loads((DOCS / "full" / KEPT).read_text())
+    page = (DOCS / "pages" / "full-comparison.md").read_text()
+    for name, table in page_tables(kept["full"]).items():
+        assert f"<!-- table: {name} -->\n{table}\n<!-- end -->" in page
+    drawn = page_figures(kept["full"])
+    assert len(drawn) == 5
+    for name, svg in drawn.items():
+        assert (DOCS / "pages" / "figures" / name).read_text() == standalone_svg(svg) + "\n" and f"figures/{name}" in page
+    pair, folders = ModelPair.open(), shipped_models()
+    for role, model in kept["models"].items():
+        card = json.loads((folders[pair.model_name(role)] / "card.json").read_text())
+        assert model["name"] == pair.model_name(role) and model["loss"]["value"] == pytest.approx(card["loss"], rel=1e-5)

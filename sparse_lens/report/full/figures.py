@@ -12,6 +12,7 @@ from sparse_lens.report.full.words import column_term
 from sparse_lens.report.heatmaps import Axes, heatmap
 from sparse_lens.report.line_plots import Axis, Line, Point, line_plot
 from sparse_lens.report.numbers import format_number
+from sparse_lens.report.plot_legend import with_legend
 from sparse_lens.report.strings import visible
 
 WIDTH = 620.0
@@ -41,6 +42,16 @@ def figures(full: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     if part(full, "rows", "probes"):
         found["probes"] = ("Accuracy of sparse probes against the latents they may use", _probes(full))
     return found | _maps(full)
+
+
+def standalone_figures(full: Mapping[str, Any]) -> dict[str, str]:
+    """The figures to be files of their own: a legend is in those whose lines do not name themselves."""
+    legend: list[tuple[int | None, str]] = [
+        (series, column_term(name).label) for name, (series, control) in series_of(full).items() if not control
+    ]
+    legend.append((None, "Gray and dashed: controls"))
+    drawn = {name: svg for name, (_, svg) in figures(full).items()}
+    return {name: svg if name == "psi" or name.startswith("map-") else with_legend(svg, legend) for name, svg in drawn.items()}
 
 
 def series_of(full: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:

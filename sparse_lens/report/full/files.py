@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_lens.report.contents import part
-from sparse_lens.report.full.figures import figures
+from sparse_lens.report.full.figures import standalone_figures
 from sparse_lens.report.full.tables import latex, markdown
 from sparse_lens.report.standalone import png_is_available, write_png, write_svg
 from sparse_lens.report.strings import csv_cell
@@ -27,7 +27,7 @@ def write_full(full: Mapping[str, Any], folder: Path) -> None:
     frame.map(csv_cell).to_csv(folder / "full.csv", index=False)
     drawn, png = folder / "figures", png_is_available()
     drawn.mkdir()
-    for name, (_, svg) in figures(full).items():
+    for name, svg in standalone_figures(full).items():
         write_svg(svg, drawn / f"{_safe(name)}.svg")
         if png:
             write_png(svg, drawn / f"{_safe(name)}.png")

@@ -18,7 +18,7 @@ from sparse_lens.comparisons.shipped.page_tables import write_tables
 from sparse_lens.files import new_file
 from sparse_lens.report.contents import check_metrics, part, sequence
 from sparse_lens.report.full.contents import row_numbers
-from sparse_lens.report.full.figures import figures
+from sparse_lens.report.full.figures import standalone_figures
 from sparse_lens.report.full.tables import markdown_rows, summary_tables
 from sparse_lens.report.standalone import write_svg
 
@@ -63,8 +63,8 @@ def page_tables(full: Mapping[str, Any]) -> dict[str, str]:
 
 def page_figures(full: Mapping[str, Any]) -> dict[str, str]:
     """The page's figures as SVG, by the names of their files."""
-    drawn = figures(full)
-    return {f"full-{name}.svg": drawn[name][1] for name in FIGURES if name in drawn}
+    drawn = standalone_figures(full)
+    return {f"full-{name}.svg": drawn[name] for name in FIGURES if name in drawn}
 
 
 def _curve(curve: Mapping[str, Any]) -> dict[str, Any]:
