@@ -20,7 +20,8 @@ def add_command(commands: Any, name: str, run: Any, summary: str, description: s
 
 
 def command_line() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    name = Path(sys.argv[0]).name
+    return shlex.join(["sparse-lens" if name == "__main__.py" else name, *sys.argv[1:]])
 
 
 def number(number: int | None) -> str:
