@@ -21,7 +21,7 @@ import numpy as np
 from sparse_lens.circuits.trust.verdicts import ACCURACY_GATE
 from sparse_lens.comparisons.binding.drawing import MOST_VARIABLES
 from sparse_lens.comparisons.binding.measuring import FORMS, binding_report
-from sparse_lens.comparisons.binding.training import ROLES, SHARE
+from sparse_lens.comparisons.binding.training import ROLES, SHARE, binding_recipes
 from sparse_lens.comparisons.shipped.assembling import common_tasks, copy_packed
 from sparse_lens.comparisons.shipped.cards import task_accuracies, write_card
 from sparse_lens.errors import DataError
