@@ -17,7 +17,8 @@ from sparse_lens.hooks import load, sparsity_report
 from sparse_lens.models_shipped import CARD_FILE
 
 PAIR = ModelPair.open("binding")
-MODELS = ("binding-sparse", "binding-dense-matched")
+SEEDS = PAIR.training_seeds()
+MODELS = [seed.model_name(role) for seed in SEEDS for role in ("sparse", "dense_matched")]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -39,19 +40,27 @@ def test_cards_and_windows_are_the_models(name: str) -> None:
     assert card["loss"] == pytest.approx(facts["loss"].value, abs=1e-3) and card["nonzeros"] == facts["nonzeros"].value
 
 
-def test_the_pair_is_matched_and_saw_equal_tokens() -> None:
-    sparse, dense = (load(name) for name in MODELS)
-    losses = [json.loads((PAIR.folder / name / CARD_FILE).read_text())["loss"] for name in MODELS]
+def test_three_training_seeds() -> None:
+    assert len(SEEDS) == 3 and len(set(MODELS)) == 6
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_seeds_models_are_matched_and_saw_equal_tokens(seed: int) -> None:
+    folders = [SEEDS[seed].model_folder(role) for role in ("sparse", "dense_matched")]
+    sparse, dense = (load(folder) for folder in folders)
+    losses = [json.loads((folder / CARD_FILE).read_text())["loss"] for folder in folders]
     assert abs(losses[0] - losses[1]) <= LOSS_TOLERANCE
     blocks = [matrix for matrix in sparsity_report(sparse).matrices if matrix.name.startswith("blocks.")]
     assert sum(m.nonzeros for m in blocks) / sum(m.entries for m in blocks) == pytest.approx(0.1, abs=0.01)
     assert min(matrix.density for matrix in sparsity_report(dense).matrices) > 0.99
     assert sparse.model_config.afrac is None and dense.model_config.afrac is None
-    records = [json.loads((PAIR.folder / name / "training.json").read_text()) for name in MODELS]
+    records = [json.loads((folder / "training.json").read_text()) for folder in folders]
     for field in ("batch_size", "context", "steps", "data_seed", "seed"):
         assert len({record["config"][field] for record in records}) == 1
-    assert len({record["data"] for record in records}) == 1
-    assert {record["config"]["name"] for record in records} <= {config.name for config in binding_recipes().values()}
+    assert len({record["data"] for record in records}) == 1 and records[0]["config"]["seed"] == seed
+    assert {record["config"]["name"] for record in records} <= {
+        config.with_seed(seed).name for config in binding_recipes().values()
+    }
 
 
 def test_a_model_that_does_not_bind_is_refused() -> None:
