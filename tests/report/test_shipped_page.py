@@ -23,7 +23,7 @@ def metrics() -> dict[str, Any]:
         {"target": t, "results": {"kl_heldout": exact(t), "total_bits": exact(900 / t), "kl_zero": exact(1.0)}} for t in (2.0, 0.5)
     ]
     full = {
-        "columns": {"sparse_neurons": {"control": False}},
+        "columns": {"sparse_neurons": {"control": False, "model": "/somewhere/python-sparse"}},
         "curves": {"a": {"sparse_neurons": [{"seed": 0, "points": points, "facts": {"long": "x" * 5000}}]}},
         "rows": {"superposition": {"sparse_neurons": {"layer 0": {"psi": Result(0.123456789, 0.1, 0.2)}}}},
         "headline": {"sparse_neurons": {"bits_ratio_at_0.5": Result(3.0, 1.5, 6.0, null=1.0)}},
@@ -41,6 +41,7 @@ def test_what_is_kept_gives_the_same_tables_and_figures(tmp_path: Path) -> None:
         len(json.dumps(kept)) < 2000
         and kept["full"]["rows"]["superposition"]["sparse_neurons"]["layer 0"]["psi"]["value"] == 0.123457
     )
+    assert kept["full"]["columns"]["sparse_neurons"]["model"] == "python-sparse"
     assert page_tables(kept["full"]) == page_tables(whole["full"])
     assert page_figures(kept["full"]) == page_figures(whole["full"])
     (tmp_path / "report").mkdir()

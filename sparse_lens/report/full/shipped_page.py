@@ -45,7 +45,8 @@ def kept_numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
         task: {column: [_curve(curve) for curve in found] for column, found in part(full, "curves", task).items()}
         for task in part(full, "curves")
     }
-    kept = {name: full[name] for name in ("columns", "headline", "couplings", "undistinguished", "caveats") if name in full}
+    kept = {name: full[name] for name in ("headline", "couplings", "undistinguished", "caveats") if name in full}
+    kept["columns"] = {name: column | _named(column) for name, column in part(full, "columns").items()}
     return {
         "schema": metrics["schema"],
         "command": metrics.get("command"),
@@ -76,6 +77,11 @@ def _curve(curve: Mapping[str, Any]) -> dict[str, Any]:
 
 def _chosen(results: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {name: results[name] for name in names if name in results}
+
+
+def _named(column: Mapping[str, Any]) -> dict[str, str]:
+    """A model that was given as a folder, by its name: where it lay is of no use elsewhere."""
+    return {"model": Path(str(column["model"])).name} if "model" in column else {}
 
 
 def _rounded(content: Any) -> Any:
