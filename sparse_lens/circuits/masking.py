@@ -138,10 +138,12 @@ def blend(
     if isinstance(dictionary, IdentityDictionary):
         return torch.lerp(reference.latents, flat, mask)
     latents, past = dictionary.encode(source), skipped(dictionary, source)
-    blended = dictionary.decode(torch.lerp(reference.latents, latents, mask[:n])) + past
-    if not dictionary.exact:
-        blended = blended + torch.lerp(reference.error, flat - (dictionary.decode(latents) + past), mask[n])
-    return blended
+    kept = torch.lerp(reference.latents, latents, mask[:n])
+    if dictionary.exact:
+        return dictionary.decode(kept) + past
+    # Decoding is affine: what the latents and what the error's share leaves out of them go through the decoder together.
+    share, bias = mask[n], dictionary.decode(torch.zeros_like(reference.latents))
+    return dictionary.decode(kept - share * latents) + past + torch.lerp(reference.error, flat - bias - past, share)
 
 
 def flat_channels(tensor: Tensor, site: Site) -> Float[Tensor, "batch pos d"]:

@@ -27,7 +27,7 @@ class Dictionary(Protocol):
         ...
 
     def decode(self, f: Float[Tensor, "*rows latent"]) -> Float[Tensor, "*rows d_out"]:
-        """The activation at `hook_out` that the latents stand for, bias included."""
+        """The activation at `hook_out` that the latents stand for, bias included: affine, `f @ W_dec` and a constant."""
         ...
 
     @property

@@ -16,15 +16,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from sparse_lens.circuits.edges.encoders import encoder_rows
 from sparse_lens.circuits.edges.latents import LatentSite
+from sparse_lens.circuits.edges.own_views import OwnViews
 from sparse_lens.dictionaries import skipped
 from sparse_lens.errors import CircuitError
-
-_MOST_NUMBERS = 1 << 18
-"""Numbers in the hidden layers of the views that are computed at once: what a cache holds is fifteen times as fast as 2^23."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,18 +147,10 @@ class _OnNeurons(LatentCut):
 
     def own(self, u: Tensor, own: Tensor, cut: Tensor) -> Tensor:
         """Every latent's row on the hidden layer of its own view."""
-        hidden = F.linear(u, self.fc_in.weight, self.fc_in.bias)
-        moved, weight = (u - self.mean)[..., self.channels], self.fc_in.weight[:, self.channels]
-
-        def some(share: Tensor, latents: Tensor, hidden: Tensor, moved: Tensor) -> Tensor:
-            views = hidden[..., None, :] - F.linear(moved[..., None, :] * share, weight)
-            return self.rows.of_views(self._neurons(views), latents)
-
-        size = max(1, _MOST_NUMBERS // hidden.numel())
-        if size >= len(own):
-            return some(cut, own, hidden, moved)
-        chunks = zip(cut.split(size), own.split(size), strict=True)
-        return torch.cat([checkpoint(some, *chunk, hidden, moved, use_reentrant=False) for chunk in chunks], dim=-1)  # pyright: ignore
+        hidden = F.linear(u, self.fc_in.weight, self.fc_in.bias).flatten(0, -2)
+        moved = (u - self.mean)[..., self.channels].flatten(0, -2)
+        views = OwnViews(self.fc_in.weight[:, self.channels], self._neurons, self.rows, own)
+        return views(hidden, moved, cut).unflatten(0, u.shape[:-1])
 
     def error(self, u: Tensor) -> Tensor:
         source = self.source(u)

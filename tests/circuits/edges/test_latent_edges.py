@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from sparse_lens.circuits import Ablation, Circuit, mean_reference, node_space, score_circuit, weight_graph
-from sparse_lens.circuits.edges import latent_cutting
+from sparse_lens.circuits.edges import own_views
 from sparse_lens.circuits.edges.counting import count_edges
 from sparse_lens.circuits.edges.cutting import CircuitEdges, cut_edges, input_means
 from sparse_lens.circuits.edges.density import edge_density
@@ -108,10 +108,10 @@ def test_all_edges_kept_is_the_masked_model() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["topk", "gated"])
-@pytest.mark.parametrize("size", [latent_cutting._MOST_NUMBERS, 100])
+@pytest.mark.parametrize("size", [own_views._MOST_NUMBERS, 100])
 def test_brute_force(architecture: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One layer by loops: every latent and the error read their own mlp_in, and write each channel by itself."""
-    monkeypatch.setattr(latent_cutting, "_MOST_NUMBERS", size)
+    monkeypatch.setattr(own_views, "_MOST_NUMBERS", size)
     bridge = random_bridge(2, density=0.9, n_layer=1)
     problem = problem_of(bridge, [random_sae(0, architecture)], share=0.7)
     space, mask = problem.nodes.space, problem.mask.clone()
@@ -174,7 +174,7 @@ def test_gradients_are_those_of_finite_differences(monkeypatch: pytest.MonkeyPat
     prompts, keep = problem.nodes.search_prompts, torch.ones(problem.edges.n_edges).requires_grad_()
     problem.losses(keep, prompts).mean().backward()
     whole = keep.grad
-    monkeypatch.setattr(latent_cutting, "_MOST_NUMBERS", 3000)
+    monkeypatch.setattr(own_views, "_MOST_NUMBERS", 3000)
     again = keep.detach().clone().requires_grad_()
     problem.losses(again, prompts).mean().backward()
     assert whole is not None and again.grad is not None
