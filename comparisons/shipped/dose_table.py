@@ -6,7 +6,8 @@
 
 The fewer weights a model has, the wider it is. At each density two widths lie on either side of the target's loss, and what is
 measured is interpolated between them (`mechanism.doses`), for each training seed by itself. Cells are kept in `--cells`, and the
-command goes on where it stopped. The file it writes holds the row of the claim T3a (`sparse-lens claims --kept`).
+command goes on where it stopped. The file it writes holds the row of the claim T3a (`sparse-lens claims --kept`) and what was
+measured of every model; those that it holds already stay in the tables, so that a family can be measured seed by seed.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from sparse_lens.comparisons.mechanism.doses import Dose, DoseResponse, dose_res
 from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.comparisons.shipped.measuring_family import MEASURES, PSI, SHUFFLED, measure_family
 from sparse_lens.comparisons.shipped.page_tables import write_tables
-from sparse_lens.errors import UnknownNameError
+from sparse_lens.errors import DataError, UnknownNameError
 from sparse_lens.files import new_file
-from sparse_lens.results import Result, not_measurable, to_plain
+from sparse_lens.results import Result, from_plain, not_measurable, to_plain
 
 KEPT = "doses.json"
 
@@ -114,6 +115,22 @@ def _number(result: Result) -> str:
     return f"{result.value:.2g}{interval}"
 
 
+def kept_models(folder: Path) -> dict[str, dict[str, Any]]:
+    """The models, as `measure_family` gives them, that an earlier run has kept in a folder; none without one.
+
+    Raises `DataError` for a file that cannot be read.
+    """
+    path = folder / KEPT
+    if not path.is_file():
+        return {}
+    try:
+        return from_plain(json.loads(path.read_text(encoding="utf-8"))["models"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is no file of this command ({error!r}); move it away, or name another folder with --out"
+        ) from error
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what has not been measured, keep the numbers, and write the page's tables anew."""
     parser = argparse.ArgumentParser(description="Measures against the density of weights, at one loss.")
@@ -131,7 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     folders = {folder.name: folder.absolute() for folder in options.folders}
     how = {"cache": options.cells, "workers": options.workers}
-    models = measure_family(ModelPair.open(), folders, tasks=options.tasks, measures=options.only, smoke=options.smoke, **how)
+    models = kept_models(options.out)
+    models |= measure_family(ModelPair.open(), folders, tasks=options.tasks, measures=options.only, smoke=options.smoke, **how)
     options.out.mkdir(parents=True, exist_ok=True)
     row = prevention_row(models, options.target)
     content = {"target": options.target, "models": models, "claims": [row.to_plain()]}

@@ -14,12 +14,13 @@ from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.comparisons.shipped.dose_table import (
     KEPT,
     dose_page,
+    kept_models,
     main,
     prevention_row,
     responses,
 )
 from sparse_lens.comparisons.shipped.measuring_family import BITS, PSI, SHUFFLED
-from sparse_lens.errors import UnknownNameError
+from sparse_lens.errors import DataError, UnknownNameError
 from sparse_lens.results import exact, not_measurable, to_plain
 from sparse_lens.training import get_recipe
 
@@ -97,6 +98,16 @@ def test_the_recipes_are_one_family() -> None:
     assert sorted(set(shares)) == [0.025, 0.05, 0.1, 0.2, 1.0] and max(weights) / min(weights) == 5
 
 
+def test_what_was_measured_before_is_read_back(tmp_path: Path) -> None:
+    assert kept_models(tmp_path) == {}
+    models = planted(2)
+    (tmp_path / KEPT).write_text(json.dumps(to_plain({"models": models, "claims": []})))
+    assert kept_models(tmp_path) == models and dose_page(kept_models(tmp_path), "d0.025") == dose_page(models, "d0.025")
+    (tmp_path / KEPT).write_text("[]")
+    with pytest.raises(DataError, match="--out"):
+        kept_models(tmp_path)
+
+
 @pytest.mark.slow
 def test_shipped_models_are_measured(tmp_path: Path) -> None:
     """In the smallest form, and again from what was kept: two densities are no order, every number has a place."""
@@ -115,3 +126,4 @@ def test_shipped_models_are_measured(tmp_path: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
     main([*folders, *options])
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()} == before
+    assert json.loads((tmp_path / "kept" / KEPT).read_text())["models"] == kept
