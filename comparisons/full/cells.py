@@ -110,10 +110,10 @@ def curve_cell(
     return found.to_plain()
 
 
-def capability_cell(pair: str, column: Mapping[str, Any]) -> dict[str, Result]:
+def capability_cell(pair: str, column: Mapping[str, Any], tokens: int = ROW_TOKENS) -> dict[str, Result]:
     """Loss and size of a column's model, and, with dictionaries, the loss with all of them in place and their errors left out."""
     opened, spec = ModelPair.at(pair), ColumnSpec.from_plain(column)
-    found, windows = open_column(pair, spec), windows_of(opened, spec)["heldout"]
+    found, windows = open_column(pair, spec), _heldout(opened, spec, tokens)
     results = capability(found.bridge, windows, load_tokenizer(model_folder(opened, spec)))
     inexact = [site.dictionary for site in found.space.sites if not site.dictionary.exact]
     return results | ({} if not inexact else _without(spliced_loss(found.bridge, inexact, windows), "loss"))
@@ -188,13 +188,15 @@ ROWS: dict[str, Row] = {
 """Rows of MLP units by name; none of them asks which column it is for."""
 
 
-def correspondence_cell(pair: str, first: Mapping[str, Any], second: Mapping[str, Any], layer: int) -> Plain:
+def correspondence_cell(
+    pair: str, first: Mapping[str, Any], second: Mapping[str, Any], layer: int, tokens: int = ROW_TOKENS
+) -> Plain:
     """Units of one column's layer matched with those of another's, on held-out windows; for models of one tokenizer."""
-    opened = ModelPair.at(pair)
-    sides = [open_column(pair, side) for side in (first, second)]
+    specs = [ColumnSpec.from_plain(side) for side in (first, second)]
+    sides = [open_column(pair, spec) for spec in specs]
     units = [mlp_units(side)[layer] for side in sides]
-    tokens = _batches(opened.windows["heldout"][:, :-1])
-    found = measure_correspondence(sides[0].bridge, units[0], sides[1].bridge, units[1], tokens)
+    batches = _batches(_heldout(ModelPair.at(pair), specs[0], tokens)[:, :-1])
+    found = measure_correspondence(sides[0].bridge, units[0], sides[1].bridge, units[1], batches)
     return {**found.results, "map": matching_map(found)}
 
 

@@ -23,9 +23,6 @@ from sparse_lens.tasks import get_task
 DENSE, SPARSE = "dense", "sparse"
 """The roles that are coupled: twins of one architecture, but for the weights that are zero."""
 
-_WINDOWS, _PAIRS = 64, 128
-"""Held-out windows that hybrids are measured on, pairs of prompts that are steered."""
-
 
 def couple(pair: str, tokens: int, folder: str, n_windows: int) -> dict[str, Any]:
     """Train the coupling of a pair's twins, keep it in `folder`, and measure its hybrids on `n_windows` held-out windows."""
@@ -48,8 +45,11 @@ def steer(pair: str, folder: str, task: str, n_pairs: int) -> dict[str, Any]:
     return found
 
 
-def coupling_jobs(pair: ModelPair, tokens: int, folder: Path) -> list[Job]:
-    """The job of the pair's coupling; none for models of unlike depth or with tokenizers of their own, which cannot be joined."""
+def coupling_jobs(pair: ModelPair, tokens: int, folder: Path, *, n_windows: int = 64) -> list[Job]:
+    """The job of the pair's coupling, with hybrids on `n_windows` held-out windows.
+
+    None for models of unlike depth or with tokenizers of their own, which cannot be joined.
+    """
     specs = [ColumnSpec(role, role) for role in (DENSE, SPARSE)]
     depths = {int(load(model_folder(pair, spec)).cfg.n_layers) for spec in specs}
     if len(depths) > 1 or not all(pair.shares_tokens(spec.model) for spec in specs):
@@ -60,19 +60,19 @@ def coupling_jobs(pair: ModelPair, tokens: int, folder: Path) -> list[Job]:
     where = {
         "pair": pair.address,
         "tokens": tokens,
-        "n_windows": _WINDOWS,
+        "n_windows": n_windows,
         "folder": str((folder / f"coupling-{place}").absolute()),
     }
     return [Job("train the coupling", f"{__name__}:couple", where, depends)]
 
 
-def steering_jobs(coupled: Sequence[tuple[Job, Record]], tasks: Sequence[str]) -> list[Job]:
-    """One job for each task, given the coupling's own job and record."""
+def steering_jobs(coupled: Sequence[tuple[Job, Record]], tasks: Sequence[str], *, n_pairs: int = 128) -> list[Job]:
+    """One job for each task, given the coupling's own job and record; effects are means over `n_pairs` pairs of prompts."""
     return [
         Job(
             f"steering on {task}",
             f"{__name__}:steer",
-            _steered(job, record) | {"task": task, "n_pairs": _PAIRS},
+            _steered(job, record) | {"task": task, "n_pairs": n_pairs},
             [*job.depends, job.fingerprint],
         )
         for job, record in coupled

@@ -109,19 +109,20 @@ def compare_fully(
     basic = compare(
         pair, tasks=tasks, seeds=plan.seeds, config=plan.config, command=command, progress=progress, workers=workers, cache=cache
     )
-    dictionaries, couplings = training_jobs(pair, plan, cache / "dictionaries"), coupling_jobs(pair, plan.coupling_tokens, cache)
+    dictionaries = training_jobs(pair, plan, cache / "dictionaries")
+    couplings = coupling_jobs(pair, plan.coupling_tokens, cache, n_windows=2 * plan.curve_windows)
     records = run_jobs([*dictionaries, *couplings], cache, **how)
     trained, coupled = records[: len(dictionaries)], records[len(dictionaries) :]
     specs = column_specs(pair, plan, trained)
     curves = curve_jobs(pair, plan, specs, tasks)
-    rows = [*capability_jobs(pair, specs), *row_jobs(pair, plan, specs), *correspondence_jobs(pair, specs)]
+    rows = [*capability_jobs(pair, plan, specs), *row_jobs(pair, plan, specs), *correspondence_jobs(pair, plan, specs)]
     again = further_jobs(pair, plan, specs, tasks)
-    steering = steering_jobs(list(zip(couplings, coupled, strict=True)), tasks)
-    groups = (curves, rows, steering, *again.values())
+    steering = steering_jobs(list(zip(couplings, coupled, strict=True)), tasks, n_pairs=plan.curve_pairs)
+    groups = (curves, *again.values(), steering, rows)  # rows are the shortest: last, no worker waits long for another
     found = iter(run_jobs([job for jobs in groups for job in jobs], cache, **how))
     named = [[(job, next(found)) for job in jobs] for jobs in groups]
-    full = assemble(plan, specs, trained, named[0], named[1], dict(zip(again, named[3:], strict=True)))
-    full |= {"couplings": from_plain(couplings_part(coupled, named[2]))}
+    full = assemble(plan, specs, trained, named[0], named[-1], dict(zip(again, named[1:], strict=False)))
+    full |= {"couplings": from_plain(couplings_part(coupled, named[-2]))}
     return Comparison({**basic.metrics, "full": full})
 
 
@@ -212,11 +213,11 @@ def curve_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnSpec], tas
     return jobs
 
 
-def capability_jobs(pair: ModelPair, specs: Sequence[ColumnSpec]) -> list[Job]:
+def capability_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnSpec]) -> list[Job]:
     """One job a column."""
     jobs = []
     for spec in specs:
-        where = _for(pair) | {"column": spec.to_plain()}
+        where = _for(pair) | {"column": spec.to_plain(), "tokens": plan.row_tokens}
         jobs.append(Job(f"capability {spec.name}", f"{_CELLS}:capability_cell", where, fingerprints(pair, spec)))
     return jobs
 
@@ -237,7 +238,7 @@ def row_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnSpec]) -> li
     return jobs
 
 
-def correspondence_jobs(pair: ModelPair, specs: Sequence[ColumnSpec]) -> list[Job]:
+def correspondence_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnSpec]) -> list[Job]:
     """The sparse model's neurons matched with the units of every column that has its own, layer by layer.
 
     Where a column's model reads other tokens than the pair's there is nothing to match: such columns are left out, and named in
@@ -253,7 +254,7 @@ def correspondence_jobs(pair: ModelPair, specs: Sequence[ColumnSpec]) -> list[Jo
         if own and alike and depth == layers:
             depends = [*fingerprints(pair, base), *fingerprints(pair, spec)]
             for layer in range(layers):
-                place = {"first": base.to_plain(), "second": spec.to_plain(), "layer": layer}
+                place = {"first": base.to_plain(), "second": spec.to_plain(), "layer": layer, "tokens": plan.row_tokens}
                 name = f"correspondence {spec.name}, layer {layer}"
                 jobs.append(Job(name, f"{_CELLS}:correspondence_cell", _for(pair) | place, depends))
     return jobs

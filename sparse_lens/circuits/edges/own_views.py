@@ -75,14 +75,13 @@ class _Views(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden, moved, cut = ctx.saved_tensors
-        found = tuple(torch.zeros_like(tensor) for tensor in (hidden, moved, cut))
+        to_hidden, to_moved, to_cut = (torch.zeros_like(tensor) for tensor in (hidden, moved, cut))
         size = max(1, _MOST_NUMBERS // hidden.shape[1])
         for row, latent in zip(*(part.split(size) for part in grad.nonzero(as_tuple=True)), strict=True):
             with torch.enable_grad():
                 parts = [tensor[index].requires_grad_() for tensor, index in ((hidden, row), (moved, row), (cut, latent))]
                 values = ctx.views.at(*parts, ctx.views.latents[latent])
-            for total, index, part in zip(
-                found, (row, row, latent), torch.autograd.grad(values, parts, grad[row, latent]), strict=True
-            ):
+            found = torch.autograd.grad(values, parts, grad[row, latent])
+            for total, index, part in zip((to_hidden, to_moved, to_cut), (row, row, latent), found, strict=True):
                 total.index_add_(0, index, part)
-        return *found, None
+        return to_hidden, to_moved, to_cut, None
