@@ -14,6 +14,10 @@ class ConfigError(SparseLensError):
     """A configuration holds an impossible or unsupported value."""
 
 
+class DivergedError(ConfigError):
+    """A training whose loss is no longer finite; what was good before is kept."""
+
+
 class CheckpointError(SparseLensError):
     """A checkpoint cannot be read, or does not hold what its configuration promises."""
 

@@ -113,15 +113,23 @@ def depth_width_sparsity_sweep(
         return {place: {key: read_record(cache, one) for key, one in of.items()} for place, of in jobs.items()}
 
     tried = records({place: {rate: job(place, rate, seeds[0]) for rate in learning_rates} for place in grid})
-    rates = {place: best_rate({rate: run for rate, run in of.items() if run}) for place, of in tried.items() if all(of.values())}
+    best = {place: best_rate({rate: run for rate, run in of.items() if run}) for place, of in tried.items() if all(of.values())}
+    rates = {place: rate for place, rate in best.items() if rate is not None}
     runs = records({place: {seed: job(place, rate, seed) for seed in seeds} for place, rate in rates.items()})
     cells = {}
     n_runs = len(learning_rates) + len(seeds) - 1
     for place in grid:
+        if best.get(place, 0.0) is None:
+            missing[place] = (
+                f"the training diverges at all learning rates tried ({', '.join(f'{rate:g}' for rate in learning_rates)})"
+            )
+            continue
         done = runs[place].values() if place in runs else tried[place].values()
         lacking = sum(run is None for run in done) + (0 if place in runs else len(seeds) - 1)
         if lacking:
             missing[place] = f"{lacking} of {n_runs} runs are not trained yet"
+        elif lost := [seed for seed, run in runs[place].items() if run and run["loss"] is None]:
+            missing[place] = f"the training of seed {', '.join(map(str, lost))} diverges at the learning rate {rates[place]:g}"
         else:
             cells[place] = SweepCell(grid[place], rates[place], tuple(run for run in done if run))
     return DepthWidthSweep(matching, cells, missing)
@@ -138,9 +146,10 @@ def _job(recipe: Any, data: TokenData, folder: Path, measures: Mapping[str, str]
     return Job(recipe.name, address, arguments, depends=[str(data.manifest["config_hash"])])
 
 
-def best_rate(runs: Mapping[float, Record]) -> float:
-    """The learning rate with the least loss."""
-    return min(runs, key=lambda rate: runs[rate]["loss"])
+def best_rate(runs: Mapping[float, Record]) -> float | None:
+    """The learning rate with the least loss; None where the training diverges at all of them."""
+    finite = {rate: run["loss"] for rate, run in runs.items() if run["loss"] is not None}
+    return min(finite, key=lambda rate: finite[rate]) if finite else None
 
 
 def depth_slopes(losses: Mapping[Place, Sequence[float]]) -> dict[str, Result]:

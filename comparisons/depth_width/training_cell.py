@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from sparse_lens.data import TokenData
+from sparse_lens.errors import DivergedError
 from sparse_lens.hooks import load
 from sparse_lens.models import CircuitGPTForCausalLM
 from sparse_lens.training import TrainingConfig, train
@@ -18,11 +19,15 @@ from sparse_lens.training import TrainingConfig, train
 def train_cell(data: str, folder: str, config: Mapping[str, Any], measures: Mapping[str, str]) -> dict[str, Any]:
     """Train a recipe on the token data in a folder; its name, loss, counts, seconds, and what each measure gives for the bridge.
 
-    `measures` are addresses `package.module:name` of functions from a bridge to a `Result`. Begun anew, it goes on where it was.
+    `measures` are addresses `package.module:name` of functions from a bridge to a `Result`. Begun anew, it goes on where it was. A
+    run whose loss ceases to be finite has a loss of None and nothing else: that is what its learning rate does.
     """
     recipe = TrainingConfig(**config)
     tokens: Any = TokenData(Path(data))  # to a type checker its cached properties do not match the protocol's
-    result = train(recipe, tokens, Path(folder) / recipe.name, progress=False)
+    try:
+        result = train(recipe, tokens, Path(folder) / recipe.name, progress=False)
+    except DivergedError:
+        return {"name": recipe.name, "loss": None}
     found = {name: _function(address)(load(result.folder)) for name, address in measures.items()}
     return {
         "name": recipe.name,

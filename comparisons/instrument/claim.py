@@ -16,8 +16,10 @@ CONTROLS = ("random_weights", "rotated")
 class Claim:
     """`text` says which model's `metric` of the `measure` is `larger`; its controls are the metrics `CONTROL_METRIC`.
 
-    `against` is a fixed number that the sparse model is held against in place of the dense one. `unit` is what the metric counts.
-    `source` names who makes the claim. `only_if` is the reason a default run cannot measure it, if there is one.
+    `against` is a fixed number that the sparse model is held against in place of the dense one; `beyond` one that its own value
+    must lie beyond, too, in the same direction, for the claim to be supported. `beside` are metrics to read it with: they are
+    printed and decide nothing. `unit` is what the metric counts. `source` names who makes the claim. `only_if` is the reason a
+    default run cannot measure it, if there is one.
     """
 
     id: str
@@ -29,6 +31,8 @@ class Claim:
     larger: Literal["sparse", "dense"] = "sparse"
     controls: tuple[str, ...] = CONTROLS
     against: float | None = None
+    beyond: float | None = None
+    beside: tuple[str, ...] = ()
     unit: str = ""
     only_if: str = ""
 
@@ -50,6 +54,7 @@ CLAIMS = (
         "perishable",
         "seed question after arXiv:2511.13653; measure of arXiv:2512.13568",
         *("superposition", "psi", "sparse", (), 1.0),
+        beside=("effective_features", "fvu"),
         unit="effective features of an SAE per neuron, against 1",
     ),
     Claim(
@@ -58,6 +63,7 @@ CLAIMS = (
         "durable",
         "arXiv:2511.13653",
         *("superposition", "psi", "dense", ("random_weights",)),
+        beside=("effective_features", "fvu"),
         unit="effective features of an SAE per neuron",
     ),
     Claim(
@@ -110,8 +116,8 @@ CLAIMS = (
         "sparse training gives smaller circuits than a dense model of equal loss has",
         "durable",
         "arXiv:2511.13653 against arXiv:2601.22594",
-        *("circuits", "log2_nodes", "dense", ("nonsense",)),
-        unit="log2 of nodes, mean over tasks; control: the nonsense task at the same targets",
+        *("circuits", "log2_nodes", "dense", ()),
+        unit="log2 of nodes, mean over tasks; control: in each model, circuits of nonsense labels are at least twice as large",
     ),
     Claim(
         "COMP",
@@ -135,6 +141,7 @@ CLAIMS = (
         "durable",
         "arXiv:2505.11581",
         *("fracture", "mirror_fracture", "dense"),
+        beside=("renamed_fracture",),
         unit="fracture index F, 0 to 2",
     ),
     Claim(
@@ -159,6 +166,7 @@ CLAIMS = (
         "durable",
         "arXiv:2603.03415",
         *("shift", "hoyer_slope", "sparse"),
+        beyond=0.0,
         unit="Hoyer sparsity of the last hidden state per nat of surprise",
     ),
     Claim(

@@ -21,8 +21,8 @@ _ARM = "T1b-"
 def read_kept(path: str | Path) -> list[ClaimRow]:
     """The rows of a `claims.json`, or of any JSON file with the same `claims`, but those that were not measurable there.
 
-    Each says in `found` which file it is from. Raises `DataError` for a file that holds no such rows, `UnknownNameError` for a
-    claim that there is not.
+    Each says in `found` which file it is from. Raises `DataError` for a file that holds no such rows or those of a smoke run,
+    `UnknownNameError` for a claim that there is not.
     """
     source = Path(path)
     try:
@@ -36,6 +36,9 @@ def read_kept(path: str | Path) -> list[ClaimRow]:
         raise DataError(
             f"{source} has no list of `claims`; give a claims.json, or what a table of doses or of the grid has written"
         )
+    scope = content.get("scope")
+    if isinstance(scope, dict) and scope.get("smoke"):
+        raise DataError(f"{source} is of a smoke run, from which nothing can be learned; measure it without --smoke")
     rows = [_row(row, source) for row in kept]
     return [row for row in rows if row.verdict != "not measurable"]
 

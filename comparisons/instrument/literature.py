@@ -10,7 +10,7 @@ import yaml
 
 from sparse_lens.errors import DataError
 
-SIDES = ("for", "against", "warning", "theory")
+SIDES = ("for", "against", "warning", "theory", "background")
 _FIELDS = {"id", "side", "claims", "grounds", "finding"}
 _MOST_BYTES = 1 << 20
 
@@ -36,8 +36,8 @@ class Literature:
     not_grounded: tuple[str, ...]
 
     def about(self, claim: str) -> list[Item]:
-        """The items that name a claim, or the part of its name before a hyphen, those for it first."""
-        named = [item for item in self.items if claim.split("-")[0] in item.claims]
+        """The items that name a claim (of an arm, as T1b-NAME-EASE, those that name T1b), those for it first."""
+        named = [item for item in self.items if claim in item.claims or (claim.startswith("T1b-") and "T1b" in item.claims)]
         return sorted(named, key=lambda item: SIDES.index(item.side))
 
 

@@ -42,6 +42,9 @@ ROLES = {"sparse": "sparse", "dense": "dense_matched"}
 SAE_K = 16
 """Latents of an SAE that are active at a token."""
 
+ON_TASK = "_on_"
+"""Between a metric's name and a task's: the metric on that task alone."""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -127,23 +130,39 @@ def _fracture(pair: ModelPair, size: Size) -> Measured:
 
 
 def _circuits(pair: ModelPair, size: Size) -> Measured:
-    """Nodes of the smallest circuits found at one target a task, as log2, mean over the tasks that both models do."""
+    """Nodes of the smallest circuits found at one target a task, as log2: for each task, and the mean over tasks.
+
+    Of the tasks that both models do, those count on which both reach the target. `nonsense_margin` is the control in each model by
+    itself: log2 of the nodes that the same search needs for nonsense labels at the same targets, less that of the circuits, over
+    the tasks at whose target nonsense was fitted at all (`nonsense_fitted`).
+    """
     columns = {role: open_column(pair.address, ColumnSpec(own, own)) for role, own in ROLES.items()}
-    sizes: dict[str, dict[str, list[float]]] = {role: {"log2_nodes": [], "nonsense_log2_nodes": []} for role in ROLES}
+    nodes: dict[str, dict[str, float]] = {role: {} for role in ROLES}
+    margins: dict[str, list[float]] = {role: [] for role in ROLES}
     for task in _tasks(pair)[: size.tasks]:
         settings = {role: prepare_setting(column, task, size.search, seed=0) for role, column in columns.items()}
         if not all(setting.passes for setting in settings.values()):
             continue
         target = common_target(list(settings.values()))
-        for role, setting in settings.items():
-            found = search_column(setting, target, size.search, seed=0, on_step=_nothing).circuit
+        found = {role: search_column(of, target, size.search, seed=0, on_step=_nothing).circuit for role, of in settings.items()}
+        if not all(circuit.reached for circuit in found.values()):
+            continue
+        for role, circuit in found.items():
+            nodes[role][task] = float(np.log2(max(circuit.n_nodes, 1)))
             nonsense = nonsense_circuit(columns[role], target, size.search, seed=0, on_step=_nothing)
-            sizes[role]["log2_nodes"].append(float(np.log2(max(found.n_nodes, 1))))
-            sizes[role]["nonsense_log2_nodes"].append(float(np.log2(max(nonsense.n_nodes, 1))))
-    failed = not_measurable(f"no task of {', '.join(_tasks(pair)[: size.tasks])} is done by both models")
-    return {
-        role: {name: exact(float(np.mean(values)), n=len(values)) if values else failed for name, values in parts.items()}
-        for role, parts in sizes.items()
+            if nonsense.reached:
+                margins[role].append(float(np.log2(max(nonsense.n_nodes, 1))) - nodes[role][task])
+    return {role: _circuit_sizes(nodes[role], margins[role], _tasks(pair)[: size.tasks]) for role in ROLES}
+
+
+def _circuit_sizes(nodes: Mapping[str, float], margins: Sequence[float], tasks: Sequence[str]) -> dict[str, Result]:
+    missing = not_measurable(f"on no task of {', '.join(tasks)} do both models reach the target")
+    unfitted = not_measurable("nonsense labels are fitted by no circuit at these targets", n=len(nodes))
+    found = {f"log2_nodes{ON_TASK}{task}": exact(value) for task, value in nodes.items()}
+    return found | {
+        "log2_nodes": exact(float(np.mean(list(nodes.values()))), n=len(nodes)) if nodes else missing,
+        "nonsense_margin": exact(float(np.mean(margins)), n=len(margins)) if margins else unfitted,
+        "nonsense_fitted": exact(len(margins), n=len(nodes)),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ import numpy as np
 from sparse_lens.comparisons.circuit_sizes import over_seeds
 from sparse_lens.comparisons.instrument.claim import CLAIMS, Claim
 from sparse_lens.comparisons.instrument.literature import Item, Literature
-from sparse_lens.comparisons.instrument.measuring import Measured
-from sparse_lens.comparisons.instrument.verdicts import FEWEST_SEEDS, Judgement, Verdict, difference_over_seeds, judge
+from sparse_lens.comparisons.instrument.measuring import ON_TASK, Measured
+from sparse_lens.comparisons.instrument.verdicts import FEWEST_SEEDS, Judgement, Verdict, difference_over_seeds, judge, undecidable
 from sparse_lens.results import Result, exact, not_measurable
 
 Seed = Mapping[str, Measured]
@@ -75,7 +75,7 @@ def _by_difference(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
     seeds_with = [seed for seed in seeds if claim.measure in seed]
     if not seeds_with:
         return ClaimRow(claim, Judgement("not measurable", NOTHING, ("not measured in this run",)))
-    sides = {role: [seed[claim.measure][role][claim.metric] for seed in seeds_with] for role in ("sparse", "dense")}
+    sides = {role: [seed[claim.measure][role].get(claim.metric, NOTHING) for seed in seeds_with] for role in ("sparse", "dense")}
     sparse, dense = ([result.value for result in side] for side in sides.values())
     if claim.against is not None:
         dense = [claim.against] * len(seeds_with)
@@ -84,8 +84,29 @@ def _by_difference(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
     reasons = {result.reason for side in sides.values() for result in side if result.reason}
     if judgement.verdict == "not measurable" and reasons:
         judgement = Judgement("not measurable", judgement.difference, (*judgement.reasons, *sorted(reasons)))
+    judgement = _own_side(claim, judgement, sparse)
     shown = {name: difference_over_seeds([value for value in values if value is not None]) for name, values in controls.items()}
-    return ClaimRow(claim, judgement, _over_seeds(sides["sparse"]), _over_seeds(sides["dense"]), shown)
+    beside = tuple(_beside(claim.measure, name, seeds_with) for name in claim.beside)
+    return ClaimRow(claim, judgement, _over_seeds(sides["sparse"]), _over_seeds(sides["dense"]), shown, beside)
+
+
+def _beside(measure: str, name: str, seeds: Sequence[Seed]) -> str:
+    """A metric in words, in both models."""
+    sparse, dense = (_over_seeds([seed[measure][role].get(name, NOTHING) for seed in seeds]) for role in ("sparse", "dense"))
+    return f"{name}: {sparse} in the sparse model, {dense} in the dense one"
+
+
+def _own_side(claim: Claim, judgement: Judgement, sparse: Sequence[float | None]) -> Judgement:
+    """The judgement, unless the claim says where the sparse model's own value lies, too, and it does not lie there."""
+    if claim.beyond is None or judgement.verdict != "supports":
+        return judgement
+    own = difference_over_seeds([value - claim.beyond for value in sparse if value is not None])
+    assert own.lo is not None and own.hi is not None
+    if (own.lo > 0) if claim.larger == "sparse" else (own.hi < 0):
+        return judgement
+    other_side = own.hi < 0 if claim.larger == "sparse" else own.lo > 0
+    verdict: Verdict = "contradicts" if other_side else "indistinguishable"
+    return Judgement(verdict, judgement.difference, (f"the sparse model's own value is {own} from {claim.beyond:g}",))
 
 
 def _control(claim: Claim, name: str, seeds: Sequence[Seed]) -> list[float | None]:
@@ -112,45 +133,72 @@ def _number(seed: Seed, measure: str, role: str, metric: str, otherwise: float) 
     return otherwise if value is None else value
 
 
+def _smaller_circuits(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
+    """By the difference, if circuits mean something: in both models those of nonsense labels are `NONSENSE_MARGIN` larger.
+
+    Where nonsense is fitted by no circuit at all, no mask makes a circuit of anything, and the control is passed.
+    """
+    row, small = _by_difference(claim, seeds), []
+    found = list(row.found)
+    for number, seed in enumerate(seeds):
+        for role, of in seed.get(claim.measure, {}).items():
+            margin = of.get("nonsense_margin", NOTHING)
+            found.append(f"nonsense labels, {role} model, seed {number}: log2 of nodes more than the circuits' {margin}")
+            if margin.value is not None and margin.value < NONSENSE_MARGIN:
+                small.append(
+                    f"circuits of nonsense labels are too small in the {role} model of seed {number}: 2^{margin.value:.2f} times"
+                )
+    judgement = row.judgement
+    if small and judgement.verdict in ("supports", "contradicts"):
+        judgement = Judgement("indistinguishable", judgement.difference, tuple(small))
+    return replace(row, judgement=judgement, found=tuple(found))
+
+
+NONSENSE_MARGIN = 1.0
+"""Log2 of nodes: the same search needs at least twice as many for labels that mean nothing."""
+
+
 def _coexistence(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
     """Per training seed: more features than neurons in the sparse model, and circuits smaller than the dense one's.
 
-    One pair in which both hold would do; three that all do not say otherwise.
+    Pairs in which they do not coexist do not say that they nowhere do: no run contradicts it.
     """
     counted = [seed for seed in seeds if "superposition" in seed and "circuits" in seed]
     psi = [_number(seed, "superposition", "sparse", "psi", np.nan) for seed in counted]
     smaller = [_number(seed, "circuits", "sparse", "log2_nodes", np.nan) for seed in counted]
     larger = [_number(seed, "circuits", "dense", "log2_nodes", np.nan) for seed in counted]
-    whole = [values for values in zip(psi, smaller, larger, strict=True) if np.isfinite(values).all()]
-    if len(whole) < FEWEST_SEEDS:
-        few = f"{len(whole)} training seed(s) have both numbers, {FEWEST_SEEDS} are needed"
-        return ClaimRow(claim, Judgement("not measurable", NOTHING, (few,)))
-    both = [p > 1 and own < other for p, own, other in whole]
-    cells = tuple(f"{p:.2f} features per neuron, {2**own:,.0f} nodes against {2**other:,.0f}" for p, own, other in whole)
-    verdict: Verdict = "supports" if all(both) else "indistinguishable" if any(both) else "contradicts"
+    values = list(zip(psi, smaller, larger, loss_gaps(counted), strict=True))
+    whole = [(p, own, other, gap) for p, own, other, gap in values if np.isfinite([p, own, other]).all()]
+    if reasons := undecidable([gap for *_, gap in whole]):
+        return ClaimRow(claim, Judgement("not measurable", NOTHING, tuple(reasons)))
+    both = [p > 1 and own < other for p, own, other, _ in whole]
+    cells = tuple(f"{p:.2f} features per neuron, {2**own:,.0f} nodes against {2**other:,.0f}" for p, own, other, _ in whole)
+    verdict: Verdict = "supports" if all(both) else "indistinguishable"
+    reasons = () if all(both) else (f"{sum(both)} of {len(both)} pairs show both, which does not say that none does",)
     share = exact(sum(both), n=len(both), seeds=len(both))
-    return ClaimRow(claim, Judgement(verdict, NOTHING), sparse=share, found=cells)
+    return ClaimRow(claim, Judgement(verdict, NOTHING, reasons), sparse=share, found=cells)
 
 
 def _always(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
-    """One measure whose seed average is not better in the sparse model ends the claim; they are all printed."""
-    if len(seeds) < FEWEST_SEEDS:
-        few = f"{len(seeds)} training seed(s), {FEWEST_SEEDS} are needed for an average"
-        return ClaimRow(claim, Judgement("not measurable", NOTHING, (few,)))
+    """One cell whose seed average is not better in the sparse model ends the claim; they are all printed.
+
+    Cells are the measures and, where a measure is known by task, its tasks; those with a number in enough training seeds count.
+    """
+    if reasons := undecidable(loss_gaps(seeds)):
+        return ClaimRow(claim, Judgement("not measurable", NOTHING, tuple(reasons)))
     judged = 0
     worse = []
-    for other in CLAIMS:
-        if other.id not in _DISENTANGLING:
-            continue
-        row = _by_difference(other, seeds)
-        value = row.judgement.difference.value
-        if value is None:
+    for cell in _cells(seeds):
+        row = _by_difference(cell, seeds)
+        value, counted = row.judgement.difference.value, row.judgement.difference.seeds
+        if value is None or counted < FEWEST_SEEDS:
             continue
         judged += 1
-        if value == 0 or (value > 0) != (other.larger == "sparse"):
-            worse.append(f"{other.id} ({other.metric}): {row.sparse} in the sparse model, {row.dense} in the dense one")
+        if value == 0 or (value > 0) != (cell.larger == "sparse"):
+            worse.append(f"{cell.id} ({cell.metric}): {row.sparse} in the sparse model, {row.dense} in the dense one")
     if not judged:
-        return ClaimRow(claim, Judgement("not measurable", NOTHING, ("no measure has a number on both sides",)))
+        few = f"no measure has a number on both sides in {FEWEST_SEEDS} training seeds"
+        return ClaimRow(claim, Judgement("not measurable", NOTHING, (few,)))
     verdict: Verdict = "contradicts" if worse else "indistinguishable"
     held = () if worse else ("no measure of this run ends the claim, which no run can prove",)
     return ClaimRow(
@@ -158,5 +206,22 @@ def _always(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
     )
 
 
+def _cells(seeds: Sequence[Seed]) -> list[Claim]:
+    """The disentangling claims, and each of them again on every task that any model has a number for."""
+    found = []
+    for claim in CLAIMS:
+        if claim.id in _DISENTANGLING:
+            prefix = claim.metric + ON_TASK
+            names = {
+                name for seed in seeds for of in seed.get(claim.measure, {}).values() for name in of if name.startswith(prefix)
+            }
+            found += [claim, *(replace(claim, metric=name, controls=()) for name in sorted(names))]
+    return found
+
+
 _DISENTANGLING = ("T1a-dose", "MONO", "CONCEPTS", "T3b", "COMP", "EASE", "FRACTURE", "ENTANGLE")
-_OTHERWISE: dict[str, Callable[[Claim, Sequence[Seed]], ClaimRow]] = {"T2": _coexistence, "ALWAYS": _always}
+_OTHERWISE: dict[str, Callable[[Claim, Sequence[Seed]], ClaimRow]] = {
+    "T2": _coexistence,
+    "T3b": _smaller_circuits,
+    "ALWAYS": _always,
+}

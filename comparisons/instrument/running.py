@@ -6,7 +6,7 @@ sparse-lens claims --out claims
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ SCHEMA = 1
 FORMAT = "claims 1"
 """What every cell of the claims depends on beside its models: raised when what cells compute changes."""
 
-_CHANGED = {"robustness": "scores of tasks and masks"}
+_CHANGED = {"robustness": "scores of tasks and masks", "circuits": "those that reach the target, by task"}
 """What a measure gives beside what it gave at first: its older cells are computed anew."""
 
 _CELL = "sparse_lens.comparisons.instrument.measuring:measured"
@@ -96,7 +96,9 @@ def claims(
     measured = {arm: tuple(_seed(one, asked, found, smoke=smoke) for one in opened) for arm, (opened, asked) in groups.items()}
     rows = with_kept(claim_rows(measured[""], known, chosen), other_rows)
     for arm in list(groups)[1:]:
-        rows += claim_rows(measured[arm], known, [arm_claim(claim, arm) for claim in groups[arm][1]])
+        told = _nonzeros(measured[arm])
+        of_arm = claim_rows(measured[arm], known, [arm_claim(claim, arm) for claim in groups[arm][1]])
+        rows += [replace(row, found=(*row.found, told)) for row in of_arm]
     return Report(tuple(rows), _scope(pairs, measured[""], smoke=smoke), measured[""], known, command)
 
 
@@ -174,16 +176,22 @@ def _seed(pair: ModelPair, chosen: Sequence[Claim], found: dict[str, Any], *, sm
     return {str(job.arguments["measure"]): from_plain(found[job.fingerprint]) for job in _jobs(pair, chosen, smoke=smoke)}
 
 
+def _nonzeros(seeds: Sequence[Seed]) -> str:
+    """What an arm is compared at: nonzeros as the losses are, by training seed."""
+    sides = (", ".join(f"{seed['losses'][role]['matrix_nonzeros'].value or 0:,.0f}" for seed in seeds) for role in ROLES)
+    return "nonzero weights in matrices: {} in the sparse models, {} in the arm's".format(*sides)
+
+
 def _scope(pairs: Sequence[ModelPair], seeds: Sequence[Seed], *, smoke: bool) -> dict[str, Any]:
     def of(role: str, metric: str) -> list[Result]:
         return [seed["losses"][role][metric] for seed in seeds]
 
-    nonzeros = max(result.value or 0 for role in ROLES for result in of(role, "nonzeros"))
+    nonzeros = max(result.value or 0 for result in of("sparse", "matrix_nonzeros"))
     return {
         "pairs": [{role: pair.model_name(own) for role, own in ROLES.items()} for pair in pairs],
         "training_seeds": len(pairs),
         "loss_gaps": loss_gaps(seeds),
         **{f"{role}_{metric}": of(role, metric) for role in ROLES for metric in ("loss", "nonzeros", "matrix_nonzeros")},
-        "largest": f"tested up to {nonzeros:,.0f} nonzero parameters; no result on a billion weights could be grounded",
+        "largest": f"tested up to {nonzeros:,.0f} nonzero weights in matrices; no result on a billion weights could be grounded",
         "smoke": smoke,
     }

@@ -61,7 +61,7 @@ def judge(
     difference = difference_over_seeds(differences)
     if not there:
         return Judgement("not measurable", difference, ("no training seed has a number on both sides",))
-    reasons = [*_unmatched([loss_gaps[place] for place in there]), *_few(len(there))]
+    reasons = undecidable([loss_gaps[place] for place in there])
     if reasons:
         return Judgement("not measurable", difference, tuple(reasons))
     verdict = _by_interval(difference, larger)
@@ -109,6 +109,11 @@ def _by_interval(difference: Result, larger: Literal["sparse", "dense"]) -> Verd
     if difference.lo <= 0 <= difference.hi:
         return "indistinguishable"
     return "supports" if (difference.lo > 0) == (larger == "sparse") else "contradicts"
+
+
+def undecidable(loss_gaps: Sequence[float]) -> list[str]:
+    """Why nothing can be decided on pairs with these differences in loss, one for each training seed; empty where it can."""
+    return [*_unmatched(loss_gaps), *_few(len(loss_gaps))]
 
 
 def _unmatched(gaps: Sequence[float]) -> list[str]:

@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     how = {"cache": options.cells, "workers": options.workers, "measures": options.only, "smoke": options.smoke}
     measured = measured_grid(ModelPair.open(), sweep, options.grid, tasks=options.tasks, **how)
     cells = [{"depth": place[0], "density": place[1], "runs": runs} for place, runs in measured.items()]
-    content = {"shape": shape, "cells": cells, "claims": [depth_row(measured).to_plain()]}
+    content = {"shape": shape, "scope": {"smoke": options.smoke}, "cells": cells, "claims": [depth_row(measured).to_plain()]}
     options.out.mkdir(parents=True, exist_ok=True)
     with new_file(options.out / KEPT) as path:
         path.write_text(json.dumps(to_plain(content), indent=1) + "\n", encoding="utf-8")

@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     models |= measure_family(ModelPair.open(), folders, tasks=options.tasks, measures=options.only, smoke=options.smoke, **how)
     options.out.mkdir(parents=True, exist_ok=True)
     row = prevention_row(models, options.target)
-    content = {"target": options.target, "models": models, "claims": [row.to_plain()]}
+    content = {"target": options.target, "scope": {"smoke": options.smoke}, "models": models, "claims": [row.to_plain()]}
     with new_file(options.out / KEPT) as path:
         path.write_text(json.dumps(to_plain(content), indent=1) + "\n", encoding="utf-8")
     if options.page is not None:

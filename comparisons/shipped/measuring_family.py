@@ -29,6 +29,7 @@ MIXED = f"{ENTANGLEMENT}, neurons mixed"
 MEASURED: Mapping[str, tuple[str, str]] = {
     PSI: ("superposition", "psi"),
     SHUFFLED: ("superposition", "random_weights_psi"),
+    "features": ("superposition", "effective_features"),
     "labels per neuron": ("concepts", "concepts_per_unit"),
     "F1 of concepts beyond the token": ("concepts", "coverage_f1_over_tokens_ambiguous"),
     "held-out R² of a neuron from the others": ("predictability", "heldout_r2_mean"),

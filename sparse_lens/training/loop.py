@@ -16,7 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
 
 from sparse_lens.data import END_OF_TEXT, TrainingData
-from sparse_lens.errors import CheckpointError, ConfigError, DataError, UnknownNameError
+from sparse_lens.errors import CheckpointError, ConfigError, DataError, DivergedError, UnknownNameError
 from sparse_lens.files import check_writable, sweep_staging
 from sparse_lens.models import CircuitGPTConfig, CircuitGPTForCausalLM
 from sparse_lens.models.config import EXTENSION_FIELDS, REFERENCE_FIELDS
@@ -187,13 +187,13 @@ class _Session:
         if math.isfinite(loss):
             return loss
         kept = self.checkpoints.files()
-        raise ConfigError(
+        raise DivergedError(
             f"the loss is {loss} at step {self.run.step}; lower learning_rate ({self.config.learning_rate}) in a new folder"
             + (f"; the last good checkpoint, {kept[0]}, is kept" if kept else "")
         )
 
     def _check_weights(self) -> None:
-        """Raise `ConfigError` if any weight is no number: nothing of it must be saved."""
+        """Raise `DivergedError` if any weight is no number: nothing of it must be saved."""
         finite = all(bool(own(parameter).isfinite().all()) for parameter in self.run.trained)
         if self.processes.any(not finite):
             self._finite(math.nan)

@@ -56,7 +56,9 @@ def run(loss: float) -> Record:
 
 def test_best_rate_table_and_missing_cells() -> None:
     """The rate with the least loss; a row for every cell, also for one that is missing."""
-    assert best_rate({0.1: run(3.0), 0.2: run(2.9), 0.4: run(3.4)}) == 0.2
+    diverged = {"name": "far", "loss": None}
+    assert best_rate({0.1: run(3.0), 0.2: run(2.9), 0.4: run(3.4), 0.8: diverged}) == 0.2
+    assert best_rate({0.8: diverged}) is None
     cell = SweepCell(GridCell(1, 1, 0.5), 0.2, (run(3.2), run(3.4)))
     assert cell.results["loss"].value == pytest.approx(3.3)
     assert cell.results["half"].value == pytest.approx(1.65) and cell.results["half"].seeds == 2

@@ -23,9 +23,13 @@ not_grounded: [all else]
 
 def test_the_packages_list() -> None:
     literature = read_literature()
-    families = {claim.id.split("-")[0] for claim in CLAIMS}
-    assert all(set(item.claims) & families for item in literature.items)
-    assert {item.side for item in literature.about("T1a-dose")} == {"for", "against", "warning", "theory"}
+    ids = {claim.id for claim in CLAIMS}
+    assert all(item.claims and set(item.claims) <= ids for item in literature.items)
+    assert {item.side for item in literature.about("T1a-dose")} == {"for", "against", "warning", "theory", "background"}
+    assert not {item.id for item in literature.about("T1a") if item.side == "for"} & {
+        item.id for item in literature.about("T1a-dose") if item.side == "for"
+    }
+    assert literature.about("T1b-magnitude-EASE") == literature.about("T1b")
     assert literature.covered_until == "2026-07" and any("billion" in line for line in literature.not_grounded)
 
 

@@ -54,6 +54,7 @@ def test_identical_models_are_indistinguishable_in_every_row() -> None:
     rows = rows_of(same)
     assert {rows[claim.id].verdict for claim in CLAIMS if claim.measure and claim.against is None} == {"indistinguishable"}
     assert rows["ALWAYS"].verdict == "contradicts" and len(rows["ALWAYS"].found) == rows["ALWAYS"].sparse.n
+    assert rows["T2"].verdict == "indistinguishable"
 
 
 def test_a_control_that_shows_as_much_takes_the_verdict() -> None:
@@ -64,7 +65,8 @@ def test_a_control_that_shows_as_much_takes_the_verdict() -> None:
 
 def test_losses_that_are_apart_and_two_seeds() -> None:
     apart = rows_of([synthetic(2.0, 1.5, seed=seed, gap=0.08) for seed in range(3)])
-    assert apart["EASE"].verdict == "not measurable" and "+0.080" in apart["EASE"].judgement.reasons[0]
+    for name in ("EASE", "T2", "T3b", "ALWAYS"):
+        assert apart[name].verdict == "not measurable" and "+0.080" in apart[name].judgement.reasons[0]
     few = rows_of([synthetic(2.0, 1.5, seed=seed) for seed in range(2)])
     assert few["EASE"].verdict == few["T2"].verdict == few["ALWAYS"].verdict == "not measurable"
 
@@ -81,7 +83,8 @@ def test_a_failed_gate_is_never_zero() -> None:
 def test_coexistence_needs_both_in_every_seed() -> None:
     both = rows_of([synthetic(1.4, 1.5, seed=seed) for seed in range(3)])["T2"]
     assert both.verdict == "supports" and both.sparse.value == 3 and len(both.found) == 3
-    assert rows_of([synthetic(0.6, 1.5, seed=seed) for seed in range(3)])["T2"].verdict == "contradicts"
+    none = rows_of([synthetic(0.6, 1.5, seed=seed) for seed in range(3)])["T2"]
+    assert none.verdict == "indistinguishable" and "0 of 3 pairs" in none.judgement.reasons[0]
     mixed = [synthetic(1.4, 1.5, seed=0), synthetic(0.6, 1.5, seed=1), synthetic(1.4, 1.5, seed=2)]
     assert rows_of(mixed)["T2"].verdict == "indistinguishable"
 
@@ -99,6 +102,44 @@ def test_always_is_ended_by_one_measure() -> None:
         seed["fracture"]["sparse"]["entanglement"] = exact(2.5)
     row = rows_of(seeds)["ALWAYS"]
     assert row.verdict == "contradicts" and len(row.found) == 1 and row.found[0].startswith("ENTANGLE")
+
+
+def test_always_looks_at_every_task_and_at_whole_families_alone() -> None:
+    """One task on which the sparse model is worse on average ends it; what a single seed has a number for does not."""
+    seeds = [synthetic(1.0, 2.0, seed=seed) for seed in range(3)]
+    for seed in seeds:
+        for claim in CLAIMS:
+            if claim.measure and claim.larger == "sparse" and claim.against is None:
+                seed[claim.measure]["sparse"][claim.metric] = exact(3.0)
+    for seed in seeds[1:]:
+        seed["fracture"]["sparse"]["entanglement"] = not_measurable("gate")
+    seeds[0]["fracture"]["sparse"]["entanglement"] = exact(2.5)
+    assert rows_of(seeds)["ALWAYS"].verdict == "indistinguishable"
+    for seed in seeds:
+        for role, nodes in (("sparse", 6.0), ("dense", 5.0)):
+            seed["circuits"][role]["log2_nodes_on_if_equals"] = exact(nodes)
+    row = rows_of(seeds)["ALWAYS"]
+    assert row.verdict == "contradicts" and row.found[0].startswith("T3b (log2_nodes_on_if_equals)")
+
+
+def test_circuits_count_only_where_nonsense_needs_more() -> None:
+    """In each model by itself; where nonsense is fitted by no circuit the control is passed."""
+    seeds = [synthetic(5.0, 6.0, seed=seed) for seed in range(3)]
+    for seed in seeds:
+        seed["circuits"]["sparse"]["nonsense_margin"] = not_measurable("nonsense labels are fitted by no circuit")
+        seed["circuits"]["dense"]["nonsense_margin"] = exact(2.0)
+    row = rows_of(seeds)["T3b"]
+    assert row.verdict == "supports" and len(row.found) == 6
+    seeds[1]["circuits"]["dense"]["nonsense_margin"] = exact(0.5)
+    row = rows_of(seeds)["T3b"]
+    assert row.verdict == "indistinguishable" and "dense model of seed 1" in row.judgement.reasons[0]
+
+
+def test_a_claim_of_two_parts_needs_both() -> None:
+    """SHIFT: representations grow sparser, and more so in the sparse model. Denser in both is no support."""
+    for sparse, dense, verdict in ((0.2, 0.1, "supports"), (-0.1, -0.2, "contradicts"), (0.001, -0.2, "indistinguishable")):
+        row = rows_of([synthetic(sparse, dense, seed=seed) for seed in range(3)])["SHIFT"]
+        assert row.verdict == verdict, (sparse, row.judgement)
 
 
 def test_every_claim_has_a_measure_or_says_what_it_needs() -> None:
