@@ -62,7 +62,7 @@ def add_claims(commands: Any) -> None:
 
 
 def _claims(options: argparse.Namespace) -> None:
-    from sparse_lens.report.verdicts import check_claims_folder, claims_table, write_claims
+    from sparse_lens.report.verdicts import check_claims_folder, claims_table, scope_lines, write_claims
 
     check_claims_folder(options.out)
     from sparse_lens.comparisons import claims
@@ -89,6 +89,8 @@ def _claims(options: argparse.Namespace) -> None:
         print_json(content)
         return
     print_rich(claims_table(content))
+    for line in scope_lines(content):
+        print_line(line)
     print_line(f"wrote {page.parent / 'claims.json'} and {page}")
 
 

@@ -4,3 +4,4 @@ from sparse_lens.report.verdicts.page import check_claims_folder as check_claims
 from sparse_lens.report.verdicts.page import write_claims as write_claims
 from sparse_lens.report.verdicts.tables import claims_markdown as claims_markdown
 from sparse_lens.report.verdicts.tables import claims_table as claims_table
+from sparse_lens.report.verdicts.tables import scope_lines as scope_lines

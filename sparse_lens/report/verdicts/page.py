@@ -15,7 +15,7 @@ from sparse_lens.errors import DataError
 from sparse_lens.files import check_writable, new_directory, refuse_foreign
 from sparse_lens.report.strings import csv_cell, script_json, visible
 from sparse_lens.report.verdicts.figure import difference_line
-from sparse_lens.report.verdicts.tables import HEAD, claims_markdown, row_cells, scope_lines
+from sparse_lens.report.verdicts.tables import HEAD, claims_markdown, row_cells, scope_lines, scope_markdown
 from sparse_lens.results import from_plain, to_frame, to_plain
 
 CLAIMS_FILES = ("index.html", "claims.json", "claims.csv", "table.md")
@@ -36,7 +36,7 @@ def write_claims(content: Mapping[str, Any], folder: str | Path) -> Path:
     written = {
         "claims.json": text,
         "claims.csv": _csv(plain),
-        "table.md": claims_markdown(plain) + "\n",
+        "table.md": f"{claims_markdown(plain)}\n\n{scope_markdown(plain)}\n",
         "index.html": _environment().get_template("claims.html.jinja").render(_view(plain)),
     }
     refuse_foreign(folder, CLAIMS_FILES)

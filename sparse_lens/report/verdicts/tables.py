@@ -13,6 +13,7 @@ from sparse_lens.report.numbers import DASH, read_number
 from sparse_lens.report.strings import markdown_cell, visible
 
 HEAD = ("claim", "sparse", "dense", "difference", "controls", "verdict")
+_MOST_CELLS = 3
 VERDICT_STYLES = {"supports": "bold green", "contradicts": "bold red", "indistinguishable": "yellow", "not measurable": "dim"}
 
 
@@ -28,8 +29,8 @@ def claims_table(content: Mapping[str, Any]) -> Table:
     for claim in content["claims"]:
         cells = row_cells(claim)
         verdict = Text(cells[-1], style=VERDICT_STYLES.get(cells[-1], ""))
-        for reason in claim["reasons"][:1]:
-            verdict.append(f"\n{visible(reason)}", style="dim")
+        for line in [*claim["reasons"][:1], *ended_by(claim)[:_MOST_CELLS]]:
+            verdict.append(f"\n{visible(line)}", style="dim")
         named = Text(visible(claim["id"]), style="bold").append(f" {visible(claim['text'])}", style="not bold")
         table.add_row(named, *map(Text, cells[1:-1]), verdict)
     return table
@@ -41,10 +42,21 @@ def claims_markdown(content: Mapping[str, Any], *, texts: bool = True) -> str:
     for claim in content["claims"]:
         cells = row_cells(claim)
         name = f"**{markdown_cell(claim['id'])}** {markdown_cell(claim['text'])}" if texts else markdown_cell(claim["id"])
-        reasons = "; ".join(markdown_cell(reason) for reason in claim["reasons"])
+        reasons = "; ".join(markdown_cell(line) for line in [*claim["reasons"], *ended_by(claim)])
         verdict = markdown_cell(cells[-1]) + (f": {reasons}" if reasons else "")
         lines.append("| " + " | ".join([name, *(markdown_cell(cell) for cell in cells[1:-1]), verdict]) + " |")
     return "\n".join(lines)
+
+
+def ended_by(claim: Mapping[str, Any]) -> list[str]:
+    """The cells that end a claim which one result can end; none where it is not ended."""
+    ended = claim["kind"] == "perishable" and claim["verdict"] == "contradicts"
+    return [str(line) for line in claim["found"]] if ended else []
+
+
+def scope_markdown(content: Mapping[str, Any]) -> str:
+    """`scope_lines` as a list."""
+    return "\n".join(f"- {markdown_cell(line)}" for line in scope_lines(content))
 
 
 def row_cells(claim: Mapping[str, Any]) -> list[str]:
