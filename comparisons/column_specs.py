@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -110,9 +111,13 @@ def windows_of(pair: ModelPair, spec: ColumnSpec) -> dict[str, np.ndarray]:
 
 
 def fingerprints(pair: ModelPair, spec: ColumnSpec) -> list[str]:
-    """What a column's numbers depend on: its weights, and its dictionaries' files."""
-    bridge = load(model_folder(pair, spec))
-    return [model_fingerprint(bridge), *(load_saelens(f).hash for folders in spec.dictionaries for f in folders)]
+    """What a column's numbers depend on: its weights, its dictionaries' files, and the windows that it reads."""
+    bridge, windows = load(model_folder(pair, spec)), hashlib.sha256()
+    for name, tokens in sorted(windows_of(pair, spec).items()):
+        windows.update(f"{name} {tokens.shape} {tokens.dtype}".encode())
+        windows.update(np.ascontiguousarray(tokens).tobytes())
+    dictionaries = (load_saelens(folder).hash for folders in spec.dictionaries for folder in folders)
+    return [model_fingerprint(bridge), f"windows {windows.hexdigest()[:16]}", *dictionaries]
 
 
 def mlp_units(column: Column) -> list[Dictionary]:

@@ -158,7 +158,7 @@ def _heldout(tasks: Mapping[str, Any]) -> list[str]:
 
 def _always(effort: Mapping[str, Any]) -> list[str]:
     seeds = effort["search_seeds"]
-    said = ["Each model was trained once: what separates two models here may separate two runs of the same recipe."]
+    said = ["Sizes of single tasks are of one training run of each model: two runs of one recipe may differ as much."]
     if seeds < 3:
         said.append(
             f"Circuits were searched with {seeds} seed(s): sizes carry no useful interval, and another seed finds other nodes."
@@ -167,7 +167,7 @@ def _always(effort: Mapping[str, Any]) -> list[str]:
         *said,
         "The sparse model has sparse activations (AbsTopK) as well as sparse weights, the dense ones "
         "neither: the two are not separated.",
-        "SAE latents are counted without the cost of their dictionary, and their edges are not counted at all.",
+        "In the sizes of single tasks SAE latents are counted without the cost of their dictionary, and their edges not at all.",
         "A circuit is one of many that meet the target, found by one learner under mean ablation; smaller "
         "ones may exist in any column.",
     ]

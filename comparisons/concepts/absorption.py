@@ -164,10 +164,10 @@ def absorbed(
 ) -> tuple[Float[np.ndarray, " token"], Bool[np.ndarray, " token"]]:
     """Absorption fraction of each token, and whether the concept is absorbed in full.
 
-    `total` is the activation's projection on the unit vector `direction`. With `M` of it from the main units and `A` the least of
-    what is missing and what up to three aligned others give: `A / (A + M)`; 0 where the main units give all of it or the others
-    give less than 0.4 of it, 1 where the main units give nothing. In full: no main unit fires, and the unit that gives most is
-    aligned and gives 0.4 of it.
+    `total` is the activation's projection on the unit vector `direction`; where it is not above 0 there is nothing to absorb. With
+    `M` of it from the main units and `A` the least of what is missing and what up to three aligned others give: `A / (A + M)`; 0
+    where the main units give all of it or the others give less than 0.4 of it, 1 where the main units give nothing. In full: no
+    main unit fires, and the unit that gives most is aligned and gives 0.4 of it.
     """
     along = decoder @ direction
     cosines = along / np.maximum(np.linalg.norm(decoder, axis=1), 1e-12)
@@ -176,7 +176,7 @@ def absorbed(
     others = np.where((cosines >= ABSORBER_COSINE) & (given > 0), given, 0)
     others[:, main] = 0
     from_others = np.sort(others, axis=1)[:, -ABSORBERS:].sum(1)
-    enough = from_others >= ABSORBER_SHARE * total
+    enough = (total > 0) & (from_others >= ABSORBER_SHARE * total)
     taken = np.minimum(from_others, total - from_main)
     fraction = np.where(from_main <= 0, 1.0, taken / np.where(from_main <= 0, 1.0, np.maximum(taken + from_main, 1e-30)))
     fraction = np.where((from_main >= total) | ~enough, 0.0, fraction.clip(0, 1))

@@ -1,15 +1,15 @@
 """Reading curves: bits at a given divergence, and how far apart two columns' curves lie.
 
 A curve is the least number of bits by which a divergence was reached: of the measured points, those that no point beats at a
-smaller or equal KL. Between two of them the logarithm of the bits is linear in the logarithm of the KL; outside all of them nothing
-is said.
+smaller or equal KL. Between two of them the logarithm of the bits is linear in the logarithm of the KL; past the loosest of them,
+up to the largest KL of any point, it is flat, as a circuit that meets a KL meets all above it; outside all points nothing is said.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,10 +23,11 @@ LEAST_KL = 1e-6
 
 @dataclass(frozen=True)
 class Frontier:
-    """Points of a curve by rising `kl` and falling `size`, both above 0."""
+    """Points of a curve by rising `kl` and falling `size`, both above 0; `loosest` is the largest KL of all, beaten ones too."""
 
     kl: tuple[float, ...]
     size: tuple[float, ...]
+    loosest: float | None = field(default=None, compare=False)
 
 
 def frontier(curve: CircuitCurve, *, at: str = "kl_heldout", size: str = "total_bits") -> Frontier:
@@ -48,14 +49,16 @@ def frontier(curve: CircuitCurve, *, at: str = "kl_heldout", size: str = "total_
     for kl, bits in sorted(found):
         if not kept or bits < kept[-1][1]:
             kept.append((kl, bits))
-    return Frontier(tuple(kl for kl, _ in kept), tuple(bits for _, bits in kept))
+    loosest = max((kl for kl, _ in found), default=None)
+    return Frontier(tuple(kl for kl, _ in kept), tuple(bits for _, bits in kept), loosest)
 
 
 def size_at(curve: CircuitCurve | Frontier, kl: float, *, at: str = "kl_heldout", size: str = "total_bits") -> Result:
     """The size of `curve` at a divergence of `kl` nats; not measurable outside its points. Raises as `frontier` does."""
     points = curve if isinstance(curve, Frontier) else frontier(curve, at=at, size=size)
-    if not points.kl or not points.kl[0] <= kl <= points.kl[-1]:
-        span = f"from {points.kl[0]:.3g} to {points.kl[-1]:.3g}" if points.kl else "at no point"
+    end = points.loosest or (points.kl[-1] if points.kl else 0.0)
+    if not points.kl or not points.kl[0] <= kl <= end:
+        span = f"from {points.kl[0]:.3g} to {end:.3g}" if points.kl else "at no point"
         return not_measurable(f"the curve is measured {span} nats, not at {kl:.3g}")
     return exact(math.exp(float(_log_size(points, np.log([kl]))[0])), n=len(points.kl))
 

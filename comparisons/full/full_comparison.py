@@ -23,6 +23,7 @@ from sparse_lens.comparisons.full.full_verdict import CAVEATS, undistinguished
 from sparse_lens.comparisons.full.headline import headline
 from sparse_lens.comparisons.jobs import Job, Record, run_jobs
 from sparse_lens.comparisons.pair import ModelPair
+from sparse_lens.dictionaries.sae_training import require_sae_lens
 from sparse_lens.errors import ConfigError
 from sparse_lens.hooks import load
 from sparse_lens.results import from_plain
@@ -105,6 +106,8 @@ def compare_fully(
     tasks = list(plan.tasks or pair.default_tasks or available_tasks())
     for task in tasks:
         get_task(task)
+    if set(plan.kinds) - {"transcoder", "skip_transcoder"}:
+        require_sae_lens()  # now, not after an hour
     cache, how = Path(cache), {"workers": workers, "ray_address": ray_address, "progress": progress}
     basic = compare(
         pair, tasks=tasks, seeds=plan.seeds, config=plan.config, command=command, progress=progress, workers=workers, cache=cache

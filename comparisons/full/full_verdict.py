@@ -16,14 +16,18 @@ CAVEATS = (
     "column, and what survives other ablations stands beside them.",
     "Divergence is from each column's own model: a column can be small because its model does something simpler. The losses stand "
     "beside it.",
-    "Intervals are over tasks and search seeds (dictionary seeds among them): with one training seed they do not say what another "
-    "training would give.",
+    "Intervals are over tasks and search seeds (dictionary seeds among them), and over training seeds where a column has them (the "
+    "neurons of the two models of matched loss); in all others they do not say what another training would give.",
+    "Each column's ratio is over the tasks that it and the sparse neurons have circuits for at that divergence (n says how many): "
+    "two columns with other tasks are not compared with each other.",
     "Concept labels are computed from syntax, and many are told by the token alone: read the rows on token-ambiguous positions.",
     "Dictionaries were trained briefly on the standard library and generated programs; longer training may help them.",
 )
 """Printed with every full comparison."""
 
-_HEADLINE = "bits_ratio_at_0.5"
+_HEADLINE, _NODES = "bits_ratio_at_0.5", "nodes_ratio_at_0.5"
+
+_MIXED = "its basis mixes channels, between which there are no weights to price; nodes are compared"
 
 _PAIRS = (
     ("dense_topk", "dense_frozen", "an SAE and one with a frozen random decoder"),
@@ -50,7 +54,8 @@ def _ratios(headline: Mapping[str, Mapping[str, Result]]) -> list[str]:
     for name, ratios in headline.items():
         ratio = ratios[_HEADLINE]
         if ratio.value is None:
-            said.append(f"{name}: no ratio of bits at 0.5 nats ({ratio.reason}).")
+            reason = ratio.reason if ratios[_NODES].value is None else _MIXED
+            said.append(f"{name}: no ratio of bits at 0.5 nats ({reason}).")
         elif ratio.lo is not None and ratio.hi is not None and ratio.lo <= 1 <= ratio.hi:
             said.append(f"{name}: its circuits take {ratio} times the bits of the sparse neurons' at 0.5 nats; 1 is inside.")
     return said

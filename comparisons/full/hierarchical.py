@@ -1,4 +1,4 @@
-"""A ratio over training seeds, tasks and search seeds, with an interval that knows that the levels are nested."""
+"""A ratio over training seeds, tasks and search seeds, with an interval that knows which levels are nested and which crossed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ N_RESAMPLES = 2000
 
 
 def hierarchical_ratio(ratios: Samples, *, null: float | None = 1.0, n_resamples: int = N_RESAMPLES, seed: int = 0) -> Result:
-    """Geometric mean of positive `ratios`, with a 95 % hierarchical bootstrap interval over training seed > task > search seed.
+    """Geometric mean of positive `ratios`, with a 95 % hierarchical bootstrap interval over training seeds, tasks, search seeds.
 
-    Every task weighs the same within a training seed, every training seed the same in the whole. A level of k units is resampled
-    with k - 1 draws (Rao and Wu 1988, J. Am. Stat. Assoc. 83:231): with k draws a handful of units would give an interval that is
-    too narrow by sqrt((k - 1) / k). A level of one unit adds nothing: with one training seed the interval does not say what another
-    training would give (`seeds` is the number of training seeds, `n` that of tasks).
+    All training seeds do the same tasks, so that a resample draws tasks once, for all of its training seeds: a training seed more
+    is no task more. Search seeds are nested in both. Every task weighs the same within a training seed, every training seed the
+    same in the whole. A level of k units is resampled with k - 1 draws (Rao and Wu 1988, J. Am. Stat. Assoc. 83:231): with k draws
+    a handful of units would give an interval that is too narrow by sqrt((k - 1) / k). A level of one unit adds nothing: with one
+    training seed the interval does not say what another training would give (`seeds` is the number of training seeds, `n` that of
+    tasks).
 
     Raises `DataError` for a ratio that is not positive and finite. Not measurable with fewer than two tasks.
     """
@@ -46,14 +48,19 @@ def _logs(values: Sequence[float]) -> np.ndarray:
 
 
 def _resampled(logs: Mapping[str, Mapping[str, np.ndarray]], generator: np.random.Generator) -> float:
-    """The mean of one resample: of training seeds, in each of tasks, in each of search seeds."""
-    runs = list(logs.values())
-    means = []
-    for run in _drawn(len(runs), generator):
-        tasks = list(runs[run].values())
-        of_tasks = [tasks[task][_drawn(len(tasks[task]), generator)].mean() for task in _drawn(len(tasks), generator)]
-        means.append(np.mean(of_tasks))
+    """The mean of one resample: of training seeds and tasks, and in each of both of search seeds."""
+    runs, names = list(logs.values()), sorted({task for tasks in logs.values() for task in tasks})
+    means: list[float] = []
+    while not means:  # a training seed may have none of the tasks drawn
+        drawn = [names[place] for place in _drawn(len(names), generator)]
+        for run in _drawn(len(runs), generator):
+            of_tasks = [_mean_of(runs[run][task], generator) for task in drawn if task in runs[run]]
+            means += [float(np.mean(of_tasks))] if of_tasks else []
     return float(np.mean(means))
+
+
+def _mean_of(values: np.ndarray, generator: np.random.Generator) -> float:
+    return float(values[_drawn(len(values), generator)].mean())
 
 
 def _drawn(k: int, generator: np.random.Generator) -> np.ndarray:

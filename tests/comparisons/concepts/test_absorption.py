@@ -38,7 +38,8 @@ def test_fraction_equals_the_rules_token_by_token():
     direction /= np.linalg.norm(direction)
     latents = generator.lognormal(size=(500, 30)) * (generator.random((500, 30)) < 0.2)
     total = (latents @ decoder @ direction) + generator.normal(0, 0.5, 500)
-    latents, total = latents[total > 0.1], total[total > 0.1]
+    latents, total = latents[abs(total) > 0.1], total[abs(total) > 0.1]
+    assert (total < 0).sum() > 20
     fractions, _ = absorbed(latents, total, decoder, direction, np.array([0, 1]))
     expected = [by_hand(f, t, decoder @ direction, (0, 1)) for f, t in zip(latents, total, strict=True)]
     assert fractions == pytest.approx(expected) and 0 < np.mean(expected) < 1

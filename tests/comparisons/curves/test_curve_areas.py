@@ -43,6 +43,13 @@ def test_points_that_others_beat_are_left_out() -> None:
     assert frontier(CircuitCurve("a", "task", 0, exact(1.0), tuple(some)), size="edges") == Frontier((1.0, 3.0), (9.0, 3.0))
 
 
+def test_a_circuit_that_meets_a_divergence_meets_all_above_it() -> None:
+    """The cheapest point is the strictest: it stands for looser divergences, as far as there are points at all."""
+    made = curve([(0.3, 40.0), (0.6, 70.0), (1.2, 60.0)])
+    assert [size_at(made, kl).value for kl in (0.3, 0.5, 1.0, 1.2)] == pytest.approx([40.0] * 4)
+    assert not size_at(made, 1.3).measurable and not size_at(made, 0.2).measurable
+
+
 def test_area_between_shifted_curves() -> None:
     """A curve of twice the bits lies log 2 above, whatever the points; the range is what both have."""
     first = curve([(kl, 200 / kl) for kl in (0.25, 1.0, 4.0)])

@@ -50,6 +50,20 @@ def test_spread_between_training_seeds_widens_the_interval() -> None:
     assert wide.hi / wide.lo > 2 * narrow.hi / narrow.lo
 
 
+def test_copies_of_a_training_seed_do_not_narrow_the_interval() -> None:
+    """All training seeds do the same tasks: three equal ones know of these tasks what one does."""
+    one = {task: [ratio] for task, ratio in zip("abcde", (0.5, 0.8, 1.5, 3.0, 6.0), strict=True)}
+    alone, copied = hierarchical_ratio({"0": one}), hierarchical_ratio({"0": one, "1": one, "2": one})
+    assert alone.lo is not None and alone.hi is not None and copied.lo is not None and copied.hi is not None
+    assert copied.value == pytest.approx(alone.value)
+    assert math.log(copied.hi / copied.lo) == pytest.approx(math.log(alone.hi / alone.lo), rel=0.05)
+
+
+def test_training_seeds_may_have_tasks_of_their_own() -> None:
+    result = hierarchical_ratio({"0": {"a": [2.0], "b": [2.0]}, "1": {"c": [2.0]}})
+    assert result.value == pytest.approx(2) and (result.n, result.seeds) == (3, 2)
+
+
 def test_one_task_is_no_mean_and_a_ratio_of_zero_is_an_error() -> None:
     assert not hierarchical_ratio({"0": {"a": [2.0, 3.0]}, "1": {"a": [2.0]}}).measurable
     assert not hierarchical_ratio({"0": {"a": [2.0], "b": []}}).measurable
