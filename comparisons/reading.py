@@ -34,15 +34,18 @@ def standard_library(pair: ModelPair, split: Split) -> list[Document]:
     return [document for document in documents if split_of(document.sha256, share) == split]
 
 
-def reading_windows(pair: ModelPair, n_tokens: int, *, context: int = 128, seed: int = 0) -> Int[np.ndarray, "window pos"]:
+def reading_windows(
+    pair: ModelPair, n_tokens: int, *, context: int = 128, seed: int = 0, role: str = "sparse"
+) -> Int[np.ndarray, "window pos"]:
     """At least `n_tokens` token ids in shuffled windows of `context`: half from training files, half from generated programs.
 
-    The same on every machine with this Python version and this seed. Where the standard library is too short for the real half,
-    it is read once and programs make up the rest. Raises `DataError` for less than one window.
+    They are in the tokens of the pair's `role`; models given by folder have those of the sparse one. The same on every machine with
+    this Python version and this seed. Where the standard library is too short for the real half, it is read once and programs make
+    up the rest. Raises `DataError` for less than one window.
     """
     if n_tokens < context:
         raise DataError(f"{n_tokens} tokens are less than one window of {context}; ask for more")
-    tokenizer = load_tokenizer(pair.model_folder("sparse"))
+    tokenizer = load_tokenizer(pair.model_folder(role))
     real = _real(pair, tokenizer, int(n_tokens * (1 - GENERATED_SHARE)), seed)
     programs = encode_documents(tokenizer, _programs(seed), budget=n_tokens + context - len(real), description="programs")
     tokens = [_windows(real, context), _windows(np.concatenate(programs), context)]

@@ -61,7 +61,7 @@ def train_dictionary(
     opened = ModelPair.at(pair)
     spec = ColumnSpec("", model)
     bridge, held_out = load(model_folder(opened, spec)), windows_of(opened, spec)["heldout"][:, :-1]
-    windows = reading_windows(opened, int(1.3 * tokens) + 131_072, seed=seed)
+    windows = reading_windows(opened, int(1.3 * tokens) + 131_072, seed=seed, role=_role(opened, spec))
     batches = (windows[start : start + 16] for start in range(0, len(windows), 16))
     common: Plain = {"d_sae": d_sae, "k": k, "tokens": tokens, "batch_size": 2048, "seed": seed}
     how: Plain = {"held_out": np.array_split(held_out, 16), "progress": False}
@@ -134,8 +134,8 @@ def _reconstruction(pair: ModelPair, spec: ColumnSpec, column: Column, units: Di
     return rows if units.exact else rows | spliced_loss(column.bridge, [units], windows)
 
 
-def _activation(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> dict[str, Result]:  # noqa: ARG001
-    windows = reading_windows(pair, tokens, seed=1)
+def _activation(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> dict[str, Result]:
+    windows = reading_windows(pair, tokens, seed=1, role=_role(pair, spec))
     return activation(column.bridge, units, _batches(windows)) | ({} if units.exact else decoder_redundancy(units))
 
 
@@ -198,6 +198,11 @@ def correspondence_cell(
     batches = _batches(_heldout(ModelPair.at(pair), specs[0], tokens)[:, :-1])
     found = measure_correspondence(sides[0].bridge, units[0], sides[1].bridge, units[1], batches)
     return {**found.results, "map": matching_map(found)}
+
+
+def _role(pair: ModelPair, spec: ColumnSpec) -> str:
+    """In whose tokens a column's model reads: models given by folder have those of the sparse one."""
+    return spec.model if spec.model in pair.record else "sparse"
 
 
 def _label_role(pair: ModelPair, spec: ColumnSpec) -> str:

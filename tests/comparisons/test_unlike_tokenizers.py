@@ -11,6 +11,7 @@ import torch
 
 from sparse_lens.circuits import SearchConfig
 from sparse_lens.comparisons import ModelPair, compare
+from sparse_lens.comparisons.reading import reading_windows
 from sparse_lens.data import load_tokenizer
 from sparse_lens.hooks import load
 from sparse_lens.tasks import get_task
@@ -51,6 +52,19 @@ def test_windows_hold_the_same_text(renumbered: Path) -> None:
     again = new.decode_batch(windows["heldout"].tolist(), skip_special_tokens=True)
     assert all(any(text.strip("\ufffd").startswith(cut.strip("\ufffd")) for text in texts) for cut in again)
     assert pair.windows_of("sparse") is pair.windows
+
+
+def test_what_dictionaries_are_trained_on_is_in_the_models_own_tokens(renumbered: Path) -> None:
+    """The same text as for the model itself, in the new numbers."""
+    own = ModelPair.open()
+    pair, tokenizers = (
+        own.with_models(dense_matched=renumbered),
+        [load_tokenizer(own.model_folder("sparse")), load_tokenizer(renumbered)],
+    )
+    windows = [reading_windows(own, 2_000), reading_windows(pair, 2_000, role="dense_matched")]
+    assert not np.array_equal(*windows)
+    texts = [of.decode_batch(ids.tolist(), skip_special_tokens=False) for of, ids in zip(tokenizers, windows, strict=True)]
+    assert texts[0] == texts[1]
 
 
 def test_a_renumbered_model_is_compared_like_the_model_itself(renumbered: Path) -> None:
