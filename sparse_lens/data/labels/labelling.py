@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from sparse_lens.data.labels.identifiers import IDENTIFIER_LABELS, PerLexeme, identifiers
+from sparse_lens.data.labels.identifiers import IDENTIFIER_LABELS, ROLES, PerLexeme, identifiers
 from sparse_lens.data.labels.lexemes import KINDS, Scan, scan_source
 from sparse_lens.data.labels.offsets import OffsetEncoder, Offsets, last_characters, main_lexemes
+from sparse_lens.data.labels.scopes import SCOPES
 from sparse_lens.data.labels.states import PerCharacter, lexical_states
 from sparse_lens.data.labels.surroundings import SURROUNDING_LABELS, surroundings
 from sparse_lens.data.labels.tree import Places, parse_source, walk_scopes
@@ -21,7 +22,10 @@ from sparse_lens.data.labels.tree import Places, parse_source, walk_scopes
 PerToken = Int32[np.ndarray, " token"]
 
 WORD_KINDS = (*KINDS, "keyword", "builtin")
-"""Values of the label `kind`: the kinds of lexemes, names told apart from keywords and built-in names."""
+"""Values of the label `kind`: the kinds of lexemes, names told apart from keywords and built-in names.
+
+Where the syntax tree is known, a parameter, a local name or an argument's name that is spelled like a built-in one is a name. A
+name that the module itself assigns is not told apart."""
 
 WORDS = ("", *keyword.kwlist, "self", "cls")
 """Values of the label `word`: which of these words a token belongs to; the first stands for any other."""
@@ -30,6 +34,10 @@ _SITE_NAMES = frozenset(("copyright", "credits", "license", "exit", "quit", "hel
 _BUILTINS = frozenset(name for name in dir(builtins) if not name.startswith("_")) - _SITE_NAMES - frozenset(keyword.kwlist)
 _RANK = np.array([("space", "newline").index(kind) if kind in ("space", "newline") else 2 for kind in KINDS])
 """A line's end says more than the spaces around it, and anything else more than both."""
+
+_OWN_ROLES = [ROLES.index(role) for role in ("parameter", "keyword_argument", "function_name", "class_name", "import_name")]
+_OWN_SCOPES = [SCOPES.index(scope) for scope in ("local", "free", "cell")]
+"""Roles and scopes of names that are the program's own, however they are spelled."""
 
 _WORD = {word: code for code, word in enumerate(WORDS)}
 
@@ -89,7 +97,14 @@ def _labels(text: str, scan: Scan) -> tuple[dict[str, PerCharacter], dict[str, P
     places = Places(text)
     visits, scopes = walk_scopes(tree)
     found = identifiers(text, scan, visits, scopes, places)
+    lexemes["kind"] = _shadowed(lexemes["kind"], found)
     return characters | surroundings(text, visits, places), lexemes | found, True
+
+
+def _shadowed(kinds: PerLexeme, found: Mapping[str, PerLexeme]) -> PerLexeme:
+    """Kinds where a parameter, a local variable or an argument's name that is spelled like a built-in one is a plain name."""
+    own = np.isin(found["role"], _OWN_ROLES) | np.isin(found["scope"], _OWN_SCOPES)
+    return np.where((kinds == WORD_KINDS.index("builtin")) & own, KINDS.index("name"), kinds).astype(np.int32)
 
 
 def _words(text: str, scan: Scan) -> dict[str, PerLexeme]:

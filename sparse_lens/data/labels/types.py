@@ -30,6 +30,15 @@ _BLOCKS = (
     *(ast.For, ast.AsyncFor, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.With, ast.AsyncWith),
     ast.ExceptHandler,
 )
+_KEEPING: dict[int, tuple[type[ast.operator], ...]] = {
+    _CODE["set"]: (ast.BitOr, ast.BitAnd, ast.BitXor, ast.Sub),
+    _CODE["str"]: (ast.Add, ast.Mult, ast.Mod),
+    _CODE["list"]: (ast.Add, ast.Mult),
+    _CODE["dict"]: (ast.BitOr,),
+    _CODE["int"]: (ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod, ast.BitOr, ast.BitAnd, ast.BitXor, ast.LShift, ast.RShift),
+}
+"""Operators that leave a variable its type when they update it in place."""
+
 _TEXT_METHODS = frozenset("join format strip lstrip rstrip lower upper replace title capitalize".split())
 
 
@@ -80,7 +89,16 @@ def type_of(value: ast.AST | None, read: Callable[[str], int] = lambda _: UNKNOW
     if isinstance(value, ast.BinOp) and isinstance(value.op, (ast.Mod, ast.Add, ast.Mult)):
         kind = type_of(_leftmost(value), read)
         return kind if kind in (_CODE["str"], _CODE["list"]) else UNKNOWN
+    if isinstance(value, ast.AugAssign):
+        return _type_of_update(value, read)
     return UNKNOWN
+
+
+def _type_of_update(update: ast.AugAssign, read: Callable[[str], int]) -> int:
+    """What a variable is after `+=` or the like: it keeps its type where the operator lets it; an integer by an integer alone."""
+    kind = type_of(update.target, read)
+    keeps = kind in _KEEPING and isinstance(update.op, _KEEPING[kind])
+    return kind if keeps and (kind != _CODE["int"] or type_of(update.value, read) == kind) else UNKNOWN
 
 
 def _leftmost(value: ast.BinOp) -> ast.AST:
@@ -142,7 +160,7 @@ def _assignments(node: ast.AST) -> Iterator[tuple[ast.AST | str, ast.AST | int |
         kind = _type_of_annotation(node.annotation)
         yield node.target, kind if kind != UNKNOWN or node.value is None else node.value
     elif isinstance(node, ast.AugAssign):
-        yield node.target, node.target if isinstance(node.op, (ast.Add, ast.BitOr, ast.Sub)) else UNKNOWN
+        yield node.target, node
     elif isinstance(node, ast.NamedExpr):
         yield node.target, node.value
     elif isinstance(node, (ast.For, ast.AsyncFor, ast.comprehension)):

@@ -287,3 +287,26 @@ def test_kinds_of_words(words):
     ]
     assert [value for word, value in labels_of(text, words, "first_use") if word == "print"] == [1, 0]
     assert KINDS.index("comment") == 2
+
+
+def test_own_names_that_are_spelled_like_built_in_ones_are_names(words):
+    text = "def f(id, n):\n    max = id\n    return max(len(n), key=id), f(n, id=3)\nid(f)\n"
+    found = [(word, kind) for word, kind in labels_of(text, words, "kind", WORD_KINDS) if word in ("id", "max", "len")]
+    assert [kind for word, kind in found if word == "id"] == ["name", "name", "name", "name", "builtin"]
+    assert [kind for word, kind in found if word == "max"] == ["name", "name"] and ("len", "builtin") in found
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("x = 0; x += 0.5", ["int", None]),
+        ("x = 0; x += 2", ["int", "int"]),
+        ("x = 4; x /= 2", ["int", None]),
+        ("x = 'a'; x += y", ["str", "str"]),
+        ("x = {1}; x -= y", ["set", "set"]),
+        ("x = {}; x |= y", ["dict", "dict"]),
+    ],
+)
+def test_an_update_keeps_the_type_that_its_operator_keeps(text, kinds, words):
+    found = [kind for word, kind in labels_of(text, words, "variable_type", TYPES) if word == "x"]
+    assert found == kinds
