@@ -6,7 +6,8 @@
 | B | SAEs of the loss-matched model: topk, batchtopk, matryoshka, jumprelu |
 | C | transcoders of the loss-matched model, plain and skip |
 | D | the weight-sparse model's own neurons |
-| controls | shuffled weights, frozen decoder, rotated neurons of both models, SAE of the sparse model, further dense arms |
+| controls | shuffled weights, frozen decoder, SAE before training, rotated neurons, SAE of the sparse model, further dense arms |
+| upper line | a latent for each label, from the labels themselves, in the loss-matched model and in the sparse one |
 """
 
 from __future__ import annotations
@@ -20,19 +21,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from sparse_lens.circuits import Ablation, mean_reference, node_space
+from sparse_lens.circuits.search.problems import ErrorMode
 from sparse_lens.circuits.sites import model_fingerprint
 from sparse_lens.circuits.trust.controls import shuffle_weights
 from sparse_lens.comparisons.bases import head_singular_vectors, random_bases, residual_components
 from sparse_lens.comparisons.columns import Column
+from sparse_lens.comparisons.concepts.pair_labels import label_role, split_labels, supervised_units
 from sparse_lens.comparisons.pair import ModelPair
-from sparse_lens.dictionaries import Dictionary, IdentityDictionary, load_saelens
+from sparse_lens.dictionaries import Dictionary, IdentityDictionary, harvest_activations, load_saelens, untrained_sae
 from sparse_lens.errors import UnknownNameError
 from sparse_lens.hooks import load
 from sparse_lens.hooks.layout import decoder_layout
 
-Basis = Literal["neurons", "components", "singular_vectors", "rotated", "dictionaries"]
+Basis = Literal["neurons", "components", "singular_vectors", "rotated", "dictionaries", "untrained", "supervised"]
+
+OWN_UNITS = ("neurons", "rotated", "dictionaries", "untrained", "supervised")
+"""Bases with MLP units of their own; in the others these are the neurons."""
 
 _OPEN = 3
 """Columns kept open in a process: each holds a model."""
@@ -52,6 +59,9 @@ class ColumnSpec:
     dictionaries: tuple[tuple[str, ...], ...] = ()
     shuffled: bool = False
     control: bool = False
+    error_mode: ErrorMode = "scored"
+    size: tuple[int, int] = (0, 0)
+    tokens: int = 0
 
     def to_plain(self) -> dict[str, Any]:
         """Plain JSON values; `from_plain` is the inverse."""
@@ -60,7 +70,8 @@ class ColumnSpec:
     @classmethod
     def from_plain(cls, record: Mapping[str, Any]) -> ColumnSpec:
         """A spec from `to_plain`, or from JSON, where tuples have become lists."""
-        return cls(**{**record, "dictionaries": tuple(tuple(folders) for folders in record["dictionaries"])})
+        folders, size = (tuple(tuple(folders) for folders in record["dictionaries"]), tuple(record["size"]))
+        return cls(**{**record, "dictionaries": folders, "size": size})
 
     def own_dictionaries(self, seed: int) -> tuple[str, ...]:
         """Folders of the dictionaries for a search seed."""
@@ -81,12 +92,12 @@ def _opened(pair_name: str, plain: str, seed: int) -> Column:
     if spec.shuffled:
         shuffle_weights(bridge)
     windows = windows_of(pair, spec)["reference"]
-    space = node_space(bridge, _dictionaries(bridge, spec, windows, seed))
+    space = node_space(bridge, _dictionaries(pair, bridge, spec, windows, seed))
     role = spec.model if spec.model in pair.record else "arm"
     return Column(spec.name, role, bridge, space, Ablation(mean_reference(bridge, space, windows)))
 
 
-def _dictionaries(bridge: Any, spec: ColumnSpec, windows: np.ndarray, seed: int) -> Sequence[Dictionary]:
+def _dictionaries(pair: ModelPair, bridge: Any, spec: ColumnSpec, windows: np.ndarray, seed: int) -> Sequence[Dictionary]:
     batches = np.array_split(windows, max(1, len(windows) // 16))
     made = {
         "neurons": lambda: (),
@@ -94,10 +105,24 @@ def _dictionaries(bridge: Any, spec: ColumnSpec, windows: np.ndarray, seed: int)
         "singular_vectors": lambda: head_singular_vectors(bridge),
         "rotated": lambda: random_bases(bridge, seed=0),
         "dictionaries": lambda: [load_saelens(folder) for folder in spec.own_dictionaries(seed)],
+        "untrained": lambda: [_untrained(bridge, neurons, spec, batches) for neurons in mlp_neurons(bridge)],
+        "supervised": lambda: [_supervised(pair, bridge, neurons, spec) for neurons in mlp_neurons(bridge)],
     }
     if spec.basis not in made:
         raise UnknownNameError("basis", spec.basis, made)
     return made[spec.basis]()
+
+
+def _untrained(bridge: Any, neurons: IdentityDictionary, spec: ColumnSpec, batches: Sequence[np.ndarray]) -> Dictionary:
+    """An SAE as it is before training, but for its decoder's bias, which has the mean."""
+    parts = [harvested[neurons.hook_in] for harvested in harvest_activations(bridge, [neurons.hook_in], batches)]
+    mean = torch.cat(parts).double().mean(0)
+    return untrained_sae(neurons.n_latents, *spec.size, neurons.hook_in, mean=mean)
+
+
+def _supervised(pair: ModelPair, bridge: Any, neurons: IdentityDictionary, spec: ColumnSpec) -> Dictionary:
+    train, _ = split_labels(pair.address, label_role(pair, spec.model), spec.tokens)
+    return supervised_units(bridge, neurons.hook_in, neurons.n_latents, train)
 
 
 def model_folder(pair: ModelPair, spec: ColumnSpec) -> Path:
@@ -122,10 +147,14 @@ def fingerprints(pair: ModelPair, spec: ColumnSpec) -> list[str]:
 
 def mlp_units(column: Column) -> list[Dictionary]:
     """What a column has for MLP units, layer by layer: its dictionaries there, or the neurons themselves."""
-    layout = decoder_layout(column.bridge)
     found: dict[str, Dictionary] = {
         s.name: s.dictionary for s in column.space.sites if s.kind == "mlp_neuron" and not s.is_identity
     }
+    return [found.get(f"mlp_neuron.{layer}", own) for layer, own in enumerate(mlp_neurons(column.bridge))]
+
+
+def mlp_neurons(bridge: Any) -> list[IdentityDictionary]:
+    """The neurons of each layer's MLP as the dictionary that changes nothing."""
+    layout = decoder_layout(bridge)
     hooks = [f"blocks.{layer}.{layout.hooks['mlp_neuron']}" for layer in range(layout.n_layers)]
-    neurons = [IdentityDictionary(layout.widths["mlp_neuron"], hook) for hook in hooks]
-    return [found.get(f"mlp_neuron.{layer}", own) for layer, own in enumerate(neurons)]
+    return [IdentityDictionary(layout.widths["mlp_neuron"], hook) for hook in hooks]

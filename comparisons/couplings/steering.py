@@ -34,6 +34,7 @@ class Steering:
     """What one channel does at one boundary, on one task.
 
     `results`, on the dense model and in logits (right minus wrong answer) unless said otherwise, means over held-out pairs:
+    `effect_search` is that of the channel on the prompts that it was chosen on, and so what to choose a boundary by.
     `logit_difference` unsteered; `effect`, the change by the channel; `flipped`, the share of prompts whose preferred answer
     changes; for both, `null` is the mean over random channels edited alike. `effect_equal_norm`: the change by random channels
     whose edit of the dense stream is made as long, token by token, as the chosen channel's. `whole_effect`: of all channels at
@@ -67,15 +68,20 @@ def measure_steering(
     """
     coupling.check_models(dense, sparse)
     hook = _hook(coupling, boundary, channel)
+    chosen_on = both_sides(task.sample(sparse.tokenizer, n_pairs, seed=seed, split="search"))
     if channel is None:
-        chosen_on = both_sides(task.sample(sparse.tokenizer, n_pairs, seed=seed, split="search"))
         channel = int(channel_attributions(sparse, hook, chosen_on).argmin())
     others = torch.randperm(coupling.d_sparse, generator=torch.Generator().manual_seed(seed)).tolist()
     controls = [other for other in others if other != channel][:n_controls]
     prompts = both_sides(task.sample(dense.tokenizer, n_pairs, seed=seed, split="heldout"))
-    chunks = [prompts.rows(slice(start, start + _CHUNK)) for start in range(0, len(prompts), _CHUNK)]
-    runs = [_Steered.of(dense, sparse, coupling, chunk, boundary, strength) for chunk in chunks]
-    return Steering(task.name, hook, channel, _effects(runs, prompts, channel, controls))
+
+    def runs_on(prompts: Prompts) -> list[_Steered]:
+        chunks = [prompts.rows(slice(start, start + _CHUNK)) for start in range(0, len(prompts), _CHUNK)]
+        return [_Steered.of(dense, sparse, coupling, chunk, boundary, strength) for chunk in chunks]
+
+    first = torch.cat([run.move(channel) for run in runs_on(chosen_on)]).double()
+    results = {"effect_search": bootstrap_mean(per_pair(first, chosen_on))}
+    return Steering(task.name, hook, channel, results | _effects(runs_on(prompts), prompts, channel, controls))
 
 
 def _effects(runs: Sequence[_Steered], prompts: Prompts, chosen: int, controls: Sequence[int]) -> dict[str, Result]:

@@ -45,7 +45,7 @@ EDGE_STARTS = (1.0, 0.5)
 """Edges at a target are searched between the nodes that meet each of these shares of it, and the fewest are taken. Nodes at the
 target itself can leave an edge search no room, so that it keeps nearly all edges; nodes at half of it can be too many to drop."""
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class CurvePoint:
     `results` are flat: bits (`description_length`), `nodes`, `error_nodes`, KL and task losses by where and under what they are
     measured (`curve_measures`), all of the circuit of kept nodes with all (virtual) weights between them, and edges by level
     (`edge_levels`). Where edges were searched, the circuit of those has the same results under names that begin with `searched_`,
-    and is a point of another curve. `edges` has counts by level and kind, `sites` nodes by site.
+    and is a point of another curve. `edges` has counts by level and kind, `sites` nodes by site, `kept` their indices at each site
+    (an error node has the one behind the last latent's).
     """
 
     target: float
@@ -63,6 +64,7 @@ class CurvePoint:
     results: Mapping[str, Result]
     edges: Mapping[str, Mapping[str, Result]]
     sites: Mapping[str, Result]
+    kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -178,8 +180,13 @@ def _point(
     if searched is not None:
         results |= {f"searched_{name}": result for name, result in _sizes(problem, searched, measures).items()}
         results["searched_reached"] = exact(searched.reached)
-    sites = {name: exact(len(kept)) for name, kept in nodes.kept().items()}
-    return CurvePoint(nodes.target_loss, nodes.reached, results, levels.by_kind, sites)
+    return CurvePoint(nodes.target_loss, nodes.reached, results, levels.by_kind, *_by_site(nodes))
+
+
+def _by_site(nodes: Circuit) -> tuple[dict[str, Result], dict[str, list[int]]]:
+    """Kept nodes by site: how many, and which."""
+    kept = {name: [int(index) for index in indices] for name, indices in nodes.kept().items()}
+    return {name: exact(len(indices)) for name, indices in kept.items()}, kept
 
 
 def _sizes(problem: SearchProblem, circuit: Circuit, measures: CurveMeasures) -> dict[str, Result]:
@@ -193,8 +200,8 @@ def _point_of_nodes(nodes: Circuit, measures: CurveMeasures) -> CurvePoint:
     missing = not_measurable("edges and bits are counted between channels and MLP latents; this basis mixes other sites, too")
     counts = {"nodes": exact(nodes.n_nodes), "error_nodes": exact(error_nodes(nodes))}
     names = ("total_bits", "total_without_dictionary_bits", "structural_edges", "searched_edges", "functional_edges")
-    sites = {name: exact(len(kept)) for name, kept in nodes.kept().items()}
-    return CurvePoint(nodes.target_loss, nodes.reached, counts | dict.fromkeys(names, missing) | measures.of(nodes), {}, sites)
+    results = counts | dict.fromkeys(names, missing) | measures.of(nodes)
+    return CurvePoint(nodes.target_loss, nodes.reached, results, {}, *_by_site(nodes))
 
 
 def _facts(
@@ -211,5 +218,6 @@ def _facts(
         "heldout_pairs": len(prompts.heldout) // 2,
         "rephrased_pairs": len(prompts.rephrased) // 2,
         "natural_windows": len(prompts.windows),
+        "sites": {site.name: site.n_nodes for site in column.space.sites},
         "dictionaries": [site.dictionary.hash for site in column.space.sites if not site.is_identity],
     }

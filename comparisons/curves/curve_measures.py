@@ -8,6 +8,7 @@
 | `kl_natural` | at all positions of windows of real files |
 | `kl_mean`, `kl_zero`, `kl_counterfactual` | as `kl_heldout`, with everything outside the circuit set that way |
 | `kl_adversarial` | with everything outside at the worst mixture of its mean and its own value, found on search prompts |
+| `kl_random` | as `kl_heldout`, of random circuits with as many nodes at every site: the mean, least and largest of a few draws |
 
 `loss_...` are two-token task losses of the same runs, `loss_model` that of the whole model. `null` of a KL is that of everything
 ablated in the same way. Searched edges stay cut: over them flow the means that they were found with.
@@ -35,6 +36,7 @@ from sparse_lens.circuits.prompts import Prompts, per_pair
 from sparse_lens.circuits.scoring import answer_differences, answer_logits, task_loss
 from sparse_lens.circuits.search.problems import SearchProblem
 from sparse_lens.circuits.sites import NodeSpace, full_mask
+from sparse_lens.circuits.trust.draws import random_like
 from sparse_lens.circuits.trust.mixtures import worst_mixture
 from sparse_lens.circuits.trust.runs import CircuitRuns
 from sparse_lens.results import Result, bootstrap_mean
@@ -42,6 +44,9 @@ from sparse_lens.tasks import get_task
 
 ATTACK_PAIRS = 16
 """Search pairs that the adversarial mixture is fitted on."""
+
+RANDOM_DRAWS = 3
+"""Random circuits that each circuit is held against."""
 
 SURVIVAL: tuple[AblationKind, ...] = ("mean", "zero", "counterfactual")
 
@@ -96,8 +101,17 @@ class CurveMeasures:
             found |= self._on_prompts(kind, circuit, circuit.mask, "heldout", kind)
         mixture = worst_mixture(CircuitRuns(self.bridge, circuit, self.prompts.attack))
         found |= self._on_prompts("adversarial", circuit, mixture, "heldout", "mean")
+        if circuit.edges is None:
+            found["kl_random"] = self._at_random(circuit)
         _, loss = self._losses(None, full_mask(self.space), "heldout", "mean")
         return found | {"loss_model": bootstrap_mean(loss)}
+
+    def _at_random(self, circuit: Circuit) -> Result:
+        """KL of random circuits of the same size, site by site; the draws are the same for every circuit."""
+        generator = torch.Generator().manual_seed(0)
+        masks = [random_like(circuit, generator) for _ in range(RANDOM_DRAWS)]
+        found = [float(self._losses(None, mask, "heldout", "mean")[0].mean()) for mask in masks]
+        return Result(float(np.mean(found)), min(found), max(found), self._nothing["heldout", "mean"][0], RANDOM_DRAWS)
 
     def _on_prompts(self, name: str, circuit: Circuit, mask: Tensor, where: str, kind: AblationKind) -> dict[str, Result]:
         """KL and task loss at the answer, with what everything ablated gives as the null of both."""

@@ -29,6 +29,9 @@ from sparse_lens.results import Result, exact, not_measurable
 FUNCTIONAL_PAIRS = 16
 """Search pairs on which functional edges are found."""
 
+FUNCTIONAL_NODES = 256
+"""Kept MLP nodes up to which they are found: a run of the model for each, a dozen times over, is what they cost."""
+
 
 @dataclass(frozen=True)
 class EdgeLevels:
@@ -64,8 +67,11 @@ def edge_levels(problem: SearchProblem, nodes: Circuit, searched: Circuit | None
 
 def _functional(problem: SearchProblem, nodes: Circuit, wanted: bool) -> dict[str, Result]:
     if not wanted:
-        missing = not_measurable("functional edges were not asked for at this target")
-        return {"functional_edges": missing, "functional_pairs": missing, "functional_faithfulness": missing}
+        return _no_functional("functional edges were not asked for at this target")
+    kept = nodes.space.split(nodes.mask)
+    n_nodes = sum(int(kept[site.name][: site.n_latents].sum()) for site in nodes.space.sites if site.kind == "mlp_neuron")
+    if n_nodes > FUNCTIONAL_NODES:
+        return _no_functional(f"{n_nodes} MLP nodes are kept; functional edges are found between up to {FUNCTIONAL_NODES}")
     chosen = problem.search_prompts.pair < FUNCTIONAL_PAIRS
     prompts = problem.search_prompts.rows(chosen.nonzero().flatten())
     graph = functional_graph(problem.bridge, nodes, prompts, objective=problem.objective)
@@ -74,6 +80,10 @@ def _functional(problem: SearchProblem, nodes: Circuit, wanted: bool) -> dict[st
         "functional_pairs": exact(graph.n_possible, n=len(prompts) // 2),
         "functional_faithfulness": graph.faithfulness,
     }
+
+
+def _no_functional(reason: str) -> dict[str, Result]:
+    return dict.fromkeys(("functional_edges", "functional_pairs", "functional_faithfulness"), not_measurable(reason))
 
 
 def _by_kind(by_matrix: Mapping[str, int]) -> dict[str, Result]:

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from sparse_lens.circuits import SearchConfig
 from sparse_lens.comparisons.column_specs import ColumnSpec, mlp_units, model_folder, open_column, windows_of
 from sparse_lens.comparisons.columns import Column
 from sparse_lens.comparisons.concepts.absorption import measure_absorption
 from sparse_lens.comparisons.concepts.coverage import measure_concepts
-from sparse_lens.comparisons.concepts.labelled_tokens import LabelledTokens, label_pair
+from sparse_lens.comparisons.concepts.pair_labels import label_role, pair_labels, split_labels
 from sparse_lens.comparisons.concepts.probes import measure_probes
 from sparse_lens.comparisons.concepts.separability import measure_separability
 from sparse_lens.comparisons.curves.circuit_curve import circuit_curve
 from sparse_lens.comparisons.full.maps import concept_map, matching_map
-from sparse_lens.comparisons.pair import ROLES, ModelPair
+from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.comparisons.reading import reading_windows
 from sparse_lens.comparisons.rows.activation import activation, decoder_redundancy
-from sparse_lens.comparisons.rows.capability import capability
-from sparse_lens.comparisons.rows.correspondence import measure_correspondence
-from sparse_lens.comparisons.rows.jacobians import measure_jacobian
+from sparse_lens.comparisons.rows.capability import capability, dictionary_numbers
+from sparse_lens.comparisons.rows.correspondence import concept_agreement, measure_correspondence
+from sparse_lens.comparisons.rows.jacobians import measure_jacobian, weight_sparsity
 from sparse_lens.comparisons.rows.reconstruction import reconstruction, spliced_loss
-from sparse_lens.comparisons.rows.superposition import measure_superposition
+from sparse_lens.comparisons.rows.stability import matched_units, spread
+from sparse_lens.comparisons.rows.superposition import decoder_similarity, measure_superposition
 from sparse_lens.data import load_tokenizer
 from sparse_lens.dictionaries import (
     Dictionary,
@@ -45,6 +49,12 @@ Plain = dict[str, Any]
 
 ROW_TOKENS = 100_000
 """Tokens that a row reads, at most: all held-out windows are a third of that."""
+
+_UNREAD = 1_000_003
+"""Seed of text that no dictionary was trained on the same draw of: held-out windows are too few to call a latent dead."""
+
+WEIGHTS = "weights"
+"""The row that is of the model's weights alone: the same for all columns of one model."""
 
 JACOBIAN_WINDOWS = 4
 """Windows of 64 tokens: a Jacobian takes as many backward passes as a token has active units."""
@@ -88,7 +98,6 @@ def curve_cell(
     also_traced: Sequence[float] = (),
     n_windows: int = 32,
     n_pairs: int = 128,
-    error_mode: str = "scored",
 ) -> Plain:
     """The curve of one column on one task for one search seed, measured on held-out windows and pairs; see `circuit_curve`."""
     opened, spec = ModelPair.at(pair), ColumnSpec.from_plain(column)
@@ -101,7 +110,7 @@ def curve_cell(
         targets=targets,
         edge_targets=edge_targets,
         functional_targets=functional_targets,
-        error_mode=error_mode,
+        error_mode=spec.error_mode,
         config=SearchConfig(**config),
         also_traced=also_traced,
         heldout_pairs=n_pairs,
@@ -111,12 +120,22 @@ def curve_cell(
 
 
 def capability_cell(pair: str, column: Mapping[str, Any], tokens: int = ROW_TOKENS) -> dict[str, Result]:
-    """Loss and size of a column's model, and, with dictionaries, the loss with all of them in place and their errors left out."""
+    """Loss and size of a column's model, and, with dictionaries, the loss with all of them in place and their errors left out.
+
+    `loss_added_mean` and the like are those of all these sites at once; `dictionary_numbers` counts what the dictionaries add to
+    the model's nonzeros.
+    """
     opened, spec = ModelPair.at(pair), ColumnSpec.from_plain(column)
     found, windows = open_column(pair, spec), _heldout(opened, spec, tokens)
     results = capability(found.bridge, windows, load_tokenizer(model_folder(opened, spec)))
     inexact = [site.dictionary for site in found.space.sites if not site.dictionary.exact]
-    return results | ({} if not inexact else _without(spliced_loss(found.bridge, inexact, windows), "loss"))
+    if not inexact:
+        return results
+    return (
+        results
+        | {"dictionary_numbers": dictionary_numbers(inexact)}
+        | _without(spliced_loss(found.bridge, inexact, windows), "loss")
+    )
 
 
 def row_cell(pair: str, column: Mapping[str, Any], row: str, layer: int, seed: int = 0, tokens: int = ROW_TOKENS) -> Plain:
@@ -135,7 +154,7 @@ def _reconstruction(pair: ModelPair, spec: ColumnSpec, column: Column, units: Di
 
 
 def _activation(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> dict[str, Result]:
-    windows = reading_windows(pair, tokens, seed=1, role=_role(pair, spec))
+    windows = reading_windows(pair, tokens, seed=_UNREAD, role=_role(pair, spec))
     return activation(column.bridge, units, _batches(windows)) | ({} if units.exact else decoder_redundancy(units))
 
 
@@ -144,25 +163,26 @@ def _superposition(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dic
 
 
 def _concepts(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> Plain:
-    train, test = _labelled(pair.address, _label_role(pair, spec), tokens)
+    train, test = split_labels(pair.address, label_role(pair, spec.model), tokens)
     scores = measure_concepts(column.bridge, units, train, test, magnitude=units.exact)
-    return {**scores.results, "map": concept_map(scores)}
+    of_labels = {name: result["f1"].value for name, result in scores.per_label.items() if result["f1"].value is not None}
+    return {**scores.results, "map": concept_map(scores), "per_label": {"coverage_f1": of_labels}}
 
 
-def _probes(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> dict[str, Result]:
-    return dict(measure_probes(column.bridge, units, *_labelled(pair.address, _label_role(pair, spec), tokens)).results)
+def _probes(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> Plain:
+    scores = measure_probes(column.bridge, units, *split_labels(pair.address, label_role(pair, spec.model), tokens))
+    of_labels = {name: numbers["probe_accuracy_k1"] for name, numbers in scores.per_label.items()}
+    return {**scores.results, "per_label": {"probe_accuracy_k1": of_labels}}
 
 
 def _separability(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> dict[str, Result]:
-    return dict(
-        measure_separability(
-            column.bridge, units, _all_labelled(pair.address, _label_role(pair, spec), tokens), magnitude=units.exact
-        ).results
-    )
+    labelled = pair_labels(pair.address, label_role(pair, spec.model), tokens)
+    return dict(measure_separability(column.bridge, units, labelled, magnitude=units.exact).results)
 
 
 def _absorption(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> dict[str, Result]:
-    return dict(measure_absorption(column.bridge, units, *_labelled(pair.address, _label_role(pair, spec), tokens)).results)
+    labelled = split_labels(pair.address, label_role(pair, spec.model), tokens)
+    return dict(measure_absorption(column.bridge, units, *labelled).results)
 
 
 def _jacobian(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> Plain:  # noqa: ARG001
@@ -171,6 +191,11 @@ def _jacobian(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictiona
     source = IdentityDictionary(layout.widths["mlp_in"], f"blocks.{layer}.{layout.hooks['mlp_in']}")
     windows = windows_of(pair, spec)["heldout"][:JACOBIAN_WINDOWS, :64]
     return dict(measure_jacobian(column.bridge, source, units, [windows]))
+
+
+def _weights(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> Plain:  # noqa: ARG001
+    """How sparse the weights around the neurons are."""
+    return dict(weight_sparsity(column.bridge, int(units.hook_in.split(".")[1])))
 
 
 Row = Callable[[ModelPair, ColumnSpec, Column, Dictionary, int], Plain]
@@ -184,6 +209,7 @@ ROWS: dict[str, Row] = {
     "separability": _separability,
     "absorption": _absorption,
     "jacobian": _jacobian,
+    WEIGHTS: _weights,
 }
 """Rows of MLP units by name; none of them asks which column it is for."""
 
@@ -191,35 +217,50 @@ ROWS: dict[str, Row] = {
 def correspondence_cell(
     pair: str, first: Mapping[str, Any], second: Mapping[str, Any], layer: int, tokens: int = ROW_TOKENS
 ) -> Plain:
-    """Units of one column's layer matched with those of another's, on held-out windows; for models of one tokenizer."""
-    specs = [ColumnSpec.from_plain(side) for side in (first, second)]
+    """Units of one column's layer matched with those of another's, on held-out windows; for models of one tokenizer.
+
+    Matched units are also asked whether they mean the same, by their best labels.
+    """
+    opened, specs = ModelPair.at(pair), [ColumnSpec.from_plain(side) for side in (first, second)]
     sides = [open_column(pair, spec) for spec in specs]
     units = [mlp_units(side)[layer] for side in sides]
-    batches = _batches(_heldout(ModelPair.at(pair), specs[0], tokens)[:, :-1])
+    batches = _batches(_heldout(opened, specs[0], tokens)[:, :-1])
     found = measure_correspondence(sides[0].bridge, units[0], sides[1].bridge, units[1], batches)
-    return {**found.results, "map": matching_map(found)}
+    role = label_role(opened, specs[0].model)
+    scores = [_scores(pair, json.dumps(spec.to_plain()), role, layer, tokens) for spec in specs]
+    return {**found.results, **concept_agreement(found, *scores), "map": matching_map(found)}
+
+
+@lru_cache(maxsize=4)
+def _scores(pair: str, column: str, role: str, layer: int, tokens: int) -> Float[np.ndarray, "unit label"]:
+    """F1 of every unit of a column's layer for every label."""
+    found = open_column(pair, json.loads(column))
+    units = mlp_units(found)[layer]
+    return measure_concepts(found.bridge, units, *split_labels(pair, role, tokens), magnitude=units.exact).f1.T
+
+
+def stability_cell(pair: str, column: Mapping[str, Any], layer: int, others: Sequence[str] = (), tokens: int = ROW_TOKENS) -> Plain:
+    """Do the same units come back with another seed? Of a column's dictionaries, or of its models in `others`, pairs' addresses.
+
+    Units of all seeds are matched by activation on held-out windows; directions of one model's dictionaries by cosine, too.
+    """
+    opened, spec = ModelPair.at(pair), ColumnSpec.from_plain(column)
+    if others:
+        columns = [open_column(address, spec) for address in (pair, *others)]
+    else:
+        columns = [open_column(pair, spec, seed=seed) for seed in range(len(spec.dictionaries))]
+    units = [(found.bridge, mlp_units(found)[layer]) for found in columns]
+    windows = _heldout(opened, spec, tokens)[:, :-1]
+    results = matched_units(units, lambda: _batches(windows))
+    if others:
+        return dict(results)
+    alike = [decoder_similarity(a.W_dec, b.W_dec) for (_, a), (_, b) in combinations(units, 2)]
+    return results | {name: result for name, result in spread(alike).items() if not name.endswith("_sd")}
 
 
 def _role(pair: ModelPair, spec: ColumnSpec) -> str:
     """In whose tokens a column's model reads: models given by folder have those of the sparse one."""
     return spec.model if spec.model in pair.record else "sparse"
-
-
-def _label_role(pair: ModelPair, spec: ColumnSpec) -> str:
-    """The role in whose tokens a column's labels are read: the same one for all models of the pair's tokenizer."""
-    if spec.model in pair.record and not pair.shares_tokens(spec.model):
-        return spec.model
-    return next((role for role in ROLES if pair.shares_tokens(role)), "sparse")
-
-
-@lru_cache(maxsize=2)
-def _all_labelled(pair: str, role: str, tokens: int) -> LabelledTokens:
-    return label_pair(ModelPair.at(pair), role, n_tokens=tokens)
-
-
-@lru_cache(maxsize=2)
-def _labelled(pair: str, role: str, tokens: int) -> tuple[LabelledTokens, LabelledTokens]:
-    return _all_labelled(pair, role, tokens).split()
 
 
 def _heldout(pair: ModelPair, spec: ColumnSpec, tokens: int) -> np.ndarray:

@@ -1,12 +1,15 @@
-"""What the full comparison does not show: differences that the controls give, too, and caveats that hold for every run."""
+"""What the full comparison does not show: differences that the controls give, too, unequal losses, gaps, and caveats."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparse_lens.comparisons.column_specs import ColumnSpec
-from sparse_lens.results import Result
+import numpy as np
+
+from sparse_lens.comparisons.column_specs import OWN_UNITS, ColumnSpec
+from sparse_lens.comparisons.full.plan import BASE
+from sparse_lens.results import Result, bootstrap_mean
 
 CAVEATS = (
     "Bits price what a circuit needs beyond the architecture: nodes, edges, values and constants, and every dictionary row used; "
@@ -22,6 +25,9 @@ CAVEATS = (
     "two columns with other tasks are not compared with each other.",
     "Concept labels are computed from syntax, and many are told by the token alone: read the rows on token-ambiguous positions.",
     "Dictionaries were trained briefly on the standard library and generated programs; longer training may help them.",
+    "Units of neurons are scored by magnitude, latents by value; full absorption is 0 by definition where no unit is ever silent.",
+    "There is no nonsense task on a curve: a divergence from the model asks for what the model does, right or wrong. Random "
+    "circuits of equal size stand there instead; the basic comparison has the nonsense task.",
 )
 """Printed with every full comparison."""
 
@@ -29,29 +35,45 @@ _HEADLINE, _NODES = "bits_ratio_at_0.5", "nodes_ratio_at_0.5"
 
 _MIXED = "its basis mixes channels, between which there are no weights to price; nodes are compared"
 
-_PAIRS = (
+_CONTROLS = (
     ("dense_topk", "dense_frozen", "an SAE and one with a frozen random decoder"),
+    ("dense_topk", "dense_untrained", "an SAE and the same before training"),
     ("dense_matched_neurons", "dense_matched_rotated", "the dense neurons and a random rotation of them"),
     ("sparse_neurons", "sparse_rotated", "the sparse neurons and a random rotation of them"),
     ("dense_matched_neurons", "shuffled_weights", "the dense model and the same with shuffled weights"),
 )
 """Columns and their controls."""
 
-_METRICS = {"concepts": "coverage_f1", "probes": "probe_accuracy_k1", "superposition": "psi"}
-"""The rows in which a column is held against its control."""
+_BY_LABEL = {"concepts": "coverage_f1", "probes": "probe_accuracy_k1"}
+"""Rows that have a number for each label: a column and its control are held against each other label by label."""
+
+_BY_LAYER = {"superposition": "psi"}
+"""Rows that have one number a layer: only the ranges over layers can be held against each other."""
 
 
 def undistinguished(
-    headline: Mapping[str, Mapping[str, Result]], rows: Mapping[str, Mapping[str, Mapping[str, Any]]], specs: Sequence[ColumnSpec]
+    headline: Mapping[str, Mapping[str, Result]],
+    rows: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    per_label: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    specs: Sequence[ColumnSpec],
 ) -> list[str]:
-    """Sentences: columns whose ratio of bits holds 1, and rows in which a control comes as far as what it controls."""
+    """Sentences: columns whose ratio of bits holds 1, and rows in which a column does not come further than its control.
+
+    `per_label` has, for rows, columns and places, each label's number by metric.
+    """
     names = {spec.name for spec in specs}
-    return [*_ratios(headline), *_controls(rows, names)]
+    said = _ratios(headline)
+    for column, control, words in _CONTROLS:
+        if {column, control} <= names:
+            said += _by_label(per_label, column, control, words) + _by_layer(rows, column, control, words)
+    return said
 
 
 def _ratios(headline: Mapping[str, Mapping[str, Result]]) -> list[str]:
     said = []
     for name, ratios in headline.items():
+        if _HEADLINE not in ratios:
+            continue
         ratio = ratios[_HEADLINE]
         if ratio.value is None:
             reason = ratio.reason if ratios[_NODES].value is None else _MIXED
@@ -61,27 +83,73 @@ def _ratios(headline: Mapping[str, Mapping[str, Result]]) -> list[str]:
     return said
 
 
-def _controls(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], names: set[str]) -> list[str]:
+def _by_label(per_label: Mapping[str, Mapping[str, Mapping[str, Any]]], column: str, control: str, words: str) -> list[str]:
+    """Rows in which the mean over labels of the differences to the control is not above 0 by its interval."""
     said = []
-    for column, control, words in _PAIRS:
-        if not {column, control} <= names:
+    for row, metric in _BY_LABEL.items():
+        own, their = (_label_means(per_label.get(row, {}).get(name, {}), metric) for name in (column, control))
+        labels = sorted(own.keys() & their.keys())
+        if len(labels) < 2:
             continue
-        for row, metric in _METRICS.items():
-            own, their = (_mean(rows.get(row, {}).get(name, {}), metric) for name in (column, control))
-            if own is not None and their is not None and _overlap(own, their):
-                said.append(f"{row}, {metric}: {words} are not told apart ({own} and {their}, over layers).")
+        gain = bootstrap_mean(np.array([own[label] - their[label] for label in labels]))
+        if gain.lo is not None and gain.lo <= 0:
+            said.append(f"{row}, {metric}: {words} are not told apart (difference {gain}, paired over {len(labels)} labels).")
     return said
 
 
-def _mean(places: Mapping[str, Any], metric: str) -> Result | None:
-    """Mean over layers and seeds; the interval is that of the least and the largest end."""
-    found = [results[metric] for results in places.values() if metric in results and results[metric].value is not None]
-    if not found:
-        return None
-    ends = [(r.lo if r.lo is not None else r.value, r.hi if r.hi is not None else r.value) for r in found]
-    return Result(sum(r.value for r in found) / len(found), min(lo for lo, _ in ends), max(hi for _, hi in ends), n=found[0].n)
+def _label_means(places: Mapping[str, Any], metric: str) -> dict[str, float]:
+    """Each label's mean over the layers and seeds in which it has a number."""
+    found: dict[str, list[float]] = {}
+    for numbers in places.values():
+        for label, value in numbers.get(metric, {}).items():
+            found.setdefault(label, []).append(value)
+    return {label: float(np.mean(values)) for label, values in found.items()}
 
 
-def _overlap(one: Result, other: Result) -> bool:
-    assert one.lo is not None and one.hi is not None and other.lo is not None and other.hi is not None
-    return one.lo <= other.hi and other.lo <= one.hi
+def _by_layer(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], column: str, control: str, words: str) -> list[str]:
+    said = []
+    for row, metric in _BY_LAYER.items():
+        own, their = (_range(rows.get(row, {}).get(name, {}), metric) for name in (column, control))
+        if own and their and own[0] <= their[1] and their[0] <= own[1]:
+            ranges = " and ".join(f"{low:.3g} to {high:.3g}" for low, high in (own, their))
+            said.append(f"{row}, {metric}: {words} are not told apart ({ranges} over layers and seeds).")
+    return said
+
+
+def _range(places: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
+    """Least and largest over layers and seeds."""
+    found = [results[metric].value for results in places.values() if metric in results and results[metric].value is not None]
+    return (min(found), max(found)) if found else None
+
+
+def unmatched(matching: Mapping[str, Mapping[str, Any]], specs: Sequence[ColumnSpec]) -> list[str]:
+    """Sentences: columns whose model is not as good as the sparse one, or better, so that their ratios are not at matched loss."""
+    said = []
+    for spec in specs:
+        match = matching.get(spec.name)
+        if match and match["how"] != "matched":
+            difference: Result = match["difference"]
+            by = match["reason"] if difference.value is None else f"its model's loss is {difference.value:+.3g} nats a token off"
+            said.append(f"{spec.name}: {by}; its ratios are not at matched loss.")
+    return said
+
+
+def left_out(
+    curves: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
+    rows: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    specs: Sequence[ColumnSpec],
+) -> list[str]:
+    """Sentences: tasks that a column's model cannot do, and columns that were not matched with the sparse neurons."""
+    said = [
+        f"{column}, {task}: {records[0]['reason']}."
+        for task, columns in curves.items()
+        for column, records in columns.items()
+        if records and records[0].get("reason")
+    ]
+    matched = rows.get("correspondence", {})
+    own = [spec.name for spec in specs if spec.basis in OWN_UNITS and spec.basis != "supervised" and spec.error_mode == "scored"]
+    return said + [
+        f"{name}: not matched with the sparse neurons, whose tokens or layers its model does not share."
+        for name in own
+        if matched and name not in matched and name != BASE
+    ]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from sparse_lens.errors import DataError
 from sparse_lens.results import Result, not_measurable
@@ -14,6 +15,9 @@ Samples = Mapping[str, Mapping[str, Sequence[float]]]
 """Values by training seed, then task; one for each search seed."""
 
 N_RESAMPLES = 2000
+
+LEAST_TASKS = 3
+"""A mean over fewer tasks would be read as one over tasks in general."""
 
 
 def hierarchical_ratio(ratios: Samples, *, null: float | None = 1.0, n_resamples: int = N_RESAMPLES, seed: int = 0) -> Result:
@@ -26,15 +30,16 @@ def hierarchical_ratio(ratios: Samples, *, null: float | None = 1.0, n_resamples
     training seed the interval does not say what another training would give (`seeds` is the number of training seeds, `n` that of
     tasks).
 
-    Raises `DataError` for a ratio that is not positive and finite. Not measurable with fewer than two tasks.
+    Raises `DataError` for a ratio that is not positive and finite. Not measurable with fewer than `LEAST_TASKS` tasks.
     """
     logs = {run: {task: _logs(values) for task, values in tasks.items() if len(values)} for run, tasks in ratios.items()}
     logs = {run: tasks for run, tasks in logs.items() if tasks}
     names = {task for tasks in logs.values() for task in tasks}
-    if len(names) < 2:
-        return not_measurable(f"{len(names)} task(s) with circuits on both sides; a mean over tasks needs two", n=len(names))
+    if len(names) < LEAST_TASKS:
+        reason = f"{len(names)} task(s) with circuits on both sides; a mean over tasks needs {LEAST_TASKS}"
+        return not_measurable(reason, n=len(names))
     generator = np.random.default_rng(seed)
-    means = np.array([_resampled(logs, generator) for _ in range(n_resamples)])
+    means = _resampled(logs, generator, n_resamples)
     value = float(np.mean([np.mean([values.mean() for values in tasks.values()]) for tasks in logs.values()]))
     lo, hi = np.percentile(means, [2.5, 97.5])
     return Result(math.exp(value), math.exp(lo), math.exp(hi), null, n=len(names), seeds=len(logs))
@@ -47,21 +52,40 @@ def _logs(values: Sequence[float]) -> np.ndarray:
     return np.log(array)
 
 
-def _resampled(logs: Mapping[str, Mapping[str, np.ndarray]], generator: np.random.Generator) -> float:
-    """The mean of one resample: of training seeds and tasks, and in each of both of search seeds."""
-    runs, names = list(logs.values()), sorted({task for tasks in logs.values() for task in tasks})
-    means: list[float] = []
-    while not means:  # a training seed may have none of the tasks drawn
-        drawn = [names[place] for place in _drawn(len(names), generator)]
-        for run in _drawn(len(runs), generator):
-            of_tasks = [_mean_of(runs[run][task], generator) for task in drawn if task in runs[run]]
-            means += [float(np.mean(of_tasks))] if of_tasks else []
-    return float(np.mean(means))
+def _resampled(logs: Mapping[str, Mapping[str, np.ndarray]], generator: np.random.Generator, n: int) -> Float[np.ndarray, " n"]:
+    """The means of `n` resamples: of training seeds and tasks, and in each of both of search seeds."""
+    values, counts = _table(logs)
+    n_runs, n_tasks, _ = values.shape
+    means = np.full(n, np.nan)
+    while (missing := np.isnan(means)).any():  # a training seed may have none of the tasks drawn
+        rows = int(missing.sum())
+        tasks = generator.integers(0, n_tasks, (rows, 1, max(n_tasks - 1, 1)))
+        runs = generator.integers(0, n_runs, (rows, max(n_runs - 1, 1), 1))
+        drawn, there = _of_search_seeds(values[runs, tasks], counts[runs, tasks], generator), counts[runs, tasks] > 0
+        of_runs = _mean_where(drawn, there)
+        means[missing] = _mean_where(of_runs, there.any(-1))
+    return means
 
 
-def _mean_of(values: np.ndarray, generator: np.random.Generator) -> float:
-    return float(values[_drawn(len(values), generator)].mean())
+def _table(logs: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Values `[training seed, task, search seed]`, and how many of the last there are."""
+    names = sorted({task for tasks in logs.values() for task in tasks})
+    counts = np.array([[len(tasks.get(name, ())) for name in names] for tasks in logs.values()])
+    values = np.zeros((*counts.shape, counts.max()))
+    for run, tasks in enumerate(logs.values()):
+        for place, name in enumerate(names):
+            values[run, place, : counts[run, place]] = tasks.get(name, ())
+    return values, counts
 
 
-def _drawn(k: int, generator: np.random.Generator) -> np.ndarray:
-    return generator.integers(0, k, max(k - 1, 1))
+def _of_search_seeds(values: np.ndarray, counts: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Means over a draw of the search seeds that there are, one less than there are; over the last axis."""
+    draws = np.arange(max(values.shape[-1] - 1, 1))
+    picks = (generator.random((*counts.shape, len(draws))) * counts[..., None]).astype(np.int64)
+    return _mean_where(np.take_along_axis(values, picks, -1), draws < np.maximum(counts - 1, 1)[..., None])
+
+
+def _mean_where(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Means over the last axis of what counts; NaN where nothing does."""
+    n = where.sum(-1)
+    return np.where(n > 0, np.where(where, values, 0.0).sum(-1) / np.maximum(n, 1), np.nan)

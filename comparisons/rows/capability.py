@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from sparse_lens.comparisons.pair import model_facts
 from sparse_lens.comparisons.shipped.cards import bits_per_byte
+from sparse_lens.dictionaries import Dictionary
 from sparse_lens.errors import DataError
 from sparse_lens.results import Result, exact, not_measurable, scaled
 
@@ -58,6 +60,20 @@ def active_parameters(bridge: Any, tokens: Int[np.ndarray, "window pos"]) -> Res
             bridge(batch)
             counts[before:] = [sum(counts[before:]) * batch.numel()]
     return exact(sum(counts) / tokens.size, n=tokens.size)
+
+
+def dictionary_numbers(dictionaries: Iterable[Dictionary]) -> Result:
+    """Nonzero entries of all tensors of the dictionaries: what they add to a model's nonzeros.
+
+    Not measurable for one that does not show its tensors as `weights`.
+    """
+    total = 0
+    for dictionary in dictionaries:
+        weights: Mapping[str, Tensor] | None = getattr(dictionary, "weights", None)
+        if weights is None:
+            return not_measurable(f"{dictionary.name} has no mapping `weights` of its tensors to count")
+        total += sum(int((tensor != 0).sum()) for tensor in weights.values())
+    return exact(total)
 
 
 def _counter(module: Any, counts: list[float]) -> Any:

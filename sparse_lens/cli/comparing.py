@@ -36,8 +36,9 @@ def add_compare(commands: Any) -> None:
 def _add_full(parser: argparse.ArgumentParser) -> None:
     full = parser.add_argument_group(
         "the full comparison",
-        "SAEs of four kinds, transcoders, other bases and the controls as further columns; the curve of bits against divergence; "
-        "rows of reconstruction, concepts, probes, superposition and more. It takes hours, and goes on where it was stopped.",
+        "SAEs of four kinds, transcoders, other bases, upper lines and the controls as further columns; the curve of bits against "
+        "divergence, with edges at three levels; SAEs over widths and active latents; rows of reconstruction, concepts, probes, "
+        "superposition, stability and more. It takes hours, and goes on where it was stopped. FullPlan, in Python, says more.",
     )
     full.add_argument("--full", action="store_true", help="do all that; needs the extra [sae] to train SAEs")
     full.add_argument(
@@ -78,7 +79,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _compare_fully(options: argparse.Namespace, pair: Any, tasks: Any, config: Any) -> Any:
-    from sparse_lens.comparisons.full.full_comparison import FullPlan, compare_fully, quick_plan
+    from sparse_lens.comparisons.full import FullPlan, compare_fully, quick_plan
 
     arms = dict(named_folder(arm) for arm in options.arm)
     if options.quick:
@@ -109,7 +110,13 @@ def _show_metrics(metrics: dict[str, Any], models_table: Any, comparison_table: 
         print_rich(patching_table(metrics["patching"]))
     if full := metrics.get("full"):
         print_rich(headline_table(full))
-        print_line("Not distinguishable in this run:\n" + "\n".join(f"  - {sentence}" for sentence in full["undistinguished"]))
+        for title, name in (
+            ("Not distinguishable", "undistinguished"),
+            ("Not at matched loss", "unmatched"),
+            ("Left out", "left_out"),
+        ):
+            if sentences := full.get(name):
+                print_line(f"{title} in this run:\n" + "\n".join(f"  - {sentence}" for sentence in sentences))
     print_line("What this run cannot tell you:\n" + "\n".join(f"  - {sentence}" for sentence in metrics["verdict"]))
 
 

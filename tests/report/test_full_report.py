@@ -14,7 +14,7 @@ from sparse_lens.report.full.figures import figures
 from sparse_lens.report.full.files import FULL_FILES, write_full
 from sparse_lens.report.full.tables import headline_table, latex, latex_text, markdown, tables
 from sparse_lens.report.full.view import full_view
-from sparse_lens.report.numbers import DASH
+from sparse_lens.report.numbers import DASH, MINUS, RANGE, TIMES
 from sparse_lens.results import Result, exact, not_measurable, to_plain
 
 HOSTILE = "<script>alert(1)</script> & 50% $x_1$"
@@ -166,3 +166,62 @@ def test_hybrids_and_steering() -> None:
     assert row[1] == "a, channel 7" and "1.5" in row[2] and row[3] == DASH
     without = {name: value for name, value in record().items() if name != "couplings"}
     assert not any(table.title.startswith(("Hybrids", "Steering")) for table in tables(without))
+
+
+def test_a_mean_over_places_says_what_it_leaves_out() -> None:
+    """One layer of two has no number: the mean is of the other, and the cell says so."""
+    full = record()
+    full["rows"]["superposition"]["sparse_neurons"]["layer 1"]["psi"] = not_measurable("dead").to_json()
+    cell = row_cell(full, "superposition", "sparse_neurons", "psi")
+    assert (cell.reading.value, cell.places, cell.missing) == (0.5, 2, 1)
+    table = next(table for table in tables(full) if table.title.startswith("Superposition"))
+    assert table.rows[0][1] == "0.500, 1 of 2 without"
+
+
+def test_ratios_stand_with_their_tasks_and_their_losses() -> None:
+    full = record()
+    full["headline"][HOSTILE]["bits_ratio_at_0.5"] |= {"n": 5}
+    full["matching"] = to_plain(
+        {HOSTILE: {"how": "too far apart", "reason": "r", "difference": exact(-0.64), "difference_spliced": exact(-0.3)}}
+    )
+    (row,) = next(tables(full)).rows
+    assert row[1] == f"{MINUS}0.640 (not matched), spliced {MINUS}0.300" and row[2] == f"3.0{TIMES} [1.5{RANGE}6.0{TIMES}] (n=5)"
+    full["unmatched"], full["left_out"] = [HOSTILE], ["two"]
+    page = full_view(full)
+    assert page is not None and page["unmatched"] and page["left_out"] == ["two"]
+
+
+def test_the_frontier_is_a_table_and_two_figures(tmp_path: Path) -> None:
+    """Sorted by width and active latents; one line a width; every number is in the CSV, too."""
+    full = record()
+
+    def rows(l0: float, added: float) -> dict[str, Any]:
+        return {"activation": {"layer 0": {"l0": exact(l0)}}, "reconstruction": {"layer 0": {"loss_added_spliced": exact(added)}}}
+
+    sizes = {(896, 8): 0.5, (448, 16): 0.4, (448, 8): 0.6}
+    full["frontier"] = to_plain(
+        {f"topk {w} k{k}": {"d_sae": w, "k": k, "rows": rows(float(k), added)} for (w, k), added in sizes.items()}
+    )
+    table = next(table for table in tables(full) if "widths" in table.title)
+    assert [row[:2] for row in table.rows] == [["448", "8"], ["448", "16"], ["896", "8"]]
+    drawn = figures(full)
+    assert "448 latents" in drawn["widths-loss"][1] and "896 latents" in drawn["widths-loss"][1]
+    write_full(full, tmp_path)
+    kept = [row for row in csv.DictReader((tmp_path / "full.csv").open()) if row["section"] == "frontier"]
+    assert len(kept) == 6 and {row["name"] for row in kept} == {"activation", "reconstruction"}
+
+
+def test_edges_have_a_table_by_kind() -> None:
+    full = record()
+    point = full["curves"][HOSTILE]["sparse_neurons"][0]["points"][0]
+    point["edges"] = to_plain({"structural": {"mlp_in": exact(12), "q": exact(3)}, "searched": {"mlp_in": exact(4), "q": exact(0)}})
+    table = next(table for table in tables(full) if table.title.startswith("Edges by kind"))
+    assert [row[1:] for row in table.rows] == [["2.0", "structural", "12", "3"], ["2.0", "searched", "4", "0"]]
+
+
+def test_further_training_seeds_are_among_the_numbers(tmp_path: Path) -> None:
+    full = record()
+    full["further_training_seeds"] = {"1": {"task": {"sparse_neurons": to_plain([curve("a", 0, 1.0)])}}}
+    write_full(full, tmp_path)
+    places = {row["place"] for row in csv.DictReader((tmp_path / "full.csv").open()) if row["name"] == "task"}
+    assert places == {"training seed 1, seed 0, target 2.0", "training seed 1, seed 0, target 0.5"}

@@ -47,7 +47,7 @@ def test_what_is_kept_gives_the_same_tables_and_figures(tmp_path: Path) -> None:
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "metrics.json").write_text(json.dumps(whole))
     page = tmp_path / "page.md"
-    page.write_text("<!-- table: undistinguished -->\n<!-- end -->\n<!-- table: full -->\nold\n<!-- end -->\n")
+    page.write_text("".join(f"<!-- table: {name} -->\nold\n<!-- end -->\n" for name in ("undistinguished", "unmatched", "full")))
     main([str(tmp_path / "report"), "--out", str(tmp_path / "kept"), "--page", str(page)])
     assert json.loads((tmp_path / "kept" / KEPT).read_text()) == kept
     assert "- one\n- two" in page.read_text() and "old" not in page.read_text()

@@ -8,6 +8,7 @@ another at its ablation value if the edge between them is not kept, and the rest
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +117,10 @@ def _fewest(runs: _Runs, effects: Tensor, order: Tensor, faithful: float) -> tup
     return edges(high), exact(best, n=n)
 
 
+class _RunEndedError(Exception):
+    """All values that a run is for have been seen: the rest of the model, unembedding above all, need not be run."""
+
+
 class _Runs:
     """Runs of one circuit in which single nodes are ablated, or see each other only over some edges."""
 
@@ -131,31 +136,37 @@ class _Runs:
             self.start[name] = sum(len(self.of_site[earlier]) for earlier in self.start)
         self.counted = torch.arange(prompts.tokens.shape[1]) <= prompts.position[:, None]
 
-    def run(self, mask: Tensor, reference: Mapping[str, Reference]) -> tuple[Values, Tensor]:
-        """Values of all MLP nodes, before they are masked, and the losses."""
+    def values(self, mask: Tensor, reference: Mapping[str, Reference], last: Site | None = None) -> Values:
+        """Values of the MLP nodes, before they are masked, up to those of the site `last` (default: of all): there the run ends."""
         found: Values = {}
-        own = [(site.dictionary.hook_in, self._recorder(site, found)) for site in self.sites]
+        end = last or self.sites[-1]
+        recorded = self.sites[: self.sites.index(end) + 1]
+        own = [(site.dictionary.hook_in, self._recorder(site, found, stop=site is end)) for site in recorded]
         hooks = mask_hooks(self.circuit.space, mask, reference)
-        here = [entry for entry, site in zip(own, self.sites, strict=True) if not site.reads_elsewhere]
-        elsewhere = [entry for entry, site in zip(own, self.sites, strict=True) if site.reads_elsewhere]
-        logits = answer_logits(self.bridge, self.prompts, [*here, *hooks, *elsewhere])
+        here = [entry for entry, site in zip(own, recorded, strict=True) if not site.reads_elsewhere]
+        elsewhere = [entry for entry, site in zip(own, recorded, strict=True) if site.reads_elsewhere]
+        with suppress(_RunEndedError):
+            answer_logits(self.bridge, self.prompts, [*here, *hooks, *elsewhere])
         self.on_run()
-        return found, self.objective.losses(logits, self.prompts)
+        return found
 
-    def loss(self, mask: Tensor) -> float:
+    def loss(self, mask: Tensor, reference: Mapping[str, Reference] | None = None) -> float:
         """Mean loss of the masked model."""
-        return float(self.run(mask, self.reference)[1].mean())
+        hooks = mask_hooks(self.circuit.space, mask, reference or self.reference)
+        losses = self.objective.losses(answer_logits(self.bridge, self.prompts, hooks), self.prompts)
+        self.on_run()
+        return float(losses.mean())
 
     def effects(self) -> Float[Tensor, "node node"]:
         """The mean change of every later node by ablating an earlier one, as a share of its distance from its ablation value."""
-        alone, _ = self.run(self.circuit.mask, self.reference)
+        alone = self.values(self.circuit.mask, self.reference)
         found = torch.zeros(len(self.nodes), len(self.nodes))
         for site in self.sites[:-1]:
             later = self.sites[self.sites.index(site) + 1 :]
             for place, index in enumerate(self.of_site[site.name].tolist()):
                 mask = self.circuit.mask.clone()
                 mask[self.circuit.space.slices[site.name].start + index] = False
-                values, _ = self.run(mask, self.reference)
+                values = self.values(mask, self.reference)
                 for other in later:
                     change = self._mean(values, alone, other)
                     start = self.start[other.name]
@@ -174,12 +185,12 @@ class _Runs:
             columns = torch.arange(self.start[site.name], self.start[site.name] + len(self.of_site[site.name]))
             own = torch.zeros(*self.prompts.tokens.shape, site.n_latents)
             for parents, members in _alike(edges[:, columns]):
-                found, _ = self.run(self._without(before), self._seen(values, before, parents))
+                found = self.values(self._without(before), self._seen(values, before, parents), site)
                 chosen = self.of_site[site.name][members]
                 own[..., chosen] = found[site.name][..., chosen]
             values[site.name] = own
         everything = torch.ones(len(self.nodes), dtype=torch.bool)
-        return float(self.run(self._without(self.sites), self._seen(values, self.sites, everything))[1].mean())
+        return self.loss(self._without(self.sites), self._seen(values, self.sites, everything))
 
     def _without(self, sites: list[Site]) -> Bool[Tensor, " node"]:
         """The circuit without the MLP nodes of some layers: they come from the reference."""
@@ -207,9 +218,11 @@ class _Runs:
         difference = (values[site.name] - others[site.name])[..., kept].abs()
         return difference[self.counted].mean(0) if len(kept) else torch.zeros(0)
 
-    def _recorder(self, site: Site, found: Values) -> Hook:
+    def _recorder(self, site: Site, found: Values, *, stop: bool) -> Hook:
         def hook(tensor: Tensor, hook: Any) -> None:  # noqa: ARG001 - TransformerLens passes it by name
             found[site.name] = site.dictionary.encode(flat_channels(tensor, site))
+            if stop:
+                raise _RunEndedError
 
         return hook
 

@@ -13,10 +13,15 @@ from sparse_lens.report.numbers import Reading, read_number
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a row: its mean over layers and seeds, its least and largest over them, and the mean of the nulls."""
+    """One number of a row: its mean over places (layers and seeds), least and largest over them, and the mean of the nulls.
+
+    `missing` of the `places` have no number, and are not in the mean.
+    """
 
     reading: Reading
     null: float | None
+    places: int = 1
+    missing: int = 0
 
 
 def columns(full: Mapping[str, Any]) -> dict[str, bool]:
@@ -41,12 +46,21 @@ def row_cell(full: Mapping[str, Any], row: str, column: str, name: str) -> Cell:
     values = [reading for reading in found if reading.value is not None]
     if not values:
         return Cell(found[0] if found else Reading(), None)
+    counts = (len(found), len(found) - len(values))
     nulls = [reading.null for reading in values if reading.null is not None]
     if len(values) == 1:
-        return Cell(values[0], nulls[0] if nulls else None)
+        return Cell(values[0], nulls[0] if nulls else None, *counts)
     numbers = [reading.value for reading in values if reading.value is not None]
     mean = Reading(sum(numbers) / len(numbers), min(numbers), max(numbers), n=values[0].n, reason="")
-    return Cell(mean, sum(nulls) / len(nulls) if nulls else None)
+    return Cell(mean, sum(nulls) / len(nulls) if nulls else None, *counts)
+
+
+def frontier_cell(full: Mapping[str, Any], name: str, row: str, metric: str) -> Reading:
+    """One number of a dictionary of the frontier: its mean over layers."""
+    places = part(full, "frontier", name, "rows", row)
+    values = [read_number(part(places, place).get(metric)).value for place in places]
+    numbers = [value for value in values if value is not None]
+    return Reading(sum(numbers) / len(numbers), reason="") if numbers and len(numbers) == len(values) else Reading()
 
 
 def points(full: Mapping[str, Any], task: str, column: str) -> Iterator[tuple[int, Mapping[str, Any]]]:

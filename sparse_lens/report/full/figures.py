@@ -7,7 +7,7 @@ from typing import Any
 
 from sparse_lens.report.contents import part
 from sparse_lens.report.figures import Mark, Row, dot_plot
-from sparse_lens.report.full.contents import columns, faithful_points, grids, mean_points, pooled_points, row_cell
+from sparse_lens.report.full.contents import columns, faithful_points, frontier_cell, grids, mean_points, pooled_points, row_cell
 from sparse_lens.report.full.words import column_term
 from sparse_lens.report.heatmaps import Axes, heatmap
 from sparse_lens.report.line_plots import Axis, Line, Point, line_plot
@@ -37,6 +37,9 @@ def figures(full: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
         found[f"faithfulness-{task}"] = (f"Faithfulness against nodes, {visible(task)}", _faithfulness(full, task))
     if part(full, "rows", "concepts"):
         found["coverage"] = ("Coverage of concepts against latents active per token", _coverage(full))
+    if part(full, "frontier"):
+        for name, (row, metric, spoken) in _FRONTIERS.items():
+            found[name] = (f"{spoken} against active latents, width by width", _frontier(full, row, metric, spoken))
     if part(full, "rows", "superposition"):
         found["psi"] = ("Effective features per neuron", _psi(full))
     if part(full, "rows", "probes"):
@@ -51,7 +54,8 @@ def standalone_figures(full: Mapping[str, Any]) -> dict[str, str]:
     ]
     legend.append((None, "Gray and dashed: controls"))
     drawn = {name: svg for name, (_, svg) in figures(full).items()}
-    return {name: svg if name == "psi" or name.startswith("map-") else with_legend(svg, legend) for name, svg in drawn.items()}
+    own = ("psi", "map-", "widths-")
+    return {name: svg if name.startswith(own) else with_legend(svg, legend) for name, svg in drawn.items()}
 
 
 def series_of(full: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
@@ -135,6 +139,30 @@ def _coverage(full: Mapping[str, Any]) -> str:
     axes = Axis("latents active per token (L0)", log=True), Axis("mean best F1 over concepts")
     title = "Coverage of concepts against L0"
     return line_plot(lines, *axes, ident="coverage", title=title, description=title + ".", width=WIDTH)
+
+
+_FRONTIERS = {
+    "widths-loss": ("reconstruction", "loss_added_spliced", "nats added by the splice"),
+    "widths-coverage": ("concepts", "coverage_f1", "mean best F1 over concepts"),
+}
+"""Figures of the frontier: row, number and words."""
+
+
+def _frontier(full: Mapping[str, Any], row: str, metric: str, spoken: str) -> str:
+    """One line a width."""
+    widths: dict[int, list[Point]] = {}
+    for name, content in part(full, "frontier").items():
+        l0, value = frontier_cell(full, name, "activation", "l0").value, frontier_cell(full, name, row, metric).value
+        if l0 and value is not None:
+            told = f"{content.get('d_sae')} latents, {l0:.1f} active: {value:.3g}"
+            widths.setdefault(int(content.get("d_sae", 0)), []).append(Point(l0, value, told))
+    lines = [
+        Line(f"{width:,} latents", series, sorted(widths[width], key=lambda point: point.x))
+        for series, width in enumerate(sorted(widths))
+    ]
+    axes, title = (Axis("latents active per token (L0)", log=True), Axis(spoken)), f"SAEs of the first kind: {spoken}"
+    drawn = line_plot(lines, *axes, ident=f"widths-{metric}", title=title, description=title + ".", width=WIDTH)
+    return with_legend(drawn, [(line.series, line.label) for line in lines])
 
 
 def _psi(full: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from sparse_lens.report.contents import part
 from sparse_lens.report.full.figures import standalone_figures
 from sparse_lens.report.full.tables import latex, markdown
 from sparse_lens.report.standalone import png_is_available, write_png, write_svg
-from sparse_lens.report.strings import csv_cell
+from sparse_lens.report.strings import csv_cell, visible
 
 FULL_FILES = ("full.md", "full.tex", "full.csv", "full.parquet", "figures")
 FIELDS = ("section", "name", "column", "place", "metric", "value", "lo", "hi", "null", "n", "seeds", "measurable", "reason")
@@ -37,6 +37,16 @@ def numbers(full: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Every number of the part `full`, with where it stands."""
     for column, ratios in part(full, "headline").items():
         yield from _results("headline", "", column, "", ratios)
+    for column, match in part(full, "matching").items():
+        yield from _results(
+            "matching", visible(match.get("how")), column, "", {name: match[name] for name in match if "diff" in name}
+        )
+    for column, factors in part(full, "edge_parts").items():
+        yield from _results("edge parts", "", column, "", factors)
+    for name, content in part(full, "frontier").items():
+        for row, places in part(content, "rows").items():
+            for place, results in places.items():
+                yield from _results("frontier", row, name, place, results)
     for row, by_column in part(full, "rows").items():
         for column, places in by_column.items():
             for place, results in places.items():
@@ -46,11 +56,17 @@ def numbers(full: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for task, boundaries in part(couplings, "steering").items():
         for boundary in boundaries:
             yield from _results("couplings", task, "", boundary, part(boundaries, boundary, "results"))
-    for task, by_column in part(full, "curves").items():
+    yield from _curves(part(full, "curves"), "")
+    for seed, by_task in part(full, "further_training_seeds").items():
+        yield from _curves(by_task, f"training seed {seed}, ")
+
+
+def _curves(by_task: Mapping[str, Any], which: str) -> Iterator[dict[str, Any]]:
+    for task, by_column in by_task.items():
         for column, curves in by_column.items():
             for curve in curves:
                 for point in curve.get("points", ()):
-                    place = f"seed {curve.get('seed')}, target {point.get('target')}"
+                    place = f"{which}seed {curve.get('seed')}, target {point.get('target')}"
                     yield from _results("curves", task, column, place, point.get("results", {}))
 
 

@@ -19,11 +19,11 @@ from sparse_lens.files import new_file
 from sparse_lens.report.contents import check_metrics, part, sequence
 from sparse_lens.report.full.contents import row_numbers
 from sparse_lens.report.full.figures import standalone_figures
-from sparse_lens.report.full.tables import markdown_rows, summary_tables
+from sparse_lens.report.full.tables import FRONTIER, markdown_rows, summary_tables
 from sparse_lens.report.standalone import write_svg
 
 KEPT = "full.json"
-FIGURES = ("bits-pooled", "nodes-pooled", "coverage", "psi", "probes")
+FIGURES = ("bits-pooled", "nodes-pooled", "coverage", "widths-loss", "widths-coverage", "psi", "probes")
 """Those of the page, by their names in a report."""
 
 _POINT = ("kl_heldout", "total_bits", "nodes")
@@ -45,7 +45,11 @@ def kept_numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
         task: {column: [_curve(curve) for curve in found] for column, found in part(full, "curves", task).items()}
         for task in part(full, "curves")
     }
-    kept = {name: full[name] for name in ("headline", "couplings", "undistinguished", "caveats") if name in full}
+    frontier = {
+        name: {**size, "rows": {row: _frontier_row(row, places) for row, places in part(size, "rows").items()}}
+        for name, size in part(full, "frontier").items()
+    }
+    kept = {name: full[name] for name in _WHOLE if name in full} | ({"frontier": frontier} if frontier else {})
     kept["columns"] = {name: column | _named(column) for name, column in part(full, "columns").items()}
     return {
         "schema": metrics["schema"],
@@ -55,11 +59,23 @@ def kept_numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+_WHOLE = ("headline", "matching", "edge_parts", "couplings", "undistinguished", "unmatched", "left_out", "caveats")
+
+
+def _frontier_row(row: str, places: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a row that the frontier's table shows."""
+    shown = [metric for of, metric in FRONTIER if of == row]
+    return {place: _chosen(results, shown) for place, results in places.items()}
+
+
 def page_tables(full: Mapping[str, Any]) -> dict[str, str]:
-    """Markdown by the names of the page's markers: the summary tables, and what the controls show as much of."""
+    """Markdown by the names of the page's markers: summary tables, what the controls show as much of, what is not compared."""
     tables = "\n\n".join(f"### {table.title}\n\n{markdown_rows(table)}" for table in summary_tables(full))
-    sentences = "\n".join(f"- {sentence}" for sentence in sequence(full, "undistinguished"))
-    return {"undistinguished": sentences or "Nothing.", "full": tables}
+    said = {
+        name: "\n".join(f"- {sentence}" for sentence in [*sequence(full, name), *sequence(full, further)])
+        for name, further in (("undistinguished", ""), ("unmatched", "left_out"))
+    }
+    return {name: sentences or "Nothing." for name, sentences in said.items()} | {"full": tables}
 
 
 def page_figures(full: Mapping[str, Any]) -> dict[str, str]:

@@ -11,14 +11,17 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from sparse_lens.report.contents import part, sequence
-from sparse_lens.report.full.contents import columns, points, row_cell, row_numbers
+from sparse_lens.report.full.contents import Cell, columns, frontier_cell, points, row_cell, row_numbers
 from sparse_lens.report.full.words import ROWS, column_term
 from sparse_lens.report.numbers import DASH, MINUS, RANGE, TIMES, Reading, format_number, read_number
 from sparse_lens.report.strings import markdown_cell, visible
 
 _LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
 _LATEX |= {"^": r"\textasciicircum{}", "\\": r"\textbackslash{}", TIMES: r"$\times$", DASH: "---", RANGE: "--", MINUS: "$-$"}
-_POINT = ("kl_heldout", "total_bits", "total_without_dictionary_bits", "nodes", "structural_edges", "searched_edges")
+_POINT = (
+    *("kl_heldout", "kl_random", "total_bits", "total_without_dictionary_bits", "nodes", "error_nodes"),
+    *("structural_edges", "searched_edges", "functional_edges"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,17 @@ def tables(full: Mapping[str, Any]) -> Iterator[Table]:
     for task in part(full, "curves"):
         yield _task(full, task)
         yield _survival(full, task)
+        if (typed := _typed(full, task)).rows:
+            yield typed
 
 
 def summary_tables(full: Mapping[str, Any]) -> Iterator[Table]:
     """The tables that do not grow with tasks, seeds and targets."""
     yield _headline(full)
+    if part(full, "edge_parts"):
+        yield _edge_parts(full)
+    if part(full, "frontier"):
+        yield _frontier(full)
     for row, (title, _) in ROWS.items():
         if part(full, "rows", row):
             yield _row(full, row, title)
@@ -50,10 +59,59 @@ def summary_tables(full: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def _headline(full: Mapping[str, Any]) -> Table:
-    ratios = part(full, "headline")
+    ratios, matching = part(full, "headline"), part(full, "matching")
     names = list({name: None for column in ratios for name in part(ratios, column)})
-    rows = [[_label(full, c), *(_shown(read_number(part(ratios, c).get(n)), "ratio") for n in names)] for c in ratios]
-    return Table("Sizes over those of the sparse neurons, at equal divergence", ["column", *map(_spoken, names)], rows)
+    rows = []
+    for column in ratios:
+        losses = [_loss_difference(part(matching, column))] if matching else []
+        cells = [_with_n(read_number(part(ratios, column).get(name))) for name in names]
+        rows.append([_label(full, column), *losses, *cells])
+    title = "Sizes over those of the sparse neurons, at equal divergence (geometric means [95 % intervals], n tasks)"
+    return Table(title, ["column", *(["loss off, nats"] if matching else []), *map(_spoken, names)], rows)
+
+
+def _loss_difference(match: Mapping[str, Any]) -> str:
+    """How far a column's loss is from the sparse model's, and with its dictionaries in place; unmatched ones are marked."""
+    own, spliced = (read_number(match.get(name)) for name in ("difference", "difference_spliced"))
+    text = own.text("loss") + ("" if match.get("how") in ("matched", None) else " (not matched)")
+    return text + ("" if spliced.value is None else f", spliced {spliced.text('loss')}")
+
+
+def _with_n(reading: Reading) -> str:
+    """A ratio with its number of tasks; one that has no value still says how many there were."""
+    few = f" (n={reading.n})" if reading.n is not None else ""
+    return _shown(reading, "ratio") + (few if reading.value is not None else "")
+
+
+def _edge_parts(full: Mapping[str, Any]) -> Table:
+    """The factors of ratios of edges: what is left after pairs and density is about circuits."""
+    parts = part(full, "edge_parts")
+    names = list({name: None for column in parts for name in part(parts, column)})
+    rows = [[_label(full, c), *(_with_n(read_number(part(parts, c).get(name))) for name in names)] for c in parts]
+    rows = [row for row in rows if any(cell != DASH for cell in row[1:])]
+    title = (
+        "Edges over those of the sparse neurons, in factors: pairs that could be joined, density, remainder, search, and all of it"
+    )
+    return Table(title, ["column", *map(_spoken, names)], rows)
+
+
+FRONTIER = (
+    *(("activation", "l0"), ("reconstruction", "explained_variance"), ("reconstruction", "loss_added_spliced")),
+    *(("concepts", "coverage_f1"), ("superposition", "psi"), ("superposition", "effective_features")),
+)
+"""Rows and numbers of a dictionary on the frontier."""
+
+
+def _frontier(full: Mapping[str, Any]) -> Table:
+    """Dictionaries over widths and active latents, means over layers."""
+    found = part(full, "frontier")
+    order = sorted(found, key=lambda name: (part(found, name).get("d_sae", 0), part(found, name).get("k", 0)))
+    rows = []
+    for name in order:
+        size = [str(part(found, name).get(number)) for number in ("d_sae", "k")]
+        rows.append([*map(visible, size), *(frontier_cell(full, name, row, metric).text() for row, metric in FRONTIER)])
+    title = "The first kind of SAE over widths and active latents (means over layers, one seed)"
+    return Table(title, ["latents", "active", *(_spoken(metric) for _, metric in FRONTIER)], rows)
 
 
 def _row(full: Mapping[str, Any], row: str, title: str) -> Table:
@@ -61,10 +119,14 @@ def _row(full: Mapping[str, Any], row: str, title: str) -> Table:
     rows = []
     for column in columns(full):
         if column in part(full, "rows", row):
-            cells = [row_cell(full, row, column, name) for name in names]
-            texts = [_with_null(replace(cell.reading, null=cell.null)) for cell in cells]
-            rows.append([_label(full, column), *texts])
-    return Table(title, ["column", *map(_spoken, names)], rows)
+            rows.append([_label(full, column), *(_over_places(row_cell(full, row, column, name)) for name in names)])
+    return Table(f"{title} (means [least{RANGE}largest] over layers and seeds)", ["column", *map(_spoken, names)], rows)
+
+
+def _over_places(cell: Cell) -> str:
+    """A mean over places, with what chance gives, and how many places have no number."""
+    missing = f", {cell.missing} of {cell.places} without" if cell.missing and cell.reading.value is not None else ""
+    return _with_null(replace(cell.reading, null=cell.null)) + missing
 
 
 def _hybrids(full: Mapping[str, Any]) -> Table:
@@ -83,10 +145,10 @@ _STEERING = ("effect", "effect_equal_norm", "whole_effect", "sparse_effect", "fl
 
 
 def _steering(full: Mapping[str, Any]) -> Table:
-    """What one channel of the sparse model does in the dense one, at the boundary at which that is most."""
+    """What one channel of the sparse model does in the dense one, at the boundary at which that is most on search prompts."""
     rows = []
     for task, boundaries in part(full, "couplings", "steering").items():
-        readings = {name: read_number(part(boundaries, name, "results").get("effect")) for name in boundaries}
+        readings = {name: _choosing(part(boundaries, name, "results")) for name in boundaries}
         if not readings:
             continue
         most = max(readings, key=lambda name: abs(readings[name].value or 0.0))
@@ -95,6 +157,11 @@ def _steering(full: Mapping[str, Any]) -> Table:
         rows.append([visible(task), place, *(_with_null(read_number(results.get(name))) for name in _STEERING)])
     title = "Steering the dense model through one channel of the sparse one, in logits (null: random channels)"
     return Table(title, ["task", "where it does most", *map(_spoken, _STEERING)], rows)
+
+
+def _choosing(results: Mapping[str, Any]) -> Reading:
+    """The effect that a boundary is chosen by: that on search prompts, which the others are not measured on."""
+    return read_number(results.get("effect_search", results.get("effect")))
 
 
 def _with_null(reading: Reading) -> str:
@@ -122,6 +189,21 @@ def _survival(full: Mapping[str, Any], task: str) -> Table:
             rows.append([_label(full, column), str(seed), *cells])
     title = f"What survives other ablations, {visible(task)}: KL in nats, and as a share of that of everything ablated"
     return Table(title, ["column", "seed", *map(_spoken, _SURVIVAL)], rows)
+
+
+def _typed(full: Mapping[str, Any], task: str) -> Table:
+    """Edges by kind at each level, of the first seed's circuit at each target."""
+    kinds: dict[str, None] = {}
+    found = []
+    for column in columns(full):
+        for curve in (part(full, "curves", task).get(column) or [])[:1]:
+            for point in sequence(curve, "points"):
+                for level in part(point, "edges"):
+                    counts = part(point, "edges", level)
+                    kinds |= dict.fromkeys(counts)
+                    found.append(([_label(full, column), str(point.get("target")), visible(level)], counts))
+    rows = [[*place, *(read_number(counts.get(kind)).text("count") for kind in kinds)] for place, counts in found]
+    return Table(f"Edges by kind, {visible(task)}", ["column", "target", "level", *map(_spoken, kinds)], rows)
 
 
 def _with_share(reading: Reading) -> str:

@@ -14,6 +14,9 @@ from sparse_lens.report.full.tables import tables
 from sparse_lens.report.full.words import column_term
 from sparse_lens.report.strings import visible
 
+SENTENCES = ("undistinguished", "unmatched", "left_out", "caveats")
+"""What is said in words."""
+
 
 def full_view(full: Mapping[str, Any]) -> dict[str, Any] | None:
     """Every variable of `full.html.jinja`; None where the metrics have no full part."""
@@ -21,8 +24,7 @@ def full_view(full: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     colors = series_of(full)
     return {
-        "undistinguished": [visible(sentence) for sentence in sequence(full, "undistinguished")],
-        "caveats": [visible(sentence) for sentence in sequence(full, "caveats")],
+        **{name: [visible(sentence) for sentence in sequence(full, name)] for name in SENTENCES},
         "columns": [_column(name, colors[name]) for name in columns(full)],
         "figures": [{"caption": caption, "svg": Markup(svg)} for caption, svg in figures(full).values()],
         "tables": list(tables(full)),

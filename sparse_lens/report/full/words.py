@@ -14,6 +14,16 @@ FURTHER = {
     "dense_transcoder": Term("Transcoder", "transcoder", "From the matched model's MLP input to its MLP output."),
     "dense_skip_transcoder": Term("Skip transcoder", "skip tc.", "The same with a linear path past the latents."),
     "dense_frozen": Term("SAE, frozen random decoder", "frozen", "Control: its decoder was never trained."),
+    "dense_topk_errors_kept": Term("TopK SAE, errors kept", "TopK, kept", "Its error nodes are in every circuit."),
+    "dense_topk_errors_ablated": Term("TopK SAE, errors ablated", "TopK, abl.", "Its error nodes are in no circuit."),
+    "dense_matched_best_basis": Term(
+        "Dense, best of three bases", "matched best", "Task by task the smallest of neurons, PCA, SVD."
+    ),
+    "dense_untrained": Term("SAE before training", "untrained", "Control: a TopK SAE that has learned nothing but the mean."),
+    "dense_matched_supervised": Term(
+        "Labels' own directions, dense", "labels", "Upper line: a latent for each label, from labels."
+    ),
+    "sparse_supervised": Term("Labels' own directions, sparse", "labels", "Upper line: the same in the sparse model."),
     "dense_matched_rotated": Term("Dense neurons, rotated", "matched rot.", "Control: the same model in a random basis."),
     "sparse_rotated": Term("Sparse neurons, rotated", "sparse rot.", "Control: the same model in a random basis."),
     "shuffled_weights": Term("Shuffled weights", "shuffled", "Control: the matched model, its weights in random places."),
@@ -27,7 +37,10 @@ FURTHER = {
 }
 
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "capability": ("Capability", ("loss", "bits_per_byte", "nonzeros", "active_parameters", "loss_spliced")),
+    "capability": (
+        "Capability",
+        ("loss", "bits_per_byte", "nonzeros", "active_parameters", "loss_spliced", "dictionary_numbers"),
+    ),
     "reconstruction": (
         "Reconstruction",
         ("explained_variance", "cosine", "loss_added_spliced", "loss_recovered_mean", "kl_spliced", "kl_recovered_mean"),
@@ -38,6 +51,12 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "separability": ("Separability", ()),
     "absorption": ("Absorption and splitting", ()),
     "superposition": ("Superposition", ()),
+    "weights": ("Weights of the MLP", ("in_nonzero", "out_nonzero", "paths_nonzero", "in_hoyer", "in_overlap", "out_overlap")),
+    "stability": (
+        "Stability over dictionary seeds, or training seeds of neurons",
+        ("matched_correlation", "best_correlation", "partner_share_correlation", "matched_mcc", "mmcs", "mcc"),
+    ),
+    "overlap": ("Overlap of the circuits of different search seeds, mean over tasks", ()),
     "jacobian": ("Sparsity of computation", ("jacobian_hoyer", "jacobian_effective_entries", "jacobian_nonzero")),
     "correspondence": ("Correspondence with the sparse neurons", ()),
 }

@@ -10,8 +10,10 @@ import pytest
 from sparse_lens.comparisons import ModelPair
 from sparse_lens.comparisons.column_specs import ColumnSpec
 from sparse_lens.comparisons.curves.circuit_curve import CircuitCurve, CurvePoint, edge_starts
-from sparse_lens.comparisons.full.full_comparison import FullPlan, assemble, curve_jobs, further_jobs, quick_plan
-from sparse_lens.comparisons.full.headline import headline
+from sparse_lens.comparisons.full.assembly import assemble
+from sparse_lens.comparisons.full.full_jobs import curve_jobs, further_jobs
+from sparse_lens.comparisons.full.headline import BEST_BASIS, headline
+from sparse_lens.comparisons.full.plan import FullPlan, quick_plan
 from sparse_lens.comparisons.jobs import Job
 from sparse_lens.errors import ConfigError
 from sparse_lens.results import exact
@@ -29,13 +31,29 @@ def curve(column: str, task: str, size: float, seed: int = 0) -> dict[str, Any]:
 def curves(ratio: float) -> dict[str, dict[str, list[dict[str, Any]]]]:
     return {
         task: {"sparse_neurons": [curve("s", task, 100.0)], "dense_matched_neurons": [curve("d", task, 100.0 * ratio * factor)]}
-        for task, factor in (("a", 2.0), ("b", 0.5))
+        for task, factor in (("a", 2.0), ("b", 0.5), ("c", 1.0))
     }
 
 
 def test_one_training_seed() -> None:
     found = headline(curves(3.0), SPECS)["dense_matched_neurons"]["bits_ratio_at_0.5"]
-    assert found.value == pytest.approx(3.0) and (found.n, found.seeds) == (2, 1)
+    assert found.value == pytest.approx(3.0) and (found.n, found.seeds) == (3, 1)
+
+
+def test_two_tasks_are_too_few() -> None:
+    two = {task: columns for task, columns in curves(3.0).items() if task != "c"}
+    found = headline(two, SPECS)["dense_matched_neurons"]["bits_ratio_at_0.5"]
+    assert not found.measurable and found.n == 2 and "needs 3" in str(found.reason)
+
+
+def test_the_best_basis_is_chosen_task_by_task_and_in_nodes_alone() -> None:
+    """Neurons take 2, 1/2 and 1 times the nodes, components 1 throughout: the best take 1, 1/2 and 1."""
+    columns = curves(1.0)
+    for task in columns:
+        columns[task]["dense_matched_components"] = [curve("c", task, 100.0)]
+    found = headline(columns, [*SPECS, ColumnSpec("dense_matched_components", "dense_matched", "components")])[BEST_BASIS]
+    assert found["nodes_ratio_at_0.5"].value == pytest.approx(0.5 ** (1 / 3))
+    assert all(name.startswith("nodes") for name in found) and BEST_BASIS not in headline(curves(1.0), SPECS)
 
 
 def test_further_training_seeds_weigh_the_same() -> None:
@@ -54,9 +72,9 @@ def test_they_are_in_the_assembled_part() -> None:
             for column, (record,) in columns.items()
         ]
 
-    full = assemble(FullPlan(), SPECS, [], jobs(3.0), [], {"1": jobs(12.0)})
+    full = assemble(FullPlan(), SPECS, [], curves=jobs(3.0), rows=[], further={"1": jobs(12.0)})
     assert full["headline"]["dense_matched_neurons"]["bits_ratio_at_1"].value == pytest.approx(6.0)
-    assert set(full["further_training_seeds"]["1"]) == {"a", "b"}
+    assert set(full["further_training_seeds"]["1"]) == {"a", "b", "c"}
 
 
 def test_the_shipped_pair_has_two_further_seeds() -> None:

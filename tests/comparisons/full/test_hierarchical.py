@@ -7,18 +7,19 @@ import math
 import numpy as np
 import pytest
 
+from sparse_lens.comparisons.full import hierarchical
 from sparse_lens.comparisons.full.hierarchical import hierarchical_ratio
 from sparse_lens.errors import DataError
 
 
 def test_equal_ratios_give_that_ratio_and_no_width() -> None:
-    result = hierarchical_ratio({"0": {"a": [2.0, 2.0], "b": [2.0]}, "1": {"a": [2.0], "b": [2.0, 2.0, 2.0]}})
+    result = hierarchical_ratio({"0": {"a": [2.0, 2.0], "b": [2.0], "c": [2.0]}, "1": {"a": [2.0], "b": [2.0] * 3}})
     assert result.value == pytest.approx(2) and result.lo == pytest.approx(2) and result.hi == pytest.approx(2)
-    assert (result.n, result.seeds, result.null) == (2, 2, 1.0)
+    assert (result.n, result.seeds, result.null) == (3, 2, 1.0)
 
 
 def test_every_task_weighs_the_same_whatever_its_search_seeds() -> None:
-    result = hierarchical_ratio({"0": {"a": [4.0, 4.0, 4.0, 4.0], "b": [1.0]}})
+    result = hierarchical_ratio({"0": {"a": [4.0, 4.0, 4.0, 4.0], "b": [1.0], "c": [2.0]}})
     assert result.value == pytest.approx(2)
 
 
@@ -34,11 +35,9 @@ def test_the_interval_has_the_width_of_the_standard_error_of_nested_means() -> N
 def test_few_tasks_do_not_make_the_interval_too_narrow() -> None:
     """The variance at k = 4 tasks is that of a mean, s^2 / 4; draws of k would give three quarters of it."""
     logs = np.array([-1.0, 0.0, 0.5, 1.5])
-    from sparse_lens.comparisons.full import hierarchical
-
     generator = np.random.default_rng(1)
     nested = {"0": {str(i): np.array([v]) for i, v in enumerate(logs)}}
-    means = [hierarchical._resampled(nested, generator) for _ in range(20000)]
+    means = hierarchical._resampled(nested, generator, 20000)
     assert np.var(means) == pytest.approx(logs.var(ddof=1) / 4, rel=0.05)
 
 
@@ -64,8 +63,38 @@ def test_training_seeds_may_have_tasks_of_their_own() -> None:
     assert result.value == pytest.approx(2) and (result.n, result.seeds) == (3, 2)
 
 
-def test_one_task_is_no_mean_and_a_ratio_of_zero_is_an_error() -> None:
-    assert not hierarchical_ratio({"0": {"a": [2.0, 3.0]}, "1": {"a": [2.0]}}).measurable
-    assert not hierarchical_ratio({"0": {"a": [2.0], "b": []}}).measurable
+def test_two_tasks_are_no_mean_and_a_ratio_of_zero_is_an_error() -> None:
+    assert not hierarchical_ratio({"0": {"a": [2.0, 3.0]}, "1": {"b": [2.0]}}).measurable
+    assert not hierarchical_ratio({"0": {"a": [2.0], "b": [3.0], "c": []}}).measurable
     with pytest.raises(DataError, match="positive"):
-        hierarchical_ratio({"0": {"a": [0.0], "b": [1.0]}})
+        hierarchical_ratio({"0": {"a": [0.0], "b": [1.0], "c": [1.0]}})
+
+
+def plain_resample(logs: dict[str, dict[str, np.ndarray]], generator: np.random.Generator) -> float:
+    """One resample as it is told: tasks once for all training seeds, search seeds anew wherever a task is drawn."""
+
+    def drawn(k: int) -> np.ndarray:
+        return generator.integers(0, k, max(k - 1, 1))
+
+    names, runs = sorted({task for tasks in logs.values() for task in tasks}), list(logs.values())
+    means: list[float] = []
+    while not means:
+        tasks = [names[place] for place in drawn(len(names))]
+        for run in drawn(len(runs)):
+            found = [float(runs[run][task][drawn(len(runs[run][task]))].mean()) for task in tasks if task in runs[run]]
+            means += [float(np.mean(found))] if found else []
+    return float(np.mean(means))
+
+
+def test_all_resamples_at_once_are_resamples_one_by_one() -> None:
+    """Uneven tables: tasks that a training seed lacks, one to four search seeds."""
+    draw = np.random.default_rng(3)
+    logs = {
+        run: {task: draw.normal(size=1 + (place + int(run)) % 4) for place, task in enumerate("abcde") if (place + int(run)) % 5}
+        for run in ("0", "1", "2")
+    }
+    fast = hierarchical._resampled(logs, np.random.default_rng(0), 8000)
+    generator = np.random.default_rng(1)
+    slow = np.array([plain_resample(logs, generator) for _ in range(8000)])
+    assert fast.mean() == pytest.approx(slow.mean(), abs=4 * slow.std() / math.sqrt(8000))
+    assert np.percentile(fast, [5, 25, 75, 95]) == pytest.approx(np.percentile(slow, [5, 25, 75, 95]), abs=0.05)

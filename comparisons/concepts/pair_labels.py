@@ -1,0 +1,44 @@
+"""The labelled tokens of a pair, read once in a process, and the dictionary that their labels alone give."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from sparse_lens.comparisons.concepts.labelled_tokens import LEAST_POSITIVES, LabelledTokens, label_pair, labelled_latents
+from sparse_lens.comparisons.pair import ROLES, ModelPair
+from sparse_lens.dictionaries import Bridge, IdentityDictionary, SupervisedDictionary, supervise
+from sparse_lens.errors import DataError
+
+
+def label_role(pair: ModelPair, model: str) -> str:
+    """The role in whose tokens a model's labels are read: the same one for all models of the pair's tokenizer."""
+    if model in pair.record and not pair.shares_tokens(model):
+        return model
+    return next((role for role in ROLES if pair.shares_tokens(role)), "sparse")
+
+
+@lru_cache(maxsize=2)
+def pair_labels(pair: str, role: str, tokens: int) -> LabelledTokens:
+    """About so many labelled tokens of files that are held out, in the tokens of a role of the pair (by its address)."""
+    return label_pair(ModelPair.at(pair), role, n_tokens=tokens)
+
+
+@lru_cache(maxsize=2)
+def split_labels(pair: str, role: str, tokens: int) -> tuple[LabelledTokens, LabelledTokens]:
+    """The same in two parts of different files, to train on and to test on."""
+    return pair_labels(pair, role, tokens).split()
+
+
+def supervised_units(bridge: Bridge, hook: str, width: int, train: LabelledTokens) -> SupervisedDictionary:
+    """A latent for each label that is frequent enough, along the discriminant of `train`: the upper line (arXiv:2405.08366).
+
+    Give files that nothing is tested on. Raises `DataError` where no label has, and lacks, `LEAST_POSITIVES` tokens.
+    """
+    chosen = ((train.positives >= LEAST_POSITIVES) & (train.negatives >= LEAST_POSITIVES)).nonzero()[0]
+    if not len(chosen):
+        raise DataError(f"no label has {LEAST_POSITIVES} of the {train.n_tokens:,} tokens; read more files")
+    parts = [activations[hook] for _, activations, _ in labelled_latents(bridge, IdentityDictionary(width, hook), train)]
+    labels = torch.from_numpy(train.labels.reshape(-1, train.labels.shape[-1])[:, chosen]).long()
+    return supervise(torch.cat(parts), labels, hook, [train.names[index] for index in chosen])

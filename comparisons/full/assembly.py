@@ -1,0 +1,169 @@
+"""From the records of all cells to the part `full` of a comparison's metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sparse_lens.comparisons.column_specs import ColumnSpec
+from sparse_lens.comparisons.full.edge_parts import edge_parts
+from sparse_lens.comparisons.full.full_columns import Wanted
+from sparse_lens.comparisons.full.full_verdict import CAVEATS, left_out, undistinguished, unmatched
+from sparse_lens.comparisons.full.headline import headline
+from sparse_lens.comparisons.full.matching import match_to_base
+from sparse_lens.comparisons.full.plan import FullPlan
+from sparse_lens.comparisons.jobs import Job, Record
+from sparse_lens.comparisons.rows.stability import circuit_overlap
+from sparse_lens.results import Result, from_plain
+
+Cells = Sequence[tuple[Job, Record]]
+
+_APART = ("map", "per_label")
+"""What a row's record has beside its numbers."""
+
+
+def assemble(
+    plan: FullPlan,
+    specs: Sequence[ColumnSpec],
+    trained: Sequence[Record],
+    *,
+    curves: Cells,
+    rows: Cells,
+    further: Mapping[str, Cells] | None = None,
+    frontier: tuple[Mapping[ColumnSpec, Wanted], Cells] | None = None,
+) -> dict[str, Any]:
+    """The part `full` of the metrics from the cells' records; `further` are curves of other training seeds, by seed."""
+    by_task = _by_task(curves)
+    again = {seed: _by_task(found) for seed, found in (further or {}).items()}
+    parts = _by_row(rows)
+    by_row = parts["rows"] | {"overlap": _overlaps(by_task)}
+    summary, matching = headline(by_task, specs, again), match_to_base(by_row.get("capability", {}))
+    return {
+        "schema": 2,
+        "columns": {spec.name: _about(spec) for spec in specs},
+        "dictionaries": [dict(record) for record in trained],
+        "targets": list(plan.targets),
+        "curves": _without_nodes(by_task),
+        "further_training_seeds": {seed: _without_nodes(found) for seed, found in again.items()},
+        "rows": by_row,
+        "maps": parts["map"],
+        "frontier": _frontier(*frontier, parts["rows"], trained, plan) if frontier else {},
+        "headline": summary,
+        "matching": matching,
+        "edge_parts": edge_parts(by_task, specs, plan.edge_targets),
+        "undistinguished": undistinguished(summary, by_row, parts["per_label"], specs),
+        "unmatched": unmatched(matching, specs),
+        "left_out": left_out(by_task, by_row, specs),
+        "caveats": list(CAVEATS),
+    }
+
+
+ByPlace = dict[str, dict[str, dict[str, Any]]]
+"""By row, column and place."""
+
+
+def _by_row(rows: Cells) -> dict[str, ByPlace]:
+    """Under `rows` the numbers of all rows, under `map` and `per_label` what some have beside them."""
+    found: dict[str, ByPlace] = {"rows": {}, **{part: {} for part in _APART}}
+    for job, record in rows:
+        row, column, place = _place(job)
+        numbers = from_plain({name: value for name, value in record.items() if name not in _APART})
+        found["rows"].setdefault(row, {}).setdefault(column, {})[place] = numbers
+        for part in _APART:
+            if part in record:
+                found[part].setdefault(row, {}).setdefault(column, {})[place] = record[part]
+    return found
+
+
+def _by_task(curves: Cells) -> dict[str, dict[str, list[Record]]]:
+    """Records of curves by task and column, in the order of their search seeds."""
+    found: dict[str, dict[str, list[Record]]] = {}
+    for job, record in curves:
+        found.setdefault(job.arguments["task"], {}).setdefault(job.arguments["column"]["name"], []).append(record)
+    return found
+
+
+def _place(job: Job) -> tuple[str, str, str]:
+    """Row, column, and layer and seed, of a cell that is no curve."""
+    arguments = job.arguments
+    if "second" in arguments:
+        return "correspondence", arguments["second"]["name"], f"layer {arguments['layer']}"
+    if "row" in arguments:
+        seed = f", seed {arguments['seed']}" if len(arguments["column"]["dictionaries"]) > 1 else ""
+        return arguments["row"], arguments["column"]["name"], f"layer {arguments['layer']}{seed}"
+    if "others" in arguments:
+        return "stability", arguments["column"]["name"], f"layer {arguments['layer']}"
+    return "capability", arguments["column"]["name"], "model"
+
+
+def _overlaps(by_task: Mapping[str, Mapping[str, Sequence[Record]]]) -> dict[str, dict[str, dict[str, Result]]]:
+    """By column and task, the overlap of the circuits that the search seeds found at each target.
+
+    Columns with one search seed are left out, and those whose dictionaries change with the seed: their nodes are not the same.
+    """
+    found: dict[str, dict[str, dict[str, Result]]] = {}
+    for task, columns in by_task.items():
+        for column, records in columns.items():
+            same_nodes = len({tuple(record["facts"].get("dictionaries", ())) for record in records}) == 1
+            if len(records) > 1 and same_nodes and all(record["points"] for record in records):
+                sizes = records[0]["facts"]["sites"]
+                found.setdefault(column, {})[task] = {
+                    f"jaccard_at_{points[0]['target']:g}": circuit_overlap([_mask(point["kept"], sizes) for point in points])
+                    for points in zip(*(record["points"] for record in records), strict=True)
+                }
+    return found
+
+
+def _mask(kept: Mapping[str, Sequence[int]], sizes: Mapping[str, int]) -> Bool[Tensor, " node"]:
+    """A circuit's mask from the indices of its nodes at each site."""
+    parts = []
+    for name, size in sizes.items():
+        parts.append(torch.zeros(size, dtype=torch.bool))
+        parts[-1][list(kept.get(name, ()))] = True
+    return torch.cat(parts)
+
+
+def _without_nodes(by_task: Mapping[str, Mapping[str, Sequence[Record]]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """The same curves without the indices of kept nodes, which only the overlaps need."""
+    return {
+        task: {
+            column: [
+                {**record, "points": [{k: v for k, v in point.items() if k != "kept"} for point in record["points"]]}
+                for record in records
+            ]
+            for column, records in columns.items()
+        }
+        for task, columns in by_task.items()
+    }
+
+
+def _frontier(
+    specs: Mapping[ColumnSpec, Wanted], cells: Cells, rows: Mapping[str, ByPlace], trained: Sequence[Record], plan: FullPlan
+) -> dict[str, dict[str, Any]]:
+    """By dictionary, its size and its rows; that of the column, with its first seed, among them."""
+    further = _by_row(cells)["rows"]
+    found = {
+        spec.name: {"d_sae": wanted.d_sae, "k": wanted.k, "rows": {row: columns[spec.name] for row, columns in further.items()}}
+        for spec, wanted in specs.items()
+    }
+    kind = plan.kinds[0]
+    own = {row: _first_seed(rows.get(row, {}).get(f"dense_{kind}", {})) for row in further}
+    if any(own.values()):
+        size = next(int(record["d_sae"]) for record in trained if record["kind"] == kind)  # the columns' own ones are the first
+        found[f"{kind} {size} k{plan.k}"] = {"d_sae": size, "k": plan.k, "rows": own}
+    return found
+
+
+def _first_seed(places: Mapping[str, Any]) -> dict[str, Any]:
+    return {place: results for place, results in places.items() if ", seed " not in place or place.endswith(", seed 0")}
+
+
+def _about(spec: ColumnSpec) -> dict[str, Any]:
+    return {"model": spec.model, "basis": spec.basis, "control": spec.control, "shuffled": spec.shuffled} | {
+        "dictionary_seeds": len(spec.dictionaries),
+        "error_mode": spec.error_mode,
+    }

@@ -1,0 +1,85 @@
+"""From records to metrics: overlaps of circuits, the frontier with the column's own dictionary, and what is kept apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sparse_lens.comparisons.column_specs import ColumnSpec
+from sparse_lens.comparisons.curves.circuit_curve import CircuitCurve, CurvePoint
+from sparse_lens.comparisons.full.assembly import assemble
+from sparse_lens.comparisons.full.full_columns import Wanted
+from sparse_lens.comparisons.full.plan import FullPlan
+from sparse_lens.comparisons.jobs import Job
+from sparse_lens.results import exact
+
+NEURONS, LATENTS = ColumnSpec("sparse_neurons", "sparse"), ColumnSpec("dense_topk", "dense_matched", "dictionaries")
+
+
+def curve(spec: ColumnSpec, seed: int, kept: list[int], dictionaries: tuple[str, ...] = ()) -> tuple[Job, dict[str, Any]]:
+    points = (
+        CurvePoint(
+            0.5,
+            True,
+            {name: exact(0.5) for name in ("kl_heldout", "total_bits", "nodes", "structural_edges")},
+            {},
+            {},
+            {"a": kept, "b": [0]},
+        ),
+    )
+    facts = {"sites": {"a": 6, "b": 2}, "dictionaries": list(dictionaries)}
+    found = CircuitCurve(spec.name, "task", seed, exact(1.0), points, facts=facts)
+    return Job(f"{spec.name} {seed}", "a.b:c", {"task": "task", "column": spec.to_plain(), "seed": seed}), found.to_plain()
+
+
+def row(spec: ColumnSpec, name: str, seed: int, value: float, **apart: Any) -> tuple[Job, dict[str, Any]]:
+    arguments = {"column": spec.to_plain(), "row": name, "layer": 0, "seed": seed}
+    return Job(f"{name} {spec.name} {seed}", "a.b:d", arguments), {"l0": vars(exact(value)), **apart}
+
+
+def test_circuits_of_the_same_nodes_overlap() -> None:
+    """Three nodes and two with two in common, of four; dictionaries of other seeds are other nodes; indices are not kept."""
+    cells = [curve(NEURONS, 0, [1, 2]), curve(NEURONS, 1, [1, 2, 3])]
+    cells += [curve(LATENTS, seed, [1], (f"hash {seed}",)) for seed in (0, 1)]
+    full = assemble(FullPlan(), [NEURONS, LATENTS], [], curves=cells, rows=[])
+    overlap = full["rows"]["overlap"]
+    assert list(overlap) == ["sparse_neurons"] and overlap["sparse_neurons"]["task"]["jaccard_at_0.5"].value == pytest.approx(3 / 4)
+    assert all("kept" not in point for c in full["curves"]["task"]["sparse_neurons"] for point in c["points"])
+
+
+def test_the_frontier_has_the_columns_own_dictionary_with_its_first_seed() -> None:
+    own = ColumnSpec("dense_topk", "dense_matched", "dictionaries", (("x",), ("y",)))
+    further = ColumnSpec("topk 448 k8", "dense_matched", "dictionaries", (("z",),))
+    trained = [{"kind": "topk", "d_sae": 896, "k": 16}, {"kind": "topk", "d_sae": 448, "k": 8}]
+    full = assemble(
+        FullPlan(),
+        [NEURONS, own],
+        trained,
+        curves=[],
+        rows=[row(own, "activation", seed, 16.0 + seed) for seed in (0, 1)],
+        frontier=({further: Wanted("dense_matched", "topk", 0, 448, 8)}, [row(further, "activation", 0, 8.0)]),
+    )
+    found = full["frontier"]
+    assert {name: (content["d_sae"], content["k"]) for name, content in found.items()} == {
+        "topk 448 k8": (448, 8),
+        "topk 896 k16": (896, 16),
+    }
+    assert [result["l0"].value for result in found["topk 896 k16"]["rows"]["activation"].values()] == [16.0]
+
+
+def test_labels_are_apart_from_the_numbers() -> None:
+    """A column that is better on every label by another amount is told apart from its control, one that is not is named."""
+    columns = [ColumnSpec("dense_topk", "dense_matched"), ColumnSpec("dense_frozen", "dense_matched")]
+    labels = [f"label {index}" for index in range(8)]
+
+    def concepts(spec: ColumnSpec, numbers: list[float]) -> tuple[Job, dict[str, Any]]:
+        return row(spec, "concepts", 0, 1.0, per_label={"coverage_f1": dict(zip(labels, numbers, strict=True))})
+
+    control = [0.1 * index for index in range(8)]
+    for gain, told in ((0.05, []), (0.0, ["concepts, coverage_f1"])):
+        better = [number + gain * (1 + index % 3) for index, number in enumerate(control)]
+        cells = [concepts(columns[0], better), concepts(columns[1], control)]
+        full = assemble(FullPlan(), columns, [], curves=[], rows=cells)
+        assert [sentence.partition(":")[0] for sentence in full["undistinguished"]] == told
+        assert "per_label" not in full["rows"]["concepts"]["dense_topk"]["layer 0"]
