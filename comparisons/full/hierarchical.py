@@ -63,7 +63,7 @@ def _resampled(logs: Mapping[str, Mapping[str, np.ndarray]], generator: np.rando
         runs = generator.integers(0, n_runs, (rows, max(n_runs - 1, 1), 1))
         drawn, there = _of_search_seeds(values[runs, tasks], counts[runs, tasks], generator), counts[runs, tasks] > 0
         of_runs = _mean_where(drawn, there)
-        means[missing] = _mean_where(of_runs, there.any(-1))
+        means[missing] = _mean_where(of_runs, np.asarray(there.any(-1)))
     return means
 
 
