@@ -28,7 +28,7 @@ from sparse_lens.comparisons.summary import summarize
 from sparse_lens.comparisons.verdict import verdict
 from sparse_lens.data import load_tokenizer
 from sparse_lens.errors import ConfigError, DataError
-from sparse_lens.results import exact, scaled, to_frame
+from sparse_lens.results import exact, from_plain, scaled, to_frame
 from sparse_lens.tasks import available_tasks, get_task
 
 if TYPE_CHECKING:
@@ -47,6 +47,36 @@ class Comparison:
         """Tidy table: one row for each number of each task and column."""
         tasks = {name: task["columns"] for name, task in self.metrics["tasks"].items()}
         return to_frame(tasks, ("task", "column"))
+
+    def full_frame(self) -> pd.DataFrame:
+        """Tidy table of the full comparison: one row for each number, told apart by section, name, column, place and metric.
+
+        Sections are the headline, edge parts, rows (a name is a row, a place a layer and dictionary seed) and curves (a name is a
+        task, a place a search seed and target). Raises `DataError` for a comparison without its full part.
+        """
+        import pandas as pd
+
+        if not (full := self.metrics.get("full")):
+            raise DataError("this is no full comparison; make one with sparse_lens.comparisons.full.compare_fully")
+        curves = {
+            task: {
+                column: {_place(curve, point): from_plain(point["results"]) for curve in found for point in curve["points"]}
+                for column, found in columns.items()
+            }
+            for task, columns in full["curves"].items()
+        }
+        parts = {
+            "headline": to_frame({"": full["headline"]}, ("name", "column")),
+            "edge parts": to_frame({"": full["edge_parts"]}, ("name", "column")),
+            "rows": to_frame(full["rows"], ("name", "column", "place")),
+            "curves": to_frame(curves, ("name", "column", "place")),
+        }
+        table = pd.concat([frame.assign(section=section) for section, frame in parts.items()], ignore_index=True)
+        return table.fillna({"place": ""})
+
+
+def _place(curve: Mapping[str, Any], point: Mapping[str, Any]) -> str:
+    return f"seed {curve['seed']}, target {point['target']}"
 
 
 def compare(

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from sparse_lens.comparisons.column_specs import ColumnSpec
+from sparse_lens.comparisons.comparison import Comparison
 from sparse_lens.comparisons.curves.circuit_curve import CircuitCurve, CurvePoint
 from sparse_lens.comparisons.full.assembly import assemble
 from sparse_lens.comparisons.full.full_columns import Wanted
 from sparse_lens.comparisons.full.plan import FullPlan
 from sparse_lens.comparisons.jobs import Job
+from sparse_lens.errors import DataError
 from sparse_lens.results import exact
 
 NEURONS, LATENTS = ColumnSpec("sparse_neurons", "sparse"), ColumnSpec("dense_topk", "dense_matched", "dictionaries")
@@ -83,3 +85,15 @@ def test_labels_are_apart_from_the_numbers() -> None:
         full = assemble(FullPlan(), columns, [], curves=[], rows=cells)
         assert [sentence.partition(":")[0] for sentence in full["undistinguished"]] == told
         assert "per_label" not in full["rows"]["concepts"]["dense_topk"]["layer 0"]
+
+
+def test_every_number_is_in_one_table() -> None:
+    cells = [curve(NEURONS, seed, [1]) for seed in (0, 1)]
+    full = assemble(FullPlan(), [NEURONS, LATENTS], [], curves=cells, rows=[row(LATENTS, "activation", 0, 16.0)])
+    frame = Comparison({"tasks": {}, "full": full}).full_frame()
+    assert set(frame["section"]) == {"curves", "rows"}
+    (own,) = frame[(frame["name"] == "activation") & (frame["column"] == "dense_topk")].to_dict("records")
+    assert (own["place"], own["metric"], own["value"]) == ("layer 0", "l0", 16.0)
+    assert set(frame[frame["section"] == "curves"]["place"]) == {"seed 0, target 0.5", "seed 1, target 0.5"}
+    with pytest.raises(DataError, match="compare_fully"):
+        Comparison({"tasks": {}}).full_frame()

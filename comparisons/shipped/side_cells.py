@@ -1,0 +1,152 @@
+"""What the side questions measure of a model: its neurons' wiring, its fracture, and what it loses when something changes.
+
+Two cells a model, plain JSON, kept by fingerprint (`run_jobs`): the wiring reads labelled tokens, the rest prompts of tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparse_lens.circuits.prompts import both_sides, per_pair
+from sparse_lens.circuits.scoring import logit_differences, task_loss
+from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints, mlp_neurons
+from sparse_lens.comparisons.concepts.labelled_tokens import LabelledTokens, label_pair
+from sparse_lens.comparisons.fracture.hidden_until_shift import losses_under_change
+from sparse_lens.comparisons.fracture.model_fracture import FractureConfig, fracture_index
+from sparse_lens.comparisons.instrument.measuring import SMOKE, Size, mean_results
+from sparse_lens.comparisons.jobs import Job, Record, run_jobs
+from sparse_lens.comparisons.mechanism.neuron_wiring import NeuronWiring, measure_wiring
+from sparse_lens.comparisons.pair import ModelPair
+from sparse_lens.hooks import load, sparsity_report
+from sparse_lens.results import Result, bootstrap_mean, from_plain, not_measurable
+from sparse_lens.tasks import get_task
+
+FORMAT = "side questions 1"
+"""What every cell here depends on beside its model: raised when what cells compute changes."""
+
+_WIRING, _SHIFT = (f"sparse_lens.comparisons.shipped.side_cells:{name}" for name in ("wiring_cell", "shift_cell"))
+
+
+@dataclass(frozen=True)
+class SideSize:
+    """How much is read: labelled tokens (of all held-out files, or the first so many), tasks of the pair (None: all), pairs of
+    prompts a task, disturbances of the weights, and the fracture as the claims have it."""
+
+    labelled_tokens: int = 100_000
+    max_files: int | None = None
+    tasks: int | None = None
+    n_pairs: int = 64
+    draws: int = 3
+    fracture: FractureConfig = Size().fracture
+
+
+QUICK = SideSize(labelled_tokens=4096, max_files=12, tasks=1, n_pairs=8, draws=1, fracture=SMOKE.fracture)
+"""The least that runs everything."""
+
+
+@dataclass(frozen=True, eq=False)
+class SideModel:
+    """One model: the `density` of all its matrices, its neurons' wiring, and `shift`, the results of `shift_cell` by name."""
+
+    density: float
+    wiring: NeuronWiring
+    shift: Mapping[str, Result]
+
+
+def measure_side(
+    pair: ModelPair, folders: Mapping[str, Path], size: SideSize | None = None, **how: Any
+) -> tuple[dict[str, SideModel], list[str]]:
+    """Every model by its name, and in words which files the labels are of; `how` is that of `run_jobs`.
+
+    Raises `ConfigError` for a model in whose tokens the pair's windows are not, and what its cells raise.
+    """
+    for folder in folders.values():
+        pair.check_tokens(folder)
+    jobs = side_jobs(pair, folders, size or SideSize())
+    records = run_jobs(jobs, **how)
+    wiring, shift = records[: len(folders)], records[len(folders) :]
+    models = {name: side_model(*parts) for name, *parts in zip(folders, wiring, shift, strict=True)}
+    return models, list(dict.fromkeys(record["labels"] for record in wiring))
+
+
+def side_model(wiring: Record, shift: Record) -> SideModel:
+    """A model from the records of its two cells."""
+    fans = (np.array(wiring[name], dtype=np.int64) for name in ("fan_in", "fan_out"))
+    outcomes = {name: np.array(values, dtype=np.float64) for name, values in wiring["outcomes"].items()}  # None becomes NaN
+    return SideModel(wiring["density"], NeuronWiring(*fans, wiring["weights"], outcomes), from_plain(shift))
+
+
+def side_jobs(pair: ModelPair, folders: Mapping[str, Path], size: SideSize) -> list[Job]:
+    """The cells: the wiring of every model in their order, then the shift of every model."""
+    wiring: list[Job] = []
+    shift: list[Job] = []
+    tasks = list(pair.default_tasks or ())[: size.tasks]
+    for name, folder in folders.items():
+        depends = [FORMAT, *fingerprints(pair, ColumnSpec(name, str(folder)))]
+        labels = {"pair": pair.address, "tokens": size.labelled_tokens, "max_files": size.max_files}
+        prompts = {"tasks": tasks, "n_pairs": size.n_pairs, "draws": size.draws, "fracture": asdict(size.fracture)}
+        wiring.append(Job(f"wiring of {name}", _WIRING, {"folder": str(folder)} | labels, depends))
+        shift.append(Job(f"shift of {name}", _SHIFT, {"folder": str(folder)} | prompts, depends))
+    return wiring + shift
+
+
+def wiring_cell(*, folder: str, pair: str, tokens: int, max_files: int | None) -> Record:
+    """Density of all matrices, the fields of `NeuronWiring` as lists (outcomes to five decimals, None for none), and the files
+    that the `labels` are of, in words: a cell."""
+    bridge, (train, test) = load(folder), _labels(pair, tokens, max_files)
+    found = measure_wiring(bridge, train, test)
+    return {
+        "density": sparsity_report(bridge).density,
+        "weights": found.weights,
+        "fan_in": found.fan_in.tolist(),
+        "fan_out": found.fan_out.tolist(),
+        "outcomes": {name: _plain(values) for name, values in found.outcomes.items()},
+        "labels": train.source,
+    }
+
+
+def _plain(values: np.ndarray) -> list[float | None]:
+    return [round(value, 5) if np.isfinite(value) else None for value in values.tolist()]
+
+
+@lru_cache(maxsize=1)
+def _labels(pair: str, tokens: int, max_files: int | None) -> tuple[LabelledTokens, LabelledTokens]:
+    return label_pair(ModelPair.at(pair), n_tokens=tokens, max_files=max_files).split()
+
+
+def shift_cell(*, folder: str, tasks: Sequence[str], n_pairs: int, draws: int, fracture: Mapping[str, Any]) -> dict[str, Result]:
+    """`fracture`, on mirrored prompts, the mean over layers of neurons; `task_loss` in nats; and `losses_under_change`: a cell.
+
+    The fracture has no value where the model does not do all `tasks`: on fewer it is another measure.
+    """
+    bridge = load(folder)
+    return {
+        "fracture": _fracture(bridge, tasks, FractureConfig(**fracture)),
+        "task_loss": _task_loss(bridge, tasks, n_pairs),
+        **losses_under_change(bridge, tasks, n_pairs=n_pairs, draws=draws),
+    }
+
+
+def _fracture(bridge: Any, tasks: Sequence[str], config: FractureConfig) -> Result:
+    found = mean_results([fracture_index(bridge, neurons, tasks, config) for neurons in mlp_neurons(bridge)])
+    done = found["tasks"].value
+    if done is None or done == len(tasks):
+        return found["mirror_fracture"]
+    return not_measurable(f"{done:g} of {len(tasks)} tasks are done by this model")
+
+
+@torch.no_grad()
+def _task_loss(bridge: Any, tasks: Sequence[str], n_pairs: int) -> Result:
+    """Mean over pairs of held-out prompts of all tasks, the prompts on which `losses_under_change` measures accuracy."""
+    losses = []
+    for name in tasks:
+        prompts = both_sides(get_task(name).sample(bridge.tokenizer, n_pairs, seed=0, split="heldout"))
+        losses.append(per_pair(task_loss(logit_differences(bridge, prompts, [], alike=True)), prompts))
+    return bootstrap_mean(np.concatenate(losses))
