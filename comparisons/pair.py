@@ -161,6 +161,10 @@ class ModelPair:
         """Whether the model in `role` has the tokenizer of the pair's windows: only then can tokens be compared one by one."""
         return _vocabulary(self.model_folder(role)) == _vocabulary(self._part(str(self.record["sparse"])))
 
+    def same_tokens(self, first: str, second: str) -> bool:
+        """Whether the models in two roles have one tokenizer: only then can their losses be compared in nats a token."""
+        return _vocabulary(self.model_folder(first)) == _vocabulary(self.model_folder(second))
+
     def windows_of(self, role: str) -> dict[str, np.ndarray]:
         """The pair's windows as the model in `role` reads them: the same text, cut anew into its own tokens where they differ."""
         if self.shares_tokens(role):

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
 
 import torch
 
-from sparse_lens.comparisons.concepts.labelled_tokens import LEAST_POSITIVES, LabelledTokens, label_pair, labelled_latents
+from sparse_lens.comparisons.concepts.labelled_tokens import (
+    LEAST_POSITIVES,
+    LabelledTokens,
+    held_out_files,
+    label_pair,
+    labelled_latents,
+)
 from sparse_lens.comparisons.pair import ROLES, ModelPair
+from sparse_lens.data.labels.labelling import LABELS_FORMAT
 from sparse_lens.dictionaries import Bridge, IdentityDictionary, SupervisedDictionary, supervise
 from sparse_lens.errors import DataError
 
@@ -29,6 +37,14 @@ def pair_labels(pair: str, role: str, tokens: int) -> LabelledTokens:
 def split_labels(pair: str, role: str, tokens: int) -> tuple[LabelledTokens, LabelledTokens]:
     """The same in two parts of different files, to train on and to test on."""
     return pair_labels(pair, role, tokens).split()
+
+
+@lru_cache(maxsize=2)
+def labels_read(pair: str) -> tuple[str, str]:
+    """What numbers of labels depend on beside models: the rules of the labels, and the held-out files of this machine."""
+    documents, _ = held_out_files(ModelPair.at(pair))
+    digest = hashlib.sha256("".join(document.sha256 for document in documents).encode()).hexdigest()[:16]
+    return LABELS_FORMAT, f"labelled files {digest}"
 
 
 def supervised_units(bridge: Bridge, hook: str, width: int, train: LabelledTokens) -> SupervisedDictionary:

@@ -8,7 +8,7 @@
 | `kl_natural` | at all positions of windows of real files |
 | `kl_mean`, `kl_zero`, `kl_counterfactual` | as `kl_heldout`, with everything outside the circuit set that way |
 | `kl_adversarial` | with everything outside at the worst mixture of its mean and its own value, found on search prompts |
-| `kl_random` | as `kl_heldout`, of random circuits with as many nodes at every site: the mean, least and largest of a few draws |
+| `kl_random` | as `kl_heldout`, of random circuits as large at every site, with the same error nodes: mean and range of three |
 
 `loss_...` are two-token task losses of the same runs, `loss_model` that of the whole model. `null` of a KL is that of everything
 ablated in the same way. Searched edges stay cut: over them flow the means that they were found with.
@@ -109,7 +109,7 @@ class CurveMeasures:
     def _at_random(self, circuit: Circuit) -> Result:
         """KL of random circuits of the same size, site by site; the draws are the same for every circuit."""
         generator = torch.Generator().manual_seed(0)
-        masks = [random_like(circuit, generator) for _ in range(RANDOM_DRAWS)]
+        masks = [random_like(circuit, generator, same_errors=True) for _ in range(RANDOM_DRAWS)]
         found = [float(self._losses(None, mask, "heldout", "mean")[0].mean()) for mask in masks]
         return Result(float(np.mean(found)), min(found), max(found), self._nothing["heldout", "mean"][0], RANDOM_DRAWS)
 

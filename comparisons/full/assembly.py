@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from sparse_lens.comparisons.column_specs import ColumnSpec
 from sparse_lens.comparisons.full.edge_parts import edge_parts
 from sparse_lens.comparisons.full.full_columns import Wanted
 from sparse_lens.comparisons.full.full_verdict import CAVEATS, left_out, undistinguished, unmatched
-from sparse_lens.comparisons.full.headline import headline
+from sparse_lens.comparisons.full.headline import BEST_BASIS, FIRST_TRAINING, MATCHED, headline
 from sparse_lens.comparisons.full.matching import match_to_base
 from sparse_lens.comparisons.full.plan import FullPlan
 from sparse_lens.comparisons.jobs import Job, Record
@@ -34,14 +34,26 @@ def assemble(
     curves: Cells,
     rows: Cells,
     further: Mapping[str, Cells] | None = None,
+    capability: Mapping[str, Cells] | None = None,
+    other_tokens: Collection[str] = (),
     frontier: tuple[Mapping[ColumnSpec, Wanted], Cells] | None = None,
 ) -> dict[str, Any]:
-    """The part `full` of the metrics from the cells' records; `further` are curves of other training seeds, by seed."""
+    """The part `full` of the metrics from the cells' records.
+
+    `further` and `capability` are the curves and the losses of other training seeds, by seed; `other_tokens` names columns whose
+    models read other tokens than the sparse one.
+    """
     by_task = _by_task(curves)
     again = {seed: _by_task(found) for seed, found in (further or {}).items()}
     parts = _by_row(rows)
     by_row = parts["rows"] | {"overlap": _overlaps(by_task)}
-    summary, matching = headline(by_task, specs, again), match_to_base(by_row.get("capability", {}))
+    summary = headline(by_task, specs, again)
+    matching = match_to_base(
+        by_row.get("capability", {}),
+        _same_losses(plan, summary),
+        other_tokens=other_tokens,
+        further={seed: _by_row(found)["rows"].get("capability", {}) for seed, found in (capability or {}).items()},
+    )
     return {
         "schema": 2,
         "columns": {spec.name: _about(spec) for spec in specs},
@@ -54,12 +66,20 @@ def assemble(
         "frontier": _frontier(*frontier, parts["rows"], trained, plan) if frontier else {},
         "headline": summary,
         "matching": matching,
-        "edge_parts": edge_parts(by_task, specs, plan.edge_targets),
-        "undistinguished": undistinguished(summary, by_row, parts["per_label"], specs),
-        "unmatched": unmatched(matching, specs),
-        "left_out": left_out(by_task, by_row, specs),
+        "edge_parts": edge_parts(by_task, specs, plan.edge_targets, again),
+        "undistinguished": undistinguished(summary, by_row, parts["per_label"], specs, plan.kinds),
+        "unmatched": unmatched(matching),
+        "left_out": left_out({"": by_task} | again, by_row, specs),
         "caveats": list(CAVEATS),
     }
+
+
+def _same_losses(plan: FullPlan, summary: Mapping[str, Any]) -> dict[str, str]:
+    """Columns whose model and dictionaries are another's, with that one."""
+    dictionaries = f"dense_{plan.kinds[0]}"
+    same = {f"{dictionaries}_errors_kept": dictionaries, f"{dictionaries}_errors_ablated": dictionaries}
+    same |= {BEST_BASIS: MATCHED, FIRST_TRAINING: MATCHED}
+    return {column: of for column, of in same.items() if column in summary}
 
 
 ByPlace = dict[str, dict[str, dict[str, Any]]]

@@ -17,7 +17,7 @@ from sparse_lens.comparisons.column_specs import ColumnSpec, mlp_units, model_fo
 from sparse_lens.comparisons.columns import Column
 from sparse_lens.comparisons.concepts.absorption import measure_absorption
 from sparse_lens.comparisons.concepts.coverage import measure_concepts
-from sparse_lens.comparisons.concepts.pair_labels import label_role, pair_labels, split_labels
+from sparse_lens.comparisons.concepts.pair_labels import label_role, split_labels
 from sparse_lens.comparisons.concepts.probes import measure_probes
 from sparse_lens.comparisons.concepts.separability import measure_separability
 from sparse_lens.comparisons.curves.circuit_curve import circuit_curve
@@ -176,7 +176,7 @@ def _probes(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary
 
 
 def _separability(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> dict[str, Result]:
-    labelled = pair_labels(pair.address, label_role(pair, spec.model), tokens)
+    _, labelled = split_labels(pair.address, label_role(pair, spec.model), tokens)  # upper lines were fitted on the others
     return dict(measure_separability(column.bridge, units, labelled, magnitude=units.exact).results)
 
 

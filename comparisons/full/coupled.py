@@ -20,6 +20,9 @@ from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.hooks import load
 from sparse_lens.tasks import get_task
 
+_STEERING = "steering 2"
+"""Changes when the numbers of `steer` do."""
+
 DENSE, SPARSE = "dense", "sparse"
 """The roles that are coupled: twins of one architecture, but for the weights that are zero."""
 
@@ -73,7 +76,7 @@ def steering_jobs(coupled: Sequence[tuple[Job, Record]], tasks: Sequence[str], *
             f"steering on {task}",
             f"{__name__}:steer",
             _steered(job, record) | {"task": task, "n_pairs": n_pairs},
-            [*job.depends, job.fingerprint],
+            [*job.depends, job.fingerprint, _STEERING],
         )
         for job, record in coupled
         for task in tasks

@@ -12,6 +12,7 @@ from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints, model
 from sparse_lens.comparisons.full.plan import BASE, FullPlan
 from sparse_lens.comparisons.jobs import Job, Record
 from sparse_lens.comparisons.pair import ModelPair
+from sparse_lens.errors import ConfigError
 from sparse_lens.hooks import load
 from sparse_lens.hooks.layout import decoder_layout
 
@@ -111,6 +112,8 @@ def column_specs(pair: ModelPair, plan: FullPlan, trained: Trained) -> list[Colu
     arms = {name: str(folder) for name, folder in pair.arms().items()} | dict(plan.arms)
     for folder in arms.values():
         pair.check_tokens(folder)
+    if taken := {spec.name for spec in specs} & {*arms}:
+        raise ConfigError(f"{', '.join(sorted(taken))}: an arm cannot have the name of a column; give it another")
     return specs + [ColumnSpec(name, folder, control=True) for name, folder in arms.items()]
 
 

@@ -7,21 +7,14 @@ runs it on the shipped pair. Cells are independent (`jobs`): killed and started 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from sparse_lens.comparisons.comparison import Comparison, compare
-from sparse_lens.comparisons.full.assembly import assemble
+from sparse_lens.comparisons.full.assembly import Cells, assemble
 from sparse_lens.comparisons.full.coupled import coupling_jobs, couplings_part, steering_jobs
 from sparse_lens.comparisons.full.full_columns import column_specs, frontier_specs, training_jobs
-from sparse_lens.comparisons.full.full_jobs import (
-    FRONTIER_ROWS,
-    capability_jobs,
-    correspondence_jobs,
-    curve_jobs,
-    further_jobs,
-    row_jobs,
-    stability_jobs,
-)
+from sparse_lens.comparisons.full.full_jobs import FRONTIER_ROWS, grouped_jobs, row_jobs
 from sparse_lens.comparisons.full.plan import TRANSCODERS, FullPlan
 from sparse_lens.comparisons.jobs import run_jobs
 from sparse_lens.comparisons.pair import ModelPair
@@ -60,21 +53,28 @@ def compare_fully(
     trained = {wanted: [next(found) for _ in jobs] for wanted, jobs in training.items()}
     coupled = list(found)
     specs, frontier = column_specs(pair, plan, trained), frontier_specs(pair, plan, trained)
-    curves, again = curve_jobs(pair, plan, specs, tasks), further_jobs(pair, plan, specs, tasks)
-    steering = steering_jobs(list(zip(couplings, coupled, strict=True)), tasks, n_pairs=plan.curve_pairs)
-    rows = [make(pair, plan, specs) for make in (stability_jobs, correspondence_jobs, row_jobs, capability_jobs)]
-    widths = row_jobs(pair, plan, frontier, FRONTIER_ROWS)
-    groups = (curves, *again.values(), steering, *rows, widths)  # the shortest last: no worker waits long for another
-    found = iter(run_jobs([job for jobs in groups for job in jobs], cache, **how))
-    named = [[(job, next(found)) for job in jobs] for jobs in groups]
+    groups = {
+        **grouped_jobs(pair, plan, specs, tasks),
+        "steering": steering_jobs(list(zip(couplings, coupled, strict=True)), tasks, n_pairs=plan.curve_pairs),
+        "widths": row_jobs(pair, plan, frontier, FRONTIER_ROWS),
+    }
+    found = iter(run_jobs([job for jobs in groups.values() for job in jobs], cache, **how))
+    cells = {name: [(job, next(found)) for job in jobs] for name, jobs in groups.items()}
     full = assemble(
         plan,
         specs,
         [{**record, **vars(wanted)} for wanted, records in trained.items() for record in records],
-        curves=named[0],
-        rows=[cell for cells in named[-1 - len(rows) : -1] for cell in cells],
-        further=dict(zip(again, named[1:], strict=False)),
-        frontier=(frontier, named[-1]),
+        curves=cells["curves"],
+        rows=cells["rows"],
+        further=_of_seeds(cells, "curves"),
+        capability=_of_seeds(cells, "losses"),
+        other_tokens=[spec.name for spec in specs if spec.model in pair.record and not pair.same_tokens(spec.model, "sparse")],
+        frontier=(frontier, cells["widths"]),
     )
-    full |= {"couplings": from_plain(couplings_part(coupled, named[1 + len(again)]))}
+    full |= {"couplings": from_plain(couplings_part(coupled, cells["steering"]))}
     return Comparison({**basic.metrics, "full": full})
+
+
+def _of_seeds(cells: Mapping[str, Cells], kind: str) -> dict[str, Cells]:
+    """The groups of further training seeds, by seed."""
+    return {name.partition(" ")[2]: found for name, found in cells.items() if name.startswith(f"{kind} ")}

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from sparse_lens.comparisons.column_specs import OWN_UNITS, ColumnSpec, fingerprints
+from sparse_lens.comparisons.concepts.pair_labels import labels_read
 from sparse_lens.comparisons.curves.circuit_curve import SCHEMA, edge_starts
 from sparse_lens.comparisons.full.cells import ROWS, WEIGHTS
 from sparse_lens.comparisons.full.full_columns import MATCHED, shape_of
@@ -17,6 +18,20 @@ from sparse_lens.comparisons.pair import ModelPair
 _CELLS = "sparse_lens.comparisons.full.cells"
 
 FRONTIER_ROWS = ("reconstruction", "activation", "concepts", "superposition")
+
+
+def grouped_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnSpec], tasks: Sequence[str]) -> dict[str, list[Job]]:
+    """All curves and rows of the columns, by group; the shortest last, so that no worker waits long for another.
+
+    `curves` and `rows` are of the pair itself, `curves 1` and `losses 1` of its first further training seed, and so on.
+    """
+    makers = (stability_jobs, correspondence_jobs, row_jobs, capability_jobs)
+    return {
+        "curves": curve_jobs(pair, plan, specs, tasks),
+        **{f"curves {seed}": jobs for seed, jobs in further_jobs(pair, plan, specs, tasks).items()},
+        "rows": [job for make in makers for job in make(pair, plan, specs)],
+        **{f"losses {seed}": jobs for seed, jobs in further_capability(pair, plan, specs).items()},
+    }
 
 
 def curve_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnSpec], tasks: Sequence[str]) -> list[Job]:
@@ -52,6 +67,12 @@ def further_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnSpec], t
     return {str(number): curve_jobs(again, replace(plan, seeds=1), neurons, tasks) for number, again in enumerate(seeds, 1)}
 
 
+def further_capability(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnSpec]) -> dict[str, list[Job]]:
+    """The losses of the same models, by training seed."""
+    seeds = pair.training_seeds()[1 : plan.training_seeds]
+    return {str(number): capability_jobs(of, plan, _neurons_of_matched_loss(specs)) for number, of in enumerate(seeds, 1)}
+
+
 def _neurons_of_matched_loss(specs: Sequence[ColumnSpec]) -> list[ColumnSpec]:
     return [spec for spec in specs if spec.name in (BASE, f"{MATCHED}_neurons")]
 
@@ -76,7 +97,7 @@ def row_jobs(pair: ModelPair, plan: FullPlan, specs: Iterable[ColumnSpec], rows:
     for spec in _measured(specs):
         if spec.basis not in OWN_UNITS:
             continue
-        depends = fingerprints(pair, spec)
+        depends = [*fingerprints(pair, spec), *labels_read(pair.address)]
         for layer in range(shape_of(pair.address, spec.model).layers):
             for row in rows:
                 if row == WEIGHTS and spec.basis != "neurons":
@@ -101,7 +122,7 @@ def correspondence_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnS
         own = spec.basis in OWN_UNITS and spec.basis != "supervised" and spec is not base
         alike = spec.model not in pair.record or pair.shares_tokens(spec.model)
         if own and alike and shape_of(pair.address, spec.model).layers == layers:
-            depends = [*fingerprints(pair, base), *fingerprints(pair, spec)]
+            depends = [*fingerprints(pair, base), *fingerprints(pair, spec), *labels_read(pair.address)]
             for layer in range(layers):
                 place = {"first": base.to_plain(), "second": spec.to_plain(), "layer": layer, "tokens": plan.row_tokens}
                 name = f"correspondence {spec.name}, layer {layer}"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sparse_lens.comparisons.column_specs import OWN_UNITS, ColumnSpec
+from sparse_lens.comparisons.curves.loss_matching import TOLERANCE
 from sparse_lens.comparisons.full.plan import BASE
 from sparse_lens.results import Result, bootstrap_mean
 
@@ -19,10 +20,12 @@ CAVEATS = (
     "column, and what survives other ablations stands beside them.",
     "Divergence is from each column's own model: a column can be small because its model does something simpler. The losses stand "
     "beside it.",
-    "Intervals are over tasks and search seeds (dictionary seeds among them), and over training seeds where a column has them (the "
-    "neurons of the two models of matched loss); in all others they do not say what another training would give.",
+    "Intervals are over tasks, over search seeds in the main columns (the first kind's have a dictionary each), and over "
+    "training seeds in the neurons of the two models of matched loss; elsewhere they do not say what another training would give.",
     "Each column's ratio is over the tasks that it and the sparse neurons have circuits for at that divergence (n says how many): "
     "two columns with other tasks are not compared with each other.",
+    "Features per neuron of latents depend on how many there are and how well they reconstruct: those of the sparse and the dense "
+    "model's SAEs stand at one number of active latents, not at equal reconstruction.",
     "Concept labels are computed from syntax, and many are told by the token alone: read the rows on token-ambiguous positions.",
     "Dictionaries were trained briefly on the standard library and generated programs; longer training may help them.",
     "Units of neurons are scored by magnitude, latents by value; full absorption is 0 by definition where no unit is ever silent.",
@@ -35,14 +38,23 @@ _HEADLINE, _NODES = "bits_ratio_at_0.5", "nodes_ratio_at_0.5"
 
 _MIXED = "its basis mixes channels, between which there are no weights to price; nodes are compared"
 
-_CONTROLS = (
-    ("dense_topk", "dense_frozen", "an SAE and one with a frozen random decoder"),
-    ("dense_topk", "dense_untrained", "an SAE and the same before training"),
+_NEURONS = (
     ("dense_matched_neurons", "dense_matched_rotated", "the dense neurons and a random rotation of them"),
     ("sparse_neurons", "sparse_rotated", "the sparse neurons and a random rotation of them"),
     ("dense_matched_neurons", "shuffled_weights", "the dense model and the same with shuffled weights"),
 )
-"""Columns and their controls."""
+"""Columns of neurons and their controls."""
+
+
+def controls_of(kinds: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Columns, their controls, and both in words: every kind of dictionary has the two that were never, or only half, trained."""
+    found = list(_NEURONS)
+    for kind in kinds:
+        if kind != "frozen":
+            found.append((f"dense_{kind}", "dense_frozen", f"{kind} latents and those of an SAE with a frozen random decoder"))
+            found.append((f"dense_{kind}", "dense_untrained", f"{kind} latents and those of an SAE before training"))
+    return found
+
 
 _BY_LABEL = {"concepts": "coverage_f1", "probes": "probe_accuracy_k1"}
 """Rows that have a number for each label: a column and its control are held against each other label by label."""
@@ -56,6 +68,7 @@ def undistinguished(
     rows: Mapping[str, Mapping[str, Mapping[str, Any]]],
     per_label: Mapping[str, Mapping[str, Mapping[str, Any]]],
     specs: Sequence[ColumnSpec],
+    kinds: Sequence[str],
 ) -> list[str]:
     """Sentences: columns whose ratio of bits holds 1, and rows in which a column does not come further than its control.
 
@@ -63,7 +76,7 @@ def undistinguished(
     """
     names = {spec.name for spec in specs}
     said = _ratios(headline)
-    for column, control, words in _CONTROLS:
+    for column, control, words in controls_of(kinds):
         if {column, control} <= names:
             said += _by_label(per_label, column, control, words) + _by_layer(rows, column, control, words)
     return said
@@ -92,8 +105,11 @@ def _by_label(per_label: Mapping[str, Mapping[str, Mapping[str, Any]]], column: 
         if len(labels) < 2:
             continue
         gain = bootstrap_mean(np.array([own[label] - their[label] for label in labels]))
-        if gain.lo is not None and gain.lo <= 0:
-            said.append(f"{row}, {metric}: {words} are not told apart (difference {gain}, paired over {len(labels)} labels).")
+        paired = f"(difference {gain}, paired over {len(labels)} labels)"
+        if gain.hi is not None and gain.hi < 0:
+            said.append(f"{row}, {metric}: {words}: the control comes further {paired}.")
+        elif gain.lo is not None and gain.lo <= 0:
+            said.append(f"{row}, {metric}: {words} are not told apart {paired}.")
     return said
 
 
@@ -122,34 +138,59 @@ def _range(places: Mapping[str, Any], metric: str) -> tuple[float, float] | None
     return (min(found), max(found)) if found else None
 
 
-def unmatched(matching: Mapping[str, Mapping[str, Any]], specs: Sequence[ColumnSpec]) -> list[str]:
-    """Sentences: columns whose model is not as good as the sparse one, or better, so that their ratios are not at matched loss."""
+def unmatched(matching: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Sentences: columns whose model is not as good as the sparse one, or better, and those that are worse without their errors."""
     said = []
-    for spec in specs:
-        match = matching.get(spec.name)
-        if match and match["how"] != "matched":
-            difference: Result = match["difference"]
-            by = match["reason"] if difference.value is None else f"its model's loss is {difference.value:+.3g} nats a token off"
-            said.append(f"{spec.name}: {by}; its ratios are not at matched loss.")
+    for column, match in matching.items():
+        own, spliced = match["difference"], match["difference_spliced"]
+        if match["how"] != "matched":
+            by = match["reason"] if own.value is None else f"its model's loss is {own.value:+.3g} nats a token off"
+            said.append(f"{column}: {by}; its ratios are not at matched loss.")
+        elif spliced.value is not None and abs(spliced.value) > TOLERANCE:
+            said.append(
+                f"{column}: with its dictionaries in place and their errors left out its model is {spliced.value:+.3g} nats a "
+                "token off; only with error nodes is it at matched loss."
+            )
     return said
 
 
 def left_out(
-    curves: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
+    curves: Mapping[str, Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]],
     rows: Mapping[str, Mapping[str, Mapping[str, Any]]],
     specs: Sequence[ColumnSpec],
 ) -> list[str]:
-    """Sentences: tasks that a column's model cannot do, and columns that were not matched with the sparse neurons."""
-    said = [
-        f"{column}, {task}: {records[0]['reason']}."
-        for task, columns in curves.items()
-        for column, records in columns.items()
-        if records and records[0].get("reason")
-    ]
+    """Sentences: tasks that a model cannot do, targets that searches missed, and columns not matched with the sparse neurons.
+
+    `curves` are those of every training seed, by its name ("" for the first).
+    """
+    said = []
+    for run, by_task in curves.items():
+        where = f" (training seed {run})" if run else ""
+        said += [
+            f"{column}, {task}{where}: {records[0]['reason']}."
+            for task, columns in by_task.items()
+            for column, records in columns.items()
+            if records and records[0].get("reason")
+        ]
+        said += [f"{column}{where}: {missed}" for column, missed in _missed(by_task).items()]
     matched = rows.get("correspondence", {})
     own = [spec.name for spec in specs if spec.basis in OWN_UNITS and spec.basis != "supervised" and spec.error_mode == "scored"]
     return said + [
         f"{name}: not matched with the sparse neurons, whose tokens or layers its model does not share."
         for name in own
-        if matched and name not in matched and name != BASE
+        if rows and name not in matched and name != BASE
     ]
+
+
+def _missed(by_task: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> dict[str, str]:
+    """By column, how many of its searches did not reach their target: their points are the best attempts."""
+    counts: dict[str, list[int]] = {}
+    for columns in by_task.values():
+        for column, records in columns.items():
+            reached = [bool(point["reached"]) for record in records for point in record["points"]]
+            counts.setdefault(column, []).extend(reached)
+    return {
+        column: f"{reached.count(False)} of {len(reached)} searches did not reach their target; their points are best attempts."
+        for column, reached in counts.items()
+        if False in reached
+    }

@@ -18,8 +18,12 @@ DIVERGENCES = (1.0, 0.5, 0.3)
 SIZES = {"bits": "total_bits", "nodes": "nodes", "edges": "structural_edges"}
 """What is compared, by its name in a curve's points."""
 
+MATCHED = "dense_matched_neurons"
+FIRST_TRAINING = "dense_matched_first_training"
+"""`MATCHED` by its first training seed alone: what columns with one training seed are to be held against."""
+
 BEST_BASIS = "dense_matched_best_basis"
-BASES = ("dense_matched_neurons", "dense_matched_components", "dense_matched_singular_vectors")
+BASES = (MATCHED, "dense_matched_components", "dense_matched_singular_vectors")
 """The bases of the loss-matched model of which `BEST_BASIS` takes, task by task, the one with the smallest circuit."""
 
 Curves = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
@@ -33,24 +37,27 @@ def headline(
 
     `further` are the curves of other training seeds, by seed, of the columns that have them.
 
-    `BEST_BASIS` stands beside them where more than one of `BASES` does: a choice after the fact that favours the dense model, and
-    in nodes alone, as bits have no number where channels are mixed. A name is `<size>_ratio_at_<kl>`. A ratio compares the same
-    task and search seed; a column with fewer seeds is compared on those. Tasks in which either side is gated out or whose curve
-    does not reach the divergence do not count.
+    `BEST_BASIS` stands beside them where more than one of `BASES` does: a choice after the fact that favours the dense model, in
+    nodes alone, as bits have no number where channels are mixed; of the search seeds that all of them have, of the first training.
+    A name is `<size>_ratio_at_<kl>`. A ratio compares the same task and search seed; a column with fewer seeds is compared on
+    those. Tasks in which either side is gated out or whose curve does not reach the divergence do not count.
     """
     runs = {run: _opened(found) for run, found in ({"0": curves} | dict(further or {})).items()}
     searched = {name for columns in curves.values() for name in columns}
     columns = {spec.name: [spec.name] for spec in specs if spec.name != BASE and spec.name in searched}
+    asked = {column: (runs, of, tuple(SIZES)) for column, of in columns.items()}
+    first = {"0": runs["0"]}
+    if further and MATCHED in columns:
+        asked[FIRST_TRAINING] = (first, [MATCHED], tuple(SIZES))
     if len(bases := [name for name in BASES if name in columns]) > 1:
-        columns[BEST_BASIS] = bases
+        asked[BEST_BASIS] = (first, bases, ("nodes",))
     return {
         column: {
-            f"{size}_ratio_at_{kl:g}": _ratio(runs, of, lambda curve, kl=kl, name=name: size_at(curve, kl, size=name))
-            for size, name in SIZES.items()
+            f"{size}_ratio_at_{kl:g}": _ratio(of_runs, of, lambda curve, kl=kl, name=SIZES[size]: size_at(curve, kl, size=name))
+            for size in sizes
             for kl in DIVERGENCES
-            if size == "nodes" or column != BEST_BASIS
         }
-        for column, of in columns.items()
+        for column, (of_runs, of, sizes) in asked.items()
     }
 
 
@@ -66,14 +73,12 @@ def _ratio(runs: Mapping[str, Opened], columns: Sequence[str], size: Callable[[C
 
 
 def _ratios(curves: Opened, columns: Sequence[str], size: Callable[[CircuitCurve], Result]) -> dict[str, list[float]]:
-    """By task, the ratio for each search seed that both sides have; of several columns the smallest size counts."""
+    """By task, the ratio for each search seed that all sides have; of several columns the smallest size counts."""
     ratios: dict[str, list[float]] = {}
     for task, by_column in curves.items():
         ratios[task] = []
-        sides = [by_column[name] for name in columns if name in by_column]
-        for seed, below in enumerate(by_column.get(BASE, ())):
-            sizes = [size(side[seed]).value for side in sides if seed < len(side)]
-            least, base = min((value for value in sizes if value), default=None), size(below).value
-            if least and base:
+        for *sides, below in zip(*(by_column.get(name, ()) for name in (*columns, BASE)), strict=False):
+            least = min((value for side in sides if (value := size(side).value)), default=None)
+            if least and (base := size(below).value):
                 ratios[task].append(least / base)
     return ratios

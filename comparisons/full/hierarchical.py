@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
+from scipy.stats import t
 
 from sparse_lens.errors import DataError
 from sparse_lens.results import Result, not_measurable
@@ -28,7 +29,8 @@ def hierarchical_ratio(ratios: Samples, *, null: float | None = 1.0, n_resamples
     same in the whole. A level of k units is resampled with k - 1 draws (Rao and Wu 1988, J. Am. Stat. Assoc. 83:231): with k draws
     a handful of units would give an interval that is too narrow by sqrt((k - 1) / k). A level of one unit adds nothing: with one
     training seed the interval does not say what another training would give (`seeds` is the number of training seeds, `n` that of
-    tasks).
+    tasks). The interval is Student's on the logarithm, with the standard deviation of the resamples for an error, and one degree of
+    freedom less than there are tasks: percentiles of a handful of tasks stay within the range of these.
 
     Raises `DataError` for a ratio that is not positive and finite. Not measurable with fewer than `LEAST_TASKS` tasks.
     """
@@ -39,10 +41,10 @@ def hierarchical_ratio(ratios: Samples, *, null: float | None = 1.0, n_resamples
         reason = f"{len(names)} task(s) with circuits on both sides; a mean over tasks needs {LEAST_TASKS}"
         return not_measurable(reason, n=len(names))
     generator = np.random.default_rng(seed)
-    means = _resampled(logs, generator, n_resamples)
+    error = float(_resampled(logs, generator, n_resamples).std())
     value = float(np.mean([np.mean([values.mean() for values in tasks.values()]) for tasks in logs.values()]))
-    lo, hi = np.percentile(means, [2.5, 97.5])
-    return Result(math.exp(value), math.exp(lo), math.exp(hi), null, n=len(names), seeds=len(logs))
+    reach = float(t.ppf(0.975, len(names) - 1)) * error
+    return Result(math.exp(value), math.exp(value - reach), math.exp(value + reach), null, n=len(names), seeds=len(logs))
 
 
 def _logs(values: Sequence[float]) -> np.ndarray:

@@ -18,6 +18,7 @@ from sparse_lens.comparisons.instrument.measuring import ROLES
 from sparse_lens.comparisons.instrument.rows import ClaimRow, Seed, claim_rows, loss_gaps
 from sparse_lens.comparisons.jobs import Job, run_jobs
 from sparse_lens.comparisons.pair import ModelPair
+from sparse_lens.data.labels.labelling import LABELS_FORMAT
 from sparse_lens.errors import ConfigError, UnknownNameError
 from sparse_lens.results import Result, from_plain, to_frame, to_plain
 
@@ -28,7 +29,11 @@ SCHEMA = 1
 FORMAT = "claims 1"
 """What every cell of the claims depends on beside its models: raised when what cells compute changes."""
 
-_CHANGED = {"robustness": "scores of tasks and masks", "circuits": "those that reach the target, by task"}
+_CHANGED = {
+    "robustness": "scores of tasks and masks",
+    "circuits": "those that reach the target, by task",
+    "concepts": LABELS_FORMAT,
+}
 """What a measure gives beside what it gave at first: its older cells are computed anew."""
 
 _CELL = "sparse_lens.comparisons.instrument.measuring:measured"

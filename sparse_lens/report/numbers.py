@@ -23,6 +23,7 @@ class Reading:
     null: float | None = None
     n: int | None = None
     reason: str = "not recorded in this run"
+    seeds: int | None = None
 
     def text(self, kind: str = "number") -> str:
         """The value in its printed form, an em dash where there is none."""
@@ -44,8 +45,9 @@ def read_number(raw: Any) -> Reading:
     value = _finite(raw.get("value")) if raw.get("measurable", True) else None
     if value is None:
         return Reading(reason=visible(raw.get("reason") or "no reason recorded"))
-    lo, hi, null, n = (_finite(raw.get(name)) for name in ("lo", "hi", "null", "n"))
-    return Reading(value, lo, hi, null, None if n is None else int(n), reason="")
+    lo, hi, null = (_finite(raw.get(name)) for name in ("lo", "hi", "null"))
+    n, seeds = (None if (found := _finite(raw.get(name))) is None else int(found) for name in ("n", "seeds"))
+    return Reading(value, lo, hi, null, n, reason="", seeds=seeds)
 
 
 def format_number(value: float, kind: str = "number") -> str:

@@ -153,7 +153,8 @@ def test_faithfulness_by_hand_and_what_survives() -> None:
     assert [nodes for nodes, _ in faithful_points(full, HOSTILE, "sparse_neurons")] == [10.0, 40.0, 40.0, 160.0]
     assert sorted({round(share, 3) for _, share in faithful_points(full, HOSTILE, "sparse_neurons")}) == [0.5, 0.875]
     table = next(table for table in tables(full) if table.title.startswith("What survives"))
-    assert table.rows[0][3] == "2.20 (100%)" and table.rows[1][3] == "0.550 (25%)" and table.rows[0][4] == DASH
+    assert table.rows[0][:3] == [table.rows[1][0], "0", "2"]
+    assert table.rows[0][4] == "2.20 (100%)" and table.rows[1][4] == "0.550 (25%)" and table.rows[0][5] == DASH
 
 
 def test_hybrids_and_steering() -> None:

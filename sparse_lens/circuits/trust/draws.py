@@ -19,9 +19,17 @@ def node_keys(circuit: Circuit, generator: torch.Generator) -> Float[Tensor, " n
     return keys
 
 
-def random_like(circuit: Circuit, generator: torch.Generator) -> Bool[Tensor, " node"]:
-    """A random circuit with as many nodes at every site; it may share some with `circuit`."""
+def random_like(circuit: Circuit, generator: torch.Generator, *, same_errors: bool = False) -> Bool[Tensor, " node"]:
+    """A random circuit with as many nodes at every site; it may share some with `circuit`.
+
+    With `same_errors` it has the circuit's error nodes, and draws the others: one of them can carry more than all latents.
+    """
     keys, mask = node_keys(circuit, generator), torch.zeros_like(circuit.mask)
+    if same_errors:
+        for site in circuit.space.sites:
+            error = circuit.space.slices[site.name].stop - 1
+            if not site.dictionary.exact:
+                keys[error] = -1.0 if circuit.mask[error] else 2.0
     for part in circuit.space.slices.values():
         chosen = keys[part].argsort()[: int(circuit.mask[part].sum())]
         mask[part.start + chosen] = True

@@ -21,6 +21,9 @@ from sparse_lens.data.labels.tree import Places, parse_source, walk_scopes
 
 PerToken = Int32[np.ndarray, " token"]
 
+LABELS_FORMAT = "labels 2"
+"""Changes when a label of a token does: kept numbers that rest on labels are then computed anew."""
+
 WORD_KINDS = (*KINDS, "keyword", "builtin")
 """Values of the label `kind`: the kinds of lexemes, names told apart from keywords and built-in names.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sparse_lens.report.contents import part, sequence
@@ -49,7 +49,8 @@ def row_cell(full: Mapping[str, Any], row: str, column: str, name: str) -> Cell:
     counts = (len(found), len(found) - len(values))
     nulls = [reading.null for reading in values if reading.null is not None]
     if len(values) == 1:
-        return Cell(values[0], nulls[0] if nulls else None, *counts)
+        one = values[0] if len(found) == 1 else replace(values[0], lo=None, hi=None)  # a bracket beside others is a range
+        return Cell(one, nulls[0] if nulls else None, *counts)
     numbers = [reading.value for reading in values if reading.value is not None]
     mean = Reading(sum(numbers) / len(numbers), min(numbers), max(numbers), n=values[0].n, reason="")
     return Cell(mean, sum(nulls) / len(nulls) if nulls else None, *counts)
@@ -63,12 +64,13 @@ def frontier_cell(full: Mapping[str, Any], name: str, row: str, metric: str) -> 
     return Reading(sum(numbers) / len(numbers), reason="") if numbers and len(numbers) == len(values) else Reading()
 
 
-def points(full: Mapping[str, Any], task: str, column: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Seed and results of each point of a column's curves on a task, the loosest target first."""
+def points(full: Mapping[str, Any], task: str, column: str) -> Iterator[tuple[list[str], Mapping[str, Any]]]:
+    """Search seed, target (marked where the search missed it) and results of each point of a column's curves on a task."""
     curves = part(full, "curves", task).get(column) or []
     for curve in curves:
         for point in sequence(curve, "points"):
-            yield int(curve.get("seed", 0)), part(point, "results")
+            missed = " (not reached)" if point.get("reached") is False else ""
+            yield [str(int(curve.get("seed", 0))), f"{float(point['target']):g}{missed}"], part(point, "results")
 
 
 def mean_points(full: Mapping[str, Any], task: str, column: str, x: str, y: str) -> list[tuple[float, float, float, float, float]]:

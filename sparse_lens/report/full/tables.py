@@ -78,9 +78,9 @@ def _loss_difference(match: Mapping[str, Any]) -> str:
 
 
 def _with_n(reading: Reading) -> str:
-    """A ratio with its number of tasks; one that has no value still says how many there were."""
-    few = f" (n={reading.n})" if reading.n is not None else ""
-    return _shown(reading, "ratio") + (few if reading.value is not None else "")
+    """A ratio with its number of tasks and, where there are several, of trainings."""
+    trainings = f", {reading.seeds} trainings" if (reading.seeds or 1) > 1 else ""
+    return _shown(reading, "ratio") + (f" (n={reading.n}{trainings})" if reading.value is not None else "")
 
 
 def _edge_parts(full: Mapping[str, Any]) -> Table:
@@ -90,7 +90,8 @@ def _edge_parts(full: Mapping[str, Any]) -> Table:
     rows = [[_label(full, c), *(_with_n(read_number(part(parts, c).get(name))) for name in names)] for c in parts]
     rows = [row for row in rows if any(cell != DASH for cell in row[1:])]
     title = (
-        "Edges over those of the sparse neurons, in factors: pairs that could be joined, density, remainder, search, and all of it"
+        f"Edges over those of the sparse neurons at one target: structural ones in factors (pairs that could be joined {TIMES} "
+        f"density {TIMES} remainder), searched and functional ones, and bits with searched ones"
     )
     return Table(title, ["column", *map(_spoken, names)], rows)
 
@@ -120,7 +121,12 @@ def _row(full: Mapping[str, Any], row: str, title: str) -> Table:
     for column in columns(full):
         if column in part(full, "rows", row):
             rows.append([_label(full, column), *(_over_places(row_cell(full, row, column, name)) for name in names)])
-    return Table(f"{title} (means [least{RANGE}largest] over layers and seeds)", ["column", *map(_spoken, names)], rows)
+    return Table(f"{title} ({_OVER.get(row, _LAYERS)})", ["column", *map(_spoken, names)], rows)
+
+
+_LAYERS = f"means [least{RANGE}largest] over layers and seeds"
+_OVER = {"capability": "[95 % intervals] over windows", "overlap": f"means [least{RANGE}largest] over tasks"}
+"""What the brackets of a row's table are."""
 
 
 def _over_places(cell: Cell) -> str:
@@ -146,21 +152,24 @@ _STEERING = ("effect", "effect_equal_norm", "whole_effect", "sparse_effect", "fl
 
 def _steering(full: Mapping[str, Any]) -> Table:
     """What one channel of the sparse model does in the dense one, at the boundary at which that is most on search prompts."""
-    rows = []
+    rows, best = [], []
     for task, boundaries in part(full, "couplings", "steering").items():
         readings = {name: _choosing(part(boundaries, name, "results")) for name in boundaries}
         if not readings:
             continue
         most = max(readings, key=lambda name: abs(readings[name].value or 0.0))
+        best.append((task, most))
         results = part(boundaries, most, "results")
         place = f"{visible(most)}, channel {visible(part(boundaries, most).get('channel'))}"
         rows.append([visible(task), place, *(_with_null(read_number(results.get(name))) for name in _STEERING)])
-    title = "Steering the dense model through one channel of the sparse one, in logits (null: random channels)"
+    other = all("effect_search" in part(part(full, "couplings", "steering"), *place, "results") for place in best)
+    where = f"boundary chosen on {'other' if other else 'the same'} prompts"
+    title = f"Steering the dense model through one channel of the sparse one, in logits ({where}; null: random channels)"
     return Table(title, ["task", "where it does most", *map(_spoken, _STEERING)], rows)
 
 
 def _choosing(results: Mapping[str, Any]) -> Reading:
-    """The effect that a boundary is chosen by: that on search prompts, which the others are not measured on."""
+    """The effect that a boundary is chosen by: that on search prompts, or on the same ones in records that have no other."""
     return read_number(results.get("effect_search", results.get("effect")))
 
 
@@ -171,10 +180,10 @@ def _with_null(reading: Reading) -> str:
 def _task(full: Mapping[str, Any], task: str) -> Table:
     rows = []
     for column in columns(full):
-        for seed, results in points(full, task, column):
+        for place, results in points(full, task, column):
             numbers = [read_number(results.get(name)) for name in _POINT]
-            rows.append([_label(full, column), str(seed), *(number.text() for number in numbers)])
-    return Table(f"Curve of {visible(task)}", ["column", "seed", *map(_spoken, _POINT)], rows)
+            rows.append([_label(full, column), *place, *(number.text() for number in numbers)])
+    return Table(f"Curve of {visible(task)}", ["column", "seed", "target", *map(_spoken, _POINT)], rows)
 
 
 _SURVIVAL = ("kl_mean", "kl_zero", "kl_counterfactual", "kl_adversarial", "kl_rephrased", "kl_natural")
@@ -184,11 +193,11 @@ def _survival(full: Mapping[str, Any], task: str) -> Table:
     """What is left of each circuit under other ablations and elsewhere: KL by KL, and the share of everything ablated."""
     rows = []
     for column in columns(full):
-        for seed, results in points(full, task, column):
+        for place, results in points(full, task, column):
             cells = [_with_share(read_number(results.get(name))) for name in _SURVIVAL]
-            rows.append([_label(full, column), str(seed), *cells])
+            rows.append([_label(full, column), *place, *cells])
     title = f"What survives other ablations, {visible(task)}: KL in nats, and as a share of that of everything ablated"
-    return Table(title, ["column", "seed", *map(_spoken, _SURVIVAL)], rows)
+    return Table(title, ["column", "seed", "target", *map(_spoken, _SURVIVAL)], rows)
 
 
 def _typed(full: Mapping[str, Any], task: str) -> Table:

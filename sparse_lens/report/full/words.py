@@ -19,6 +19,7 @@ FURTHER = {
     "dense_matched_best_basis": Term(
         "Dense, best of three bases", "matched best", "Task by task the smallest of neurons, PCA, SVD."
     ),
+    "dense_matched_first_training": Term("Dense, loss-matched, one training", "matched 0", "The first training seed alone."),
     "dense_untrained": Term("SAE before training", "untrained", "Control: a TopK SAE that has learned nothing but the mean."),
     "dense_matched_supervised": Term(
         "Labels' own directions, dense", "labels", "Upper line: a latent for each label, from labels."
@@ -56,7 +57,7 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
         "Stability over dictionary seeds, or training seeds of neurons",
         ("matched_correlation", "best_correlation", "partner_share_correlation", "matched_mcc", "mmcs", "mcc"),
     ),
-    "overlap": ("Overlap of the circuits of different search seeds, mean over tasks", ()),
+    "overlap": ("Overlap of the circuits of different search seeds", ()),
     "jacobian": ("Sparsity of computation", ("jacobian_hoyer", "jacobian_effective_entries", "jacobian_nonzero")),
     "correspondence": ("Correspondence with the sparse neurons", ()),
 }

@@ -67,6 +67,9 @@ def test_measures_by_definition(columns: dict[str, Column], pair: ModelPair) -> 
             with bridge.hooks(fwd_hooks=hooks):
                 return (p * (p.log() - bridge(tokens).log_softmax(-1))).sum(-1)
 
+    whole = replace(circuit, mask=torch.ones_like(circuit.mask))
+    random = CurveMeasures(bridge, column.space, column.ablation, prompts).of(whole)["kl_random"]
+    assert random.value == pytest.approx(0.0, abs=1e-5) and found["kl_random"].value > 0.01 and found["kl_random"].n == 3
     hooks = mask_hooks(circuit.space, circuit.mask, circuit.reference)
     heldout, row = prompts.heldout, torch.arange(len(prompts.heldout))
     at_answer = divergence(heldout.tokens, hooks)[row, heldout.position]

@@ -79,11 +79,12 @@ def test_labels_are_apart_from_the_numbers() -> None:
         return row(spec, "concepts", 0, 1.0, per_label={"coverage_f1": dict(zip(labels, numbers, strict=True))})
 
     control = [0.1 * index for index in range(8)]
-    for gain, told in ((0.05, []), (0.0, ["concepts, coverage_f1"])):
+    for gain, told in ((0.05, []), (0.0, ["not told apart"]), (-0.05, ["the control comes further"])):
         better = [number + gain * (1 + index % 3) for index, number in enumerate(control)]
         cells = [concepts(columns[0], better), concepts(columns[1], control)]
         full = assemble(FullPlan(), columns, [], curves=[], rows=cells)
-        assert [sentence.partition(":")[0] for sentence in full["undistinguished"]] == told
+        assert len(full["undistinguished"]) == len(told)
+        assert all(words in sentence for words, sentence in zip(told, full["undistinguished"], strict=True))
         assert "per_label" not in full["rows"]["concepts"]["dense_topk"]["layer 0"]
 
 
@@ -97,3 +98,17 @@ def test_every_number_is_in_one_table() -> None:
     assert set(frame[frame["section"] == "curves"]["place"]) == {"seed 0, target 0.5", "seed 1, target 0.5"}
     with pytest.raises(DataError, match="compare_fully"):
         Comparison({"tasks": {}}).full_frame()
+
+
+def test_what_was_left_out_is_named() -> None:
+    """A gate that a further training seed fails, a search that missed its target, a column that was matched with nothing."""
+    (job, record), (again, other) = curve(NEURONS, 0, [1]), curve(NEURONS, 0, [1])
+    record["points"][0]["reached"] = False
+    failed = other | {"points": [], "reason": "accuracy 0.5 is below the gate of 0.9"}
+    cells = [row(LATENTS, "activation", 0, 16.0)]
+    full = assemble(FullPlan(), [NEURONS, LATENTS], [], curves=[(job, record)], rows=cells, further={"1": [(again, failed)]})
+    assert full["left_out"] == [
+        "sparse_neurons: 1 of 1 searches did not reach their target; their points are best attempts.",
+        "sparse_neurons, task (training seed 1): accuracy 0.5 is below the gate of 0.9.",
+        "dense_topk: not matched with the sparse neurons, whose tokens or layers its model does not share.",
+    ]

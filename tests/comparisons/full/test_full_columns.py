@@ -83,3 +83,9 @@ def test_what_has_seeds_has_its_stability_measured(pair: ModelPair, specs: list[
 def test_edges_are_searched_at_targets_that_there_are() -> None:
     with pytest.raises(ConfigError, match="not at"):
         FullPlan(functional_targets=(0.7,))
+
+
+def test_an_arm_cannot_take_a_columns_name(pair: ModelPair) -> None:
+    plan = FullPlan(arms={"dense_neurons": str(pair.model_folder("dense"))})
+    with pytest.raises(ConfigError, match="cannot have the name of a column"):
+        column_specs(pair, plan, trained(pair, plan))

@@ -12,7 +12,7 @@ from sparse_lens.comparisons.column_specs import ColumnSpec
 from sparse_lens.comparisons.curves.circuit_curve import CircuitCurve, CurvePoint, edge_starts
 from sparse_lens.comparisons.full.assembly import assemble
 from sparse_lens.comparisons.full.full_jobs import curve_jobs, further_jobs
-from sparse_lens.comparisons.full.headline import BEST_BASIS, headline
+from sparse_lens.comparisons.full.headline import BEST_BASIS, FIRST_TRAINING, headline
 from sparse_lens.comparisons.full.plan import FullPlan, quick_plan
 from sparse_lens.comparisons.jobs import Job
 from sparse_lens.errors import ConfigError
@@ -54,6 +54,19 @@ def test_the_best_basis_is_chosen_task_by_task_and_in_nodes_alone() -> None:
     found = headline(columns, [*SPECS, ColumnSpec("dense_matched_components", "dense_matched", "components")])[BEST_BASIS]
     assert found["nodes_ratio_at_0.5"].value == pytest.approx(0.5 ** (1 / 3))
     assert all(name.startswith("nodes") for name in found) and BEST_BASIS not in headline(curves(1.0), SPECS)
+
+
+def test_the_best_basis_is_of_the_seeds_that_all_bases_have() -> None:
+    """Components were searched with one seed, neurons with two, in two trainings: neurons alone are not the best of both."""
+    columns = curves(8.0)
+    for task in columns:
+        columns[task]["dense_matched_neurons"] *= 2
+        columns[task]["sparse_neurons"] *= 2
+        columns[task]["dense_matched_components"] = [curve("c", task, 100.0)]
+    specs = [*SPECS, ColumnSpec("dense_matched_components", "dense_matched", "components")]
+    found = headline(columns, specs, {"1": curves(8.0)})
+    assert found[BEST_BASIS]["nodes_ratio_at_0.5"].value == pytest.approx(1.0)
+    assert (found[FIRST_TRAINING]["bits_ratio_at_0.5"].seeds, found["dense_matched_neurons"]["bits_ratio_at_0.5"].seeds) == (1, 2)
 
 
 def test_further_training_seeds_weigh_the_same() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from sparse_lens.comparisons.column_specs import ColumnSpec
 from sparse_lens.comparisons.full.full_verdict import unmatched
 from sparse_lens.comparisons.full.matching import match_to_base
 from sparse_lens.results import Result, exact
@@ -18,13 +17,13 @@ ROWS = {
     "sparse_neurons": loss(3.27),
     "near": loss(3.30, loss_spliced=exact(3.57, n=64)),
     "far": loss(2.62),
-    "other": loss(3.27, n=51),
+    "other": loss(3.27),
 }
 
 
 def test_columns_are_matched_or_named() -> None:
     """Within 0.05 nats; a splice is reported beside; other tokens are no loss to compare."""
-    found = match_to_base(ROWS)
+    found = match_to_base(ROWS, other_tokens=["other"])
     assert {name: match["how"] for name, match in found.items()} == {
         "sparse_neurons": "matched",
         "near": "matched",
@@ -34,10 +33,26 @@ def test_columns_are_matched_or_named() -> None:
     assert found["near"]["difference"].value == pytest.approx(0.03)
     assert found["near"]["difference_spliced"].value == pytest.approx(0.3)
     assert not found["far"]["difference_spliced"].measurable and not found["other"]["difference"].measurable
-    said = unmatched(found, [ColumnSpec(name, name) for name in ROWS])
-    assert [sentence.partition(":")[0] for sentence in said] == ["far", "other"]
-    assert "-0.65 nats a token off" in said[0] and "other tokens" in said[1]
+    said = unmatched(found)
+    assert [sentence.partition(":")[0] for sentence in said] == ["near", "far", "other"]
+    assert "errors left out its model is +0.3 nats" in said[0]
+    assert "-0.65 nats a token off" in said[1] and "other tokens" in said[2]
 
 
 def test_without_the_base_there_is_nothing_to_match_to() -> None:
     assert match_to_base({"near": loss(1.0)}) == {}
+
+
+def test_every_training_seed_is_to_be_matched() -> None:
+    """To the sparse model of its own seed: 0.03 off with the first, 0.06 with the second."""
+    again = {"1": {"sparse_neurons": loss(3.40), "near": loss(3.46)}}
+    found = match_to_base(ROWS, further=again)["near"]
+    assert found["how"] == "too far apart" and "training seed 1" in found["reason"]
+    assert found["difference_training_seed_1"].value == pytest.approx(0.06)
+    again["1"]["near"] = loss(3.42)
+    assert match_to_base(ROWS, further=again)["near"]["how"] == "matched"
+
+
+def test_columns_of_one_model_have_its_match() -> None:
+    found = match_to_base(ROWS, {"errors_kept": "near", "unknown": "nowhere"})
+    assert found["errors_kept"] == found["near"] and "unknown" not in found
