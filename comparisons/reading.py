@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Int
@@ -30,8 +31,13 @@ VALID_SHARE = 0.05
 def standard_library(pair: ModelPair, split: Split) -> list[Document]:
     """The files of this Python's standard library that belong to a split of the pair's corpus, by the hash of their content."""
     share = pair_corpus(pair.folder)["valid_share"] if (pair.folder / "corpus.json").is_file() else VALID_SHARE
-    documents = StandardLibrary().documents(FileFilter())
-    return [document for document in documents if split_of(document.sha256, share) == split]
+    return [document for document in _library() if split_of(document.sha256, share) == split]
+
+
+@lru_cache(maxsize=1)
+def _library() -> tuple[Document, ...]:
+    """All files, read once in a process (some 20 MB): rows of many columns ask for them."""
+    return tuple(StandardLibrary().documents(FileFilter()))
 
 
 def reading_windows(

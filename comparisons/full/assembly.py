@@ -68,7 +68,7 @@ def assemble(
         "matching": matching,
         "edge_parts": edge_parts(by_task, specs, plan.edge_targets, again),
         "undistinguished": undistinguished(summary, by_row, parts["per_label"], specs, plan.kinds),
-        "unmatched": unmatched(matching),
+        "unmatched": unmatched({column: match for column, match in matching.items() if column in summary}),
         "left_out": left_out({"": by_task} | again, by_row, specs),
         "caveats": list(CAVEATS),
     }

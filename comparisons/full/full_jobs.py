@@ -98,7 +98,7 @@ def row_jobs(pair: ModelPair, plan: FullPlan, specs: Iterable[ColumnSpec], rows:
         if spec.basis not in OWN_UNITS:
             continue
         depends = [*fingerprints(pair, spec), *labels_read(pair.address)]
-        for layer in range(shape_of(pair.address, spec.model).layers):
+        for layer in plan.layers(shape_of(pair.address, spec.model).layers):
             for row in rows:
                 if row == WEIGHTS and spec.basis != "neurons":
                     continue
@@ -123,7 +123,7 @@ def correspondence_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnS
         alike = spec.model not in pair.record or pair.shares_tokens(spec.model)
         if own and alike and shape_of(pair.address, spec.model).layers == layers:
             depends = [*fingerprints(pair, base), *fingerprints(pair, spec), *labels_read(pair.address)]
-            for layer in range(layers):
+            for layer in plan.layers(layers):
                 place = {"first": base.to_plain(), "second": spec.to_plain(), "layer": layer, "tokens": plan.row_tokens}
                 name = f"correspondence {spec.name}, layer {layer}"
                 jobs.append(Job(name, f"{_CELLS}:correspondence_cell", _for(pair) | place, depends))
@@ -139,7 +139,7 @@ def stability_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnSpec])
         if not others and len(spec.dictionaries) < 2:
             continue
         depends = [part for of in (pair, *others) for part in fingerprints(of, spec)]
-        for layer in range(shape_of(pair.address, spec.model).layers):
+        for layer in plan.layers(shape_of(pair.address, spec.model).layers):
             place = {"column": spec.to_plain(), "layer": layer, "others": [of.address for of in others], "tokens": plan.row_tokens}
             name = f"stability {spec.name}, layer {layer}"
             jobs.append(Job(name, f"{_CELLS}:stability_cell", _for(pair) | place, depends))

@@ -28,8 +28,8 @@ class FullPlan:
     trained on the loss-matched model, and one of the first kind on the sparse model. Rows are of all of these seeds, curves of as
     many as there are search seeds. The first kind also comes in each of the `frontier_ratios` with each of the `frontier_k`.
 
-    The coupling of the dense twin and the sparse model reads `coupling_tokens`, a row `row_tokens`. `arms` are further models by
-    name, as folders, beside those that the pair brings.
+    The coupling of the dense twin and the sparse model reads `coupling_tokens`, a row `row_tokens`; rows are of all layers, or of
+    the `row_layers`. `arms` are further models by name, as folders, beside those that the pair brings.
     """
 
     tasks: Sequence[str] = ()
@@ -47,6 +47,7 @@ class FullPlan:
     frontier_k: Sequence[int] = (8, 16, 32)
     coupling_tokens: int = 200_000
     row_tokens: int = ROW_TOKENS
+    row_layers: Sequence[int] | None = None
     curve_windows: int = 32
     curve_pairs: int = 128
     kinds: Sequence[str] = ("topk", "batchtopk", "matryoshka", "jumprelu", "frozen", *TRANSCODERS)
@@ -58,6 +59,10 @@ class FullPlan:
             raise ConfigError(f"each kind of seed is needed once at least, got {counts}")
         if missing := {*self.edge_targets, *self.functional_targets} - {*self.targets}:
             raise ConfigError(f"edges are searched at some of the targets {list(self.targets)}, not at {sorted(missing)}")
+
+    def layers(self, n_layers: int) -> Sequence[int]:
+        """Those of a model's layers that rows are of."""
+        return range(n_layers) if self.row_layers is None else [layer for layer in self.row_layers if layer < n_layers]
 
     @property
     def main_columns(self) -> tuple[str, ...]:
@@ -79,6 +84,7 @@ def quick_plan(tasks: Sequence[str] = (), arms: Mapping[str, str] | None = None)
         frontier_k=(4,),
         coupling_tokens=8192,
         row_tokens=6_400,
+        row_layers=(0,),
         curve_windows=8,
         curve_pairs=32,
         arms=arms or {},

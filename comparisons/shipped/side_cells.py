@@ -72,15 +72,16 @@ def measure_side(
     jobs = side_jobs(pair, folders, size or SideSize())
     records = run_jobs(jobs, **how)
     wiring, shift = records[: len(folders)], records[len(folders) :]
-    models = {name: side_model(*parts) for name, *parts in zip(folders, wiring, shift, strict=True)}
+    models = {name: side_model(own, changed) for name, own, changed in zip(folders, wiring, shift, strict=True)}
     return models, list(dict.fromkeys(record["labels"] for record in wiring))
 
 
 def side_model(wiring: Record, shift: Record) -> SideModel:
     """A model from the records of its two cells."""
-    fans = (np.array(wiring[name], dtype=np.int64) for name in ("fan_in", "fan_out"))
+    fan_in, fan_out = (np.array(wiring[name], dtype=np.int64) for name in ("fan_in", "fan_out"))
     outcomes = {name: np.array(values, dtype=np.float64) for name, values in wiring["outcomes"].items()}  # None becomes NaN
-    return SideModel(wiring["density"], NeuronWiring(*fans, wiring["weights"], outcomes), from_plain(shift))
+    found = NeuronWiring(fan_in, fan_out, wiring["weights"], outcomes)
+    return SideModel(wiring["density"], found, from_plain(shift))
 
 
 def side_jobs(pair: ModelPair, folders: Mapping[str, Path], size: SideSize) -> list[Job]:
