@@ -92,7 +92,7 @@ def test_the_whole_model_is_at_no_distance_and_nothing_at_the_null(columns: dict
     measures = CurveMeasures(column.bridge, column.space, column.ablation, prompts)
     whole = measures.of(random_circuit(column, 1.1))
     names = [name for name in whole if name.startswith("kl_")]
-    assert len(names) == 8 and all(abs(whole[name].value or 0) < 1e-5 for name in names)
+    assert len(names) == 9 and all(abs(whole[name].value or 0) < 1e-5 for name in names)
     assert whole["loss_heldout"].value == pytest.approx(whole["loss_model"].value)
     nothing = measures.of(random_circuit(column, 0.0))
     for name in ("kl_heldout", "kl_natural", "kl_zero", "loss_rephrased"):

@@ -32,7 +32,7 @@ def test_rows_of_the_sparse_neurons(row: str) -> None:
 
 
 def test_correspondence_of_two_models() -> None:
-    record = cells.correspondence_cell(ModelPair.open().address, SPARSE, MATCHED, 0)
+    record = cells.correspondence_cell(ModelPair.open().address, SPARSE, MATCHED, 0, tokens=6_400)
     drawn = record["map"]
     diagonal = [abs(line[place]) for place, line in enumerate(drawn["values"])]
     assert diagonal == sorted(diagonal, reverse=True) and diagonal[0] > 0.3
