@@ -28,15 +28,12 @@ def label_role(pair: ModelPair, model: str) -> str:
 
 
 @lru_cache(maxsize=2)
-def pair_labels(pair: str, role: str, tokens: int) -> LabelledTokens:
-    """About so many labelled tokens of files that are held out, in the tokens of a role of the pair (by its address)."""
-    return label_pair(ModelPair.at(pair), role, n_tokens=tokens)
-
-
-@lru_cache(maxsize=2)
 def split_labels(pair: str, role: str, tokens: int) -> tuple[LabelledTokens, LabelledTokens]:
-    """The same in two parts of different files, to train on and to test on."""
-    return pair_labels(pair, role, tokens).split()
+    """About so many labelled tokens of held-out files, in the tokens of a role of the pair (by its address).
+
+    In two parts of different files, to train on and to test on.
+    """
+    return label_pair(ModelPair.at(pair), role, n_tokens=tokens).split()
 
 
 @lru_cache(maxsize=2)
