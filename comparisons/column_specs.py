@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sparse_lens.circuits import Ablation, mean_reference, node_space
+from sparse_lens.circuits import node_space
 from sparse_lens.circuits.search.problems import ErrorMode
 from sparse_lens.circuits.sites import model_fingerprint
 from sparse_lens.circuits.trust.controls import shuffle_weights
@@ -94,7 +94,7 @@ def _opened(pair_name: str, plain: str, seed: int) -> Column:
     windows = windows_of(pair, spec)["reference"]
     space = node_space(bridge, _dictionaries(pair, bridge, spec, windows, seed))
     role = spec.model if spec.model in pair.record else "arm"
-    return Column(spec.name, role, bridge, space, Ablation(mean_reference(bridge, space, windows)))
+    return Column(spec.name, role, bridge, space, windows)
 
 
 def _dictionaries(pair: ModelPair, bridge: Any, spec: ColumnSpec, windows: np.ndarray, seed: int) -> Sequence[Dictionary]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from sparse_lens.circuits import Ablation, NodeSpace, mean_reference, node_space
 from sparse_lens.comparisons.pair import ModelPair
@@ -25,27 +27,28 @@ _ROLE = {
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """A bridge of its own, its node space, and what stands in for ablated nodes."""
+    """A bridge of its own, its node space, and the windows of the pretraining distribution in the bridge's tokens."""
 
     name: str
     role: str
     bridge: Any
     space: NodeSpace
-    ablation: Ablation
+    reference: Int[np.ndarray, "window pos"]
+
+    @cached_property
+    def ablation(self) -> Ablation:
+        """What stands in for ablated nodes: their means over `reference`, computed at the first look, as most rows ask for none."""
+        return Ablation(mean_reference(self.bridge, self.space, self.reference))
 
 
-def open_columns(pair: ModelPair, *, progress: bool = False) -> list[Column]:
+def open_columns(pair: ModelPair) -> list[Column]:
     """All columns of a pair; `dense_sae` only where the pair has dictionaries."""
     columns = []
     for name in COLUMNS:
         dictionaries: Sequence[Dictionary] = pair.dictionaries() if name == "dense_sae" else ()
         if name == "dense_sae" and not dictionaries:
             continue
-        columns.append(_open(pair, name, dictionaries, pair.windows_of(_ROLE[name])["reference"], progress))
+        bridge = pair.open_model(_ROLE[name])
+        space = node_space(bridge, dictionaries)
+        columns.append(Column(name, _ROLE[name], bridge, space, pair.windows_of(_ROLE[name])["reference"]))
     return columns
-
-
-def _open(pair: ModelPair, name: str, dictionaries: Sequence[Dictionary], windows: np.ndarray, progress: bool) -> Column:
-    bridge = pair.open_model(_ROLE[name])
-    space = node_space(bridge, dictionaries)
-    return Column(name, _ROLE[name], bridge, space, Ablation(mean_reference(bridge, space, windows, progress=progress)))

@@ -104,7 +104,7 @@ def compare(
     if seeds < 1:
         raise ConfigError(f"seeds must be at least 1, got {seeds}")
     with single_threaded():
-        columns = open_columns(pair, progress=progress)
+        columns = open_columns(pair)
         unspelled = _unspelled(pair, columns, names)
         settings = {name: _settings(columns, name, config, workers) for name in names if name not in unspelled}
         targets = {name: common_target(of_task) for name, of_task in settings.items()}

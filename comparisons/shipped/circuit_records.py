@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sparse_lens.circuits import Ablation, Circuit, SearchConfig, count_edges, evaluate_circuit, mean_reference, node_space
+from sparse_lens.circuits import Circuit, SearchConfig, count_edges, evaluate_circuit, node_space
 from sparse_lens.circuits.edges.search import edge_problem
 from sparse_lens.circuits.search.effort import converge, size_of
 from sparse_lens.circuits.search.growing import Find, growing_edge_search, growing_search
@@ -59,8 +59,7 @@ class Plan:
 
 def _open(name: str) -> Column:
     bridge = load(name)
-    space = node_space(bridge)
-    return Column(name, name, bridge, space, Ablation(mean_reference(bridge, space, default_windows(bridge))))
+    return Column(name, name, bridge, node_space(bridge), default_windows(bridge))
 
 
 def record_path(folder: Path, model: str, task: str) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_lens.circuits import Ablation, Circuit, SearchConfig, log_ratio_parts, mask_hooks, mean_reference, node_space
+from sparse_lens.circuits import Circuit, SearchConfig, log_ratio_parts, mask_hooks, node_space
 from sparse_lens.circuits.edges.density import edge_density
 from sparse_lens.circuits.search.objectives import Objective
 from sparse_lens.circuits.search.problems import search_problem
@@ -38,8 +38,7 @@ def columns(pair: ModelPair) -> dict[str, Column]:
     found = {}
     for name, dictionaries in (("dense_matched_neurons", ()), ("dense_sae", pair.dictionaries())):
         space = node_space(bridge, dictionaries)
-        means = mean_reference(bridge, space, pair.windows["reference"][:8])
-        found[name] = Column(name, "dense_matched", bridge, space, Ablation(means))
+        found[name] = Column(name, "dense_matched", bridge, space, pair.windows["reference"][:8])
     return found
 
 
