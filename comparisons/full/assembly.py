@@ -14,7 +14,7 @@ from sparse_lens.comparisons.full.edge_parts import edge_parts
 from sparse_lens.comparisons.full.full_columns import Wanted
 from sparse_lens.comparisons.full.full_verdict import CAVEATS, left_out, undistinguished, unmatched
 from sparse_lens.comparisons.full.headline import BEST_BASIS, FIRST_TRAINING, MATCHED, headline
-from sparse_lens.comparisons.full.matching import match_to_base
+from sparse_lens.comparisons.full.matching import ModelLosses, match_to_base
 from sparse_lens.comparisons.full.plan import FullPlan
 from sparse_lens.comparisons.jobs import Job, Record
 from sparse_lens.comparisons.rows.stability import circuit_overlap
@@ -22,7 +22,7 @@ from sparse_lens.results import Result, from_plain
 
 Cells = Sequence[tuple[Job, Record]]
 
-_APART = ("map", "per_label")
+_APART = ("map", "per_label", "per_window")
 """What a row's record has beside its numbers."""
 
 
@@ -49,10 +49,10 @@ def assemble(
     by_row = parts["rows"] | {"overlap": _overlaps(by_task)}
     summary = headline(by_task, specs, again)
     matching = match_to_base(
-        by_row.get("capability", {}),
+        _losses(parts),
         _same_losses(plan, summary),
         other_tokens=other_tokens,
-        further={seed: _by_row(found)["rows"].get("capability", {}) for seed, found in (capability or {}).items()},
+        further={seed: _losses(_by_row(found)) for seed, found in (capability or {}).items()},
     )
     return {
         "schema": 2,
@@ -74,6 +74,13 @@ def assemble(
     }
 
 
+def _losses(parts: Mapping[str, ByPlace]) -> dict[str, ModelLosses]:
+    """Losses of every column's model."""
+    windows = parts["per_window"].get("capability", {})
+    models = {column: places["model"] for column, places in parts["rows"].get("capability", {}).items()}
+    return {column: ModelLosses(results, windows.get(column, {}).get("model", {})) for column, results in models.items()}
+
+
 def _same_losses(plan: FullPlan, summary: Mapping[str, Any]) -> dict[str, str]:
     """Columns whose model and dictionaries are another's, with that one."""
     dictionaries = f"dense_{plan.kinds[0]}"
@@ -87,7 +94,7 @@ ByPlace = dict[str, dict[str, dict[str, Any]]]
 
 
 def _by_row(rows: Cells) -> dict[str, ByPlace]:
-    """Under `rows` the numbers of all rows, under `map` and `per_label` what some have beside them."""
+    """Under `rows` the numbers of all rows, and what some have beside them: `map`, `per_label`, `per_window`."""
     found: dict[str, ByPlace] = {"rows": {}, **{part: {} for part in _APART}}
     for job, record in rows:
         row, column, place = _place(job)

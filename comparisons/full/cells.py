@@ -28,7 +28,7 @@ from sparse_lens.comparisons.rows.activation import activation, decoder_redundan
 from sparse_lens.comparisons.rows.capability import capability, dictionary_numbers
 from sparse_lens.comparisons.rows.correspondence import concept_agreement, measure_correspondence
 from sparse_lens.comparisons.rows.jacobians import measure_jacobian, weight_sparsity
-from sparse_lens.comparisons.rows.reconstruction import reconstruction, spliced_loss
+from sparse_lens.comparisons.rows.reconstruction import reconstruction, spliced_loss, spliced_windows
 from sparse_lens.comparisons.rows.stability import matched_units, spread
 from sparse_lens.comparisons.rows.superposition import decoder_similarity, measure_superposition
 from sparse_lens.data import load_tokenizer
@@ -44,6 +44,7 @@ from sparse_lens.errors import UnknownNameError
 from sparse_lens.hooks import load
 from sparse_lens.hooks.layout import decoder_layout
 from sparse_lens.results import Result
+from sparse_lens.training.evaluation import window_losses
 
 Plain = dict[str, Any]
 
@@ -119,23 +120,22 @@ def curve_cell(
     return found.to_plain()
 
 
-def capability_cell(pair: str, column: Mapping[str, Any], tokens: int = ROW_TOKENS) -> dict[str, Result]:
+def capability_cell(pair: str, column: Mapping[str, Any], tokens: int = ROW_TOKENS) -> Plain:
     """Loss and size of a column's model, and, with dictionaries, the loss with all of them in place and their errors left out.
 
     `loss_added_mean` and the like are those of all these sites at once; `dictionary_numbers` counts what the dictionaries add to
-    the model's nonzeros.
+    the model's nonzeros. Under `per_window` is the loss of each window, and its loss with the dictionaries in place.
     """
     opened, spec = ModelPair.at(pair), ColumnSpec.from_plain(column)
     found, windows = open_column(pair, spec), _heldout(opened, spec, tokens)
     results = capability(found.bridge, windows, load_tokenizer(model_folder(opened, spec)))
     inexact = [site.dictionary for site in found.space.sites if not site.dictionary.exact]
     if not inexact:
-        return results
-    return (
-        results
-        | {"dictionary_numbers": dictionary_numbers(inexact)}
-        | _without(spliced_loss(found.bridge, inexact, windows), "loss")
-    )
+        return {**results, "per_window": {"loss": window_losses(found.bridge, windows).tolist()}}
+    spliced = spliced_windows(found.bridge, inexact, windows)
+    per_window = {"loss": spliced.losses["own"].tolist(), "loss_spliced": spliced.losses["spliced"].tolist()}
+    results |= {"dictionary_numbers": dictionary_numbers(inexact)} | _without(spliced.results(), "loss")
+    return {**results, "per_window": per_window}
 
 
 def row_cell(pair: str, column: Mapping[str, Any], row: str, layer: int, seed: int = 0, tokens: int = ROW_TOKENS) -> Plain:

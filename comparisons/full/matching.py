@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from sparse_lens.comparisons.curves.loss_matching import match_losses
 from sparse_lens.comparisons.full.plan import BASE
-from sparse_lens.results import Result, exact, not_measurable
+from sparse_lens.results import Result, bootstrap_mean, exact, not_measurable
 
-Losses = Mapping[str, Mapping[str, Mapping[str, Result]]]
-"""Rows of `capability` by column and place."""
 
-_DIFFERENCES = ("difference", "difference_spliced")
+@dataclass(frozen=True)
+class ModelLosses:
+    """A column's `loss` in nats a token and, with dictionaries, `loss_spliced`; `per_window` has the same of each window."""
+
+    results: Mapping[str, Result]
+    per_window: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def less(self, base: ModelLosses, name: str = "loss") -> Result:
+        """A loss of this column less that of `base`: over the same windows, each window is one sample of the difference.
+
+        Without the losses of single windows the difference of the means, with no interval.
+        """
+        own, target = self.results.get(name, not_measurable("the column has no dictionaries")), base.results["loss"]
+        if own.value is None or target.value is None:
+            return own if own.value is None else target
+        pair = [np.array(losses) for losses in (self.per_window.get(name, ()), base.per_window.get("loss", ()))]
+        if len(pair[0]) != len(pair[1]) or not len(pair[0]):
+            return exact(own.value - target.value, n=own.n)
+        return bootstrap_mean(pair[0] - pair[1])
+
+
+Losses = Mapping[str, ModelLosses]
+"""By column."""
 
 
 def match_to_base(
-    capability: Losses,
+    losses: Losses,
     same: Mapping[str, str] | None = None,
     *,
     other_tokens: Collection[str] = (),
@@ -30,28 +53,26 @@ def match_to_base(
     columns that have them, all must be within the tolerance. A column of `other_tokens` has a tokenizer of its own: `how` is "other
     tokens", and nothing is said about its loss. Columns of `same` have no losses of their own, but those of another column.
     """
-    losses = {column: places["model"] for column, places in capability.items()}
     if BASE not in losses:
         return {}
     found = {}
     for column, own in losses.items():
-        found[column] = _other_tokens() if column in other_tokens else _match(losses[BASE]["loss"], own)
-        for seed, rows in (further or {}).items() if column not in other_tokens else ():
-            if column in rows and BASE in rows:
-                again = _match(rows[BASE]["model"]["loss"], rows[column]["model"])
-                found[column][f"difference_training_seed_{seed}"] = again["difference"]
-                if again["how"] != "matched":
-                    found[column] |= {"how": again["how"], "reason": f"training seed {seed}: {again['reason']}"}
+        found[column] = _other_tokens() if column in other_tokens else _match(losses[BASE], own)
+        for seed, again in (further or {}).items() if column not in other_tokens else ():
+            if column in again and BASE in again:
+                match = _match(again[BASE], again[column])
+                found[column][f"difference_training_seed_{seed}"] = match["difference"]
+                if match["how"] != "matched":
+                    found[column] |= {"how": match["how"], "reason": f"training seed {seed}: {match['reason']}"}
     return found | {column: found[of] for column, of in (same or {}).items() if of in found}
 
 
-def _match(target: Result, found: Mapping[str, Result]) -> dict[str, Any]:
-    own, spliced = found["loss"], found.get("loss_spliced", not_measurable("the column has no dictionaries"))
-    match = match_losses(target, {"model": own})
-    differences = (match.difference, spliced if spliced.value is None else exact(spliced.value - (target.value or 0.0), n=own.n))
-    return {"how": match.how, "reason": match.reason} | dict(zip(_DIFFERENCES, differences, strict=True))
+def _match(base: ModelLosses, own: ModelLosses) -> dict[str, Any]:
+    match = match_losses(base.results["loss"], {"model": own.results["loss"]})
+    differences = {"difference": own.less(base), "difference_spliced": own.less(base, "loss_spliced")}
+    return {"how": match.how, "reason": match.reason} | differences
 
 
 def _other_tokens() -> dict[str, Any]:
     reason = "its model reads other tokens, so that nats a token are not comparable"
-    return {"how": "other tokens", "reason": reason} | dict.fromkeys(_DIFFERENCES, not_measurable(reason))
+    return {"how": "other tokens", "reason": reason} | dict.fromkeys(("difference", "difference_spliced"), not_measurable(reason))

@@ -90,7 +90,6 @@ def reconstruction(bridge: Any, dictionary: Dictionary, token_batches: Any) -> d
     return sums.results()
 
 
-@torch.no_grad()
 def spliced_loss(bridge: Any, dictionaries: Sequence[Dictionary], windows: Int[np.ndarray, "window pos"]) -> dict[str, Result]:
     """What the model predicts with `dictionaries` in place and their errors left out, over windows `[window pos]` of real text.
 
@@ -100,6 +99,12 @@ def spliced_loss(bridge: Any, dictionaries: Sequence[Dictionary], windows: Int[n
     divergence of the model's own output from the spliced one, over all positions; neither is measurable where the reference costs
     less than 0.01 nats. Raises `DataError` for no windows, and for latents that are not finite.
     """
+    return spliced_windows(bridge, dictionaries, windows).results()
+
+
+@torch.no_grad()
+def spliced_windows(bridge: Any, dictionaries: Sequence[Dictionary], windows: Int[np.ndarray, "window pos"]) -> SplicedWindows:
+    """The same for each window by itself. Raises as `spliced_loss` does."""
     if len(windows) == 0:
         raise DataError("no windows to measure a loss on")
     means = _means(bridge, [dictionary.hook_out for dictionary in dictionaries], windows[:, :-1])
@@ -118,7 +123,22 @@ def spliced_loss(bridge: Any, dictionaries: Sequence[Dictionary], windows: Int[n
                 other = bridge(tokens[:, :-1]).log_softmax(-1)
             losses[name].append(_loss(other, tokens))
             divergences[name].append((own.exp() * (own - other)).sum(-1).mean(1))
-    return _recovered({k: torch.cat(v) for k, v in losses.items()}, {k: torch.cat(v) for k, v in divergences.items()})
+    return SplicedWindows(*({name: torch.cat(of) for name, of in kind.items()} for kind in (losses, divergences)))
+
+
+@dataclass(frozen=True)
+class SplicedWindows:
+    """Losses `[window]` of the model's `own`, `spliced`, `zero` and `mean` form, and divergences of the last three from the first.
+
+    In nats per token, means over each window.
+    """
+
+    losses: Mapping[str, Float[Tensor, " window"]]
+    divergences: Mapping[str, Float[Tensor, " window"]]
+
+    def results(self) -> dict[str, Result]:
+        """The numbers of `spliced_loss`."""
+        return _recovered(self.losses, self.divergences)
 
 
 def _without_error(dictionary: Dictionary) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:

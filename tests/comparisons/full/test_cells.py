@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sparse_lens.comparisons import ModelPair
@@ -23,7 +24,7 @@ def test_rows_of_the_sparse_neurons(row: str) -> None:
     """Every record is JSON, and its numbers are measurable where neurons stand for themselves."""
     record = cells.row_cell(ModelPair.open().address, SPARSE, row, 0, tokens=6_400)
     plain = json.loads(json.dumps(to_plain(record), allow_nan=False))
-    assert any(value["measurable"] for name, value in plain.items() if name not in ("map", "per_label"))
+    assert any(value["measurable"] for name, value in plain.items() if name not in ("map", "per_label", "per_window"))
     if row == "concepts":
         drawn = plain["map"]
         assert len(drawn["values"]) == len(drawn["rows"]) > 3 and len(drawn["values"][0]) == len(drawn["columns"])
@@ -68,6 +69,8 @@ def test_an_untrained_dictionary_is_a_column() -> None:
     found = cells.capability_cell(ModelPair.open().address, untrained, tokens=6_400)
     assert found["loss_spliced"].value > found["loss"].value + 0.1
     assert found["dictionary_numbers"].value == pytest.approx(2 * (2 * 56 * 224 + 224), abs=2)
+    for name, losses in found["per_window"].items():
+        assert len(losses) == found[name].n and np.mean(losses) == pytest.approx(found[name].value, abs=1e-6)
 
 
 def test_labels_are_read_once_for_models_of_one_tokenizer(tmp_path: Path) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from sparse_lens.comparisons.full.full_verdict import unmatched
-from sparse_lens.comparisons.full.matching import match_to_base
-from sparse_lens.results import Result, exact
+from sparse_lens.comparisons.full.matching import ModelLosses, match_to_base
+from sparse_lens.results import Result, bootstrap_mean, exact
 
 
-def loss(value: float, n: int = 64, **further: Result) -> dict[str, dict[str, Result]]:
-    return {"model": {"loss": exact(value, n=n), **further}}
+def loss(value: float, n: int = 64, **further: Result) -> ModelLosses:
+    return ModelLosses({"loss": exact(value, n=n), **further})
 
 
 ROWS = {
@@ -56,3 +57,17 @@ def test_every_training_seed_is_to_be_matched() -> None:
 def test_columns_of_one_model_have_its_match() -> None:
     found = match_to_base(ROWS, {"errors_kept": "near", "unknown": "nowhere"})
     assert found["errors_kept"] == found["near"] and "unknown" not in found
+
+
+def test_differences_are_paired_over_windows() -> None:
+    """Windows differ a great deal, models hardly: the difference of each window is known far better than either mean."""
+    generator = np.random.default_rng(0)
+    windows = generator.normal(3.0, 1.0, 64)
+    near = windows + generator.normal(0.03, 0.01, 64)
+    base = ModelLosses({"loss": bootstrap_mean(windows)}, {"loss": windows.tolist()})
+    own = ModelLosses({"loss": bootstrap_mean(near), "loss_spliced": exact(9.0, n=64)}, {"loss": near.tolist()})
+    found = match_to_base({"sparse_neurons": base, "near": own})["near"]
+    difference = found["difference"]
+    assert difference.value == pytest.approx(near.mean() - windows.mean()) and difference.n == 64
+    assert difference.lo > 0.02 and difference.hi < 0.04
+    assert found["difference_spliced"].lo is None, "its windows are not known"
