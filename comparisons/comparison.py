@@ -51,32 +51,49 @@ class Comparison:
     def full_frame(self) -> pd.DataFrame:
         """Tidy table of the full comparison: one row for each number, told apart by section, name, column, place and metric.
 
-        Sections are the headline, edge parts, rows (a name is a row, a place a layer and dictionary seed) and curves (a name is a
-        task, a place a search seed and target). Raises `DataError` for a comparison without its full part.
+        Sections are the headline, matching (of losses), edge parts, rows and frontier (a name is a row, a place a layer and
+        dictionary seed; on the frontier a column is a dictionary), couplings (a name is a task, a place a boundary; the hybrids'
+        losses have neither) and curves (a name is a task, a place a training seed beyond the first, a search seed and a target).
+        Raises `DataError` for a comparison without its full part.
         """
         import pandas as pd
 
-        if not (full := self.metrics.get("full")):
+        if not (full := from_plain(self.metrics.get("full") or {})):
             raise DataError("this is no full comparison; make one with sparse_lens.comparisons.full.compare_fully")
-        curves = {
-            task: {
-                column: {_place(curve, point): from_plain(point["results"]) for curve in found for point in curve["points"]}
-                for column, found in columns.items()
-            }
-            for task, columns in full["curves"].items()
-        }
+        widths: dict[str, dict[str, Any]] = {}
+        for dictionary, content in full.get("frontier", {}).items():
+            for row, places in content["rows"].items():
+                widths.setdefault(row, {})[dictionary] = places
+        couplings = full.get("couplings") or {"losses": {}, "steering": {}}
         parts = {
             "headline": to_frame({"": full["headline"]}, ("name", "column")),
+            "matching": to_frame({"": full["matching"]}, ("name", "column")),
             "edge parts": to_frame({"": full["edge_parts"]}, ("name", "column")),
             "rows": to_frame(full["rows"], ("name", "column", "place")),
-            "curves": to_frame(curves, ("name", "column", "place")),
+            "frontier": to_frame(widths, ("name", "column", "place")),
+            "couplings": to_frame({"": {"": couplings["losses"]}, **_effects(couplings["steering"])}, ("name", "place")),
+            "curves": to_frame(_by_place(full), ("name", "column", "place")),
         }
         table = pd.concat([frame.assign(section=section) for section, frame in parts.items()], ignore_index=True)
-        return table.fillna({"place": ""})
+        return table.fillna({"column": "", "place": ""})
 
 
-def _place(curve: Mapping[str, Any], point: Mapping[str, Any]) -> str:
-    return f"seed {curve['seed']}, target {point['target']}"
+def _effects(steering: Mapping[str, Any]) -> dict[str, Any]:
+    return {task: {boundary: found["results"] for boundary, found in of.items()} for task, of in steering.items()}
+
+
+def _by_place(full: Mapping[str, Any]) -> dict[str, Any]:
+    """Results of the curves' points by task, column, and training seed, search seed and target."""
+    found: dict[str, Any] = {}
+    for run, by_task in {"": full["curves"], **full.get("further_training_seeds", {})}.items():
+        which = f"training seed {run}, " if run else ""
+        for task, columns in by_task.items():
+            for column, curves in columns.items():
+                places = found.setdefault(task, {}).setdefault(column, {})
+                for curve in curves:
+                    for point in curve["points"]:
+                        places[f"{which}seed {curve['seed']}, target {point['target']}"] = point["results"]
+    return found
 
 
 def compare(

@@ -32,6 +32,9 @@ FUNCTIONAL_PAIRS = 16
 FUNCTIONAL_NODES = 256
 """Kept MLP nodes up to which they are found: a run of the model for each, a dozen times over, is what they cost."""
 
+TOO_LARGE = f"functional edges are found between up to {FUNCTIONAL_NODES}"
+"""How the reason ends where there are more."""
+
 
 @dataclass(frozen=True)
 class EdgeLevels:
@@ -71,7 +74,7 @@ def _functional(problem: SearchProblem, nodes: Circuit, wanted: bool) -> dict[st
     kept = nodes.space.split(nodes.mask)
     n_nodes = sum(int(kept[site.name][: site.n_latents].sum()) for site in nodes.space.sites if site.kind == "mlp_neuron")
     if n_nodes > FUNCTIONAL_NODES:
-        return _no_functional(f"{n_nodes} MLP nodes are kept; functional edges are found between up to {FUNCTIONAL_NODES}")
+        return _no_functional(f"{n_nodes} MLP nodes are kept; {TOO_LARGE}")
     chosen = problem.search_prompts.pair < FUNCTIONAL_PAIRS
     prompts = problem.search_prompts.rows(chosen.nonzero().flatten())
     graph = functional_graph(problem.bridge, nodes, prompts, objective=problem.objective)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sparse_lens.comparisons.column_specs import OWN_UNITS, ColumnSpec
+from sparse_lens.comparisons.curves.edge_levels import TOO_LARGE
 from sparse_lens.comparisons.curves.loss_matching import TOLERANCE
 from sparse_lens.comparisons.full.plan import BASE
 from sparse_lens.results import Result, bootstrap_mean
@@ -159,7 +160,8 @@ def left_out(
     rows: Mapping[str, Mapping[str, Mapping[str, Any]]],
     specs: Sequence[ColumnSpec],
 ) -> list[str]:
-    """Sentences: tasks that a model cannot do, targets that searches missed, and columns not matched with the sparse neurons.
+    """Sentences: tasks that a model cannot do, targets that searches missed, circuits too large for functional edges, and columns
+    not matched with the sparse neurons.
 
     `curves` are those of every training seed, by its name ("" for the first).
     """
@@ -173,6 +175,7 @@ def left_out(
             if records and records[0].get("reason")
         ]
         said += [f"{column}{where}: {missed}" for column, missed in _missed(by_task).items()]
+        said += [f"{column}, {task}{where}: {large}" for (column, task), large in _without_functional_edges(by_task).items()]
     matched = rows.get("correspondence", {})
     own = [spec.name for spec in specs if spec.basis in OWN_UNITS and spec.basis != "supervised" and spec.error_mode == "scored"]
     return said + [
@@ -194,3 +197,15 @@ def _missed(by_task: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) ->
         for column, reached in counts.items()
         if False in reached
     }
+
+
+def _without_functional_edges(by_task: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> dict[tuple[str, str], str]:
+    """By column and task, why circuits have no functional edges where they are too large for them."""
+    found: dict[tuple[str, str], str] = {}
+    for task, columns in by_task.items():
+        for column, records in columns.items():
+            measured = [point["results"].get("functional_edges", {}) for record in records for point in record["points"]]
+            for reason in (result.get("reason") or "" for result in measured):
+                if reason.endswith(TOO_LARGE):
+                    found.setdefault((column, task), f"{reason}.")
+    return found

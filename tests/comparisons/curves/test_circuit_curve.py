@@ -16,9 +16,10 @@ from sparse_lens.circuits.search.objectives import Objective
 from sparse_lens.circuits.search.problems import search_problem
 from sparse_lens.circuits.sites import model_fingerprint
 from sparse_lens.comparisons.columns import Column
+from sparse_lens.comparisons.curves import edge_levels as edge_levels_module
 from sparse_lens.comparisons.curves.circuit_curve import CircuitCurve, circuit_curve
 from sparse_lens.comparisons.curves.curve_measures import CurveMeasures, CurvePrompts
-from sparse_lens.comparisons.curves.edge_levels import decompose, edge_levels
+from sparse_lens.comparisons.curves.edge_levels import TOO_LARGE, decompose, edge_levels
 from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.results import exact, from_plain
 from sparse_lens.tasks import get_task
@@ -115,6 +116,20 @@ def test_edge_levels_and_their_decomposition(columns: dict[str, Column]) -> None
     searched = [dict(results) | {"searched_edges": exact(count)} for results, count in zip(found, (30, 60), strict=True)]
     expected = log_ratio_parts(*densities, kept=(30, 60))
     assert {name: result.value for name, result in decompose(*searched).items()} == pytest.approx(expected)
+
+
+def test_circuits_that_are_too_large_have_no_functional_edges(columns: dict[str, Column], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes of MLPs count, up to the limit: one more, and the reason says so."""
+    column = columns["dense_matched_neurons"]
+    problem, circuit = problem_of(column), random_circuit(column, 0.02)
+    kept = column.space.split(circuit.mask)
+    n_nodes = sum(int(kept[site.name].sum()) for site in column.space.sites if site.kind == "mlp_neuron")
+    assert n_nodes > 0
+    for limit in (n_nodes, n_nodes - 1):
+        monkeypatch.setattr(edge_levels_module, "FUNCTIONAL_NODES", limit)
+        found = edge_levels(problem, circuit, None, functional=True).results["functional_edges"]
+        assert found.measurable == (limit == n_nodes)
+    assert found.reason is not None and found.reason.startswith(f"{n_nodes} MLP nodes") and found.reason.endswith(TOO_LARGE)
 
 
 @pytest.mark.parametrize("name", ["dense_matched_neurons", pytest.param("dense_sae", marks=pytest.mark.slow)])

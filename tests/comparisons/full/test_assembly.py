@@ -9,12 +9,13 @@ import pytest
 from sparse_lens.comparisons.column_specs import ColumnSpec
 from sparse_lens.comparisons.comparison import Comparison
 from sparse_lens.comparisons.curves.circuit_curve import CircuitCurve, CurvePoint
+from sparse_lens.comparisons.curves.edge_levels import TOO_LARGE
 from sparse_lens.comparisons.full.assembly import assemble
 from sparse_lens.comparisons.full.full_columns import Wanted
 from sparse_lens.comparisons.full.plan import FullPlan
 from sparse_lens.comparisons.jobs import Job
 from sparse_lens.errors import DataError
-from sparse_lens.results import exact
+from sparse_lens.results import exact, not_measurable
 
 NEURONS, LATENTS = ColumnSpec("sparse_neurons", "sparse"), ColumnSpec("dense_topk", "dense_matched", "dictionaries")
 
@@ -90,12 +91,27 @@ def test_labels_are_apart_from_the_numbers() -> None:
 
 def test_every_number_is_in_one_table() -> None:
     cells = [curve(NEURONS, seed, [1]) for seed in (0, 1)]
-    full = assemble(FullPlan(), [NEURONS, LATENTS], [], curves=cells, rows=[row(LATENTS, "activation", 0, 16.0)])
+    own = ColumnSpec("topk 448 k8", "dense_matched", "dictionaries", (("z",),))
+    width = ({own: Wanted("dense_matched", "topk", 0, 448, 8)}, [row(own, "activation", 0, 8.0)])
+    rows = [row(LATENTS, "activation", 0, 16.0)]
+    further = {"1": [curve(NEURONS, 0, [1])]}
+    trained = [{"kind": "topk", "d_sae": 896, "k": 16}, {"kind": "topk", "d_sae": 448, "k": 8}]
+    full = assemble(FullPlan(), [NEURONS, LATENTS], trained, curves=cells, rows=rows, further=further, frontier=width)
+    effects = {"blocks.0.hook_in": {"channels": [3], "results": {"effect": vars(exact(0.25))}}}
+    full["couplings"] = {"losses": {"loss_dense": vars(exact(3.0))}, "steering": {"task": effects}}
     frame = Comparison({"tasks": {}, "full": full}).full_frame()
-    assert set(frame["section"]) == {"curves", "rows"}
-    (own,) = frame[(frame["name"] == "activation") & (frame["column"] == "dense_topk")].to_dict("records")
-    assert (own["place"], own["metric"], own["value"]) == ("layer 0", "l0", 16.0)
-    assert set(frame[frame["section"] == "curves"]["place"]) == {"seed 0, target 0.5", "seed 1, target 0.5"}
+    assert set(frame["section"]) == {"curves", "rows", "frontier", "couplings"}
+
+    def value(**where: str) -> float:
+        (found,) = frame.loc[(frame[list(where)] == list(where.values())).all(axis=1), "value"]
+        return found
+
+    assert value(section="rows", name="activation", column="dense_topk", place="layer 0", metric="l0") == 16.0
+    assert value(section="frontier", name="activation", column="topk 448 k8", place="layer 0", metric="l0") == 8.0
+    assert value(section="couplings", name="task", column="", place="blocks.0.hook_in", metric="effect") == 0.25
+    assert value(section="couplings", name="", metric="loss_dense") == 3.0
+    places = set(frame[frame["section"] == "curves"]["place"])
+    assert places == {"seed 0, target 0.5", "seed 1, target 0.5", "training seed 1, seed 0, target 0.5"}
     with pytest.raises(DataError, match="compare_fully"):
         Comparison({"tasks": {}}).full_frame()
 
@@ -104,11 +120,13 @@ def test_what_was_left_out_is_named() -> None:
     """A gate that a further training seed fails, a search that missed its target, a column that was matched with nothing."""
     (job, record), (again, other) = curve(NEURONS, 0, [1]), curve(NEURONS, 0, [1])
     record["points"][0]["reached"] = False
+    record["points"][0]["results"]["functional_edges"] = vars(not_measurable(f"300 MLP nodes are kept; {TOO_LARGE}"))
     failed = other | {"points": [], "reason": "accuracy 0.5 is below the gate of 0.9"}
     cells = [row(LATENTS, "activation", 0, 16.0)]
     full = assemble(FullPlan(), [NEURONS, LATENTS], [], curves=[(job, record)], rows=cells, further={"1": [(again, failed)]})
     assert full["left_out"] == [
         "sparse_neurons: 1 of 1 searches did not reach their target; their points are best attempts.",
+        "sparse_neurons, task: 300 MLP nodes are kept; functional edges are found between up to 256.",
         "sparse_neurons, task (training seed 1): accuracy 0.5 is below the gate of 0.9.",
         "dense_topk: not matched with the sparse neurons, whose tokens or layers its model does not share.",
     ]
