@@ -114,7 +114,7 @@ def test_train_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_circuit_is_tested_and_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """`--trust` prints and keeps the card, `--page` draws; a saved one has the verdict on its page."""
     folder, page = tmp_path / "c", tmp_path / "c.html"
-    arguments = ["circuit", "python-dense-matched", "while_return_true", "--steps", "40", "--target", "0.3", "--out", str(folder)]
+    arguments = ["circuit", "python-dense-matched", "while_return_true", "--steps", "80", "--target", "0.6", "--out", str(folder)]
     assert main([*arguments, "--trust", "quick", "--page", str(page)]) == 0
     out = capsys.readouterr().out
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
@@ -122,5 +122,5 @@ def test_a_circuit_is_tested_and_drawn(capsys: pytest.CaptureFixture[str], tmp_p
     assert "not tested (quick)" in page.read_text(encoding="utf-8")
     assert main(["report", str(folder), "--out", str(tmp_path / "again.html")]) == 0
     assert "not tested (quick)" in (tmp_path / "again.html").read_text(encoding="utf-8")
-    assert main([*arguments, "--json"]) == 0
+    assert main([*arguments, "--steps", "2", "--json"]) == 0
     assert sorted(path.name for path in folder.iterdir()) == ["circuit.json", "circuit.safetensors"]
