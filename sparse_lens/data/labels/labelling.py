@@ -14,21 +14,21 @@ from jaxtyping import Int32, Int64
 from sparse_lens.data.labels.identifiers import IDENTIFIER_LABELS, ROLES, PerLexeme, identifiers
 from sparse_lens.data.labels.lexemes import KINDS, Scan, scan_source
 from sparse_lens.data.labels.offsets import OffsetEncoder, Offsets, last_characters, main_lexemes
-from sparse_lens.data.labels.scopes import SCOPES
+from sparse_lens.data.labels.scopes import SCOPES, module_names
 from sparse_lens.data.labels.states import PerCharacter, lexical_states
 from sparse_lens.data.labels.surroundings import SURROUNDING_LABELS, surroundings
 from sparse_lens.data.labels.tree import Places, parse_source, walk_scopes
 
 PerToken = Int32[np.ndarray, " token"]
 
-LABELS_FORMAT = "labels 2"
+LABELS_FORMAT = "labels 3"
 """Changes when a label of a token does: kept numbers that rest on labels are then computed anew."""
 
 WORD_KINDS = (*KINDS, "keyword", "builtin")
 """Values of the label `kind`: the kinds of lexemes, names told apart from keywords and built-in names.
 
-Where the syntax tree is known, a parameter, a local name or an argument's name that is spelled like a built-in one is a name. A
-name that the module itself assigns is not told apart."""
+Where the syntax tree is known, what the program itself defines is a name, however it is spelled: parameters, local names, names of
+arguments, and what the module binds at its top level, there and wherever a function reads it."""
 
 WORDS = ("", *keyword.kwlist, "self", "cls")
 """Values of the label `word`: which of these words a token belongs to; the first stands for any other."""
@@ -100,14 +100,19 @@ def _labels(text: str, scan: Scan) -> tuple[dict[str, PerCharacter], dict[str, P
     places = Places(text)
     visits, scopes = walk_scopes(tree)
     found = identifiers(text, scan, visits, scopes, places)
-    lexemes["kind"] = _shadowed(lexemes["kind"], found)
+    lexemes["kind"] = _shadowed(text, scan, lexemes["kind"], found)
     return characters | surroundings(text, visits, places), lexemes | found, True
 
 
-def _shadowed(kinds: PerLexeme, found: Mapping[str, PerLexeme]) -> PerLexeme:
-    """Kinds where a parameter, a local variable or an argument's name that is spelled like a built-in one is a plain name."""
+def _shadowed(text: str, scan: Scan, kinds: PerLexeme, found: Mapping[str, PerLexeme]) -> PerLexeme:
+    """Kinds where what the program itself defines is a plain name, though it is spelled like a built-in one."""
     own = np.isin(found["role"], _OWN_ROLES) | np.isin(found["scope"], _OWN_SCOPES)
-    return np.where((kinds == WORD_KINDS.index("builtin")) & own, KINDS.index("name"), kinds).astype(np.int32)
+    spelled = kinds == WORD_KINDS.index("builtin")
+    if shadowing := module_names(text) & _BUILTINS:
+        ends = np.append(scan.starts, len(text))[1:]
+        for index in np.flatnonzero(spelled & (found["scope"] == SCOPES.index("global"))).tolist():
+            own[index] = text[scan.starts[index] : ends[index]] in shadowing
+    return np.where(spelled & own, KINDS.index("name"), kinds).astype(np.int32)
 
 
 def _words(text: str, scan: Scan) -> dict[str, PerLexeme]:

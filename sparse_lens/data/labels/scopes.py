@@ -42,6 +42,15 @@ def resolve_scopes(text: str, scopes: Sequence[Scope]) -> list[Names | None]:
     return names
 
 
+def module_names(text: str) -> frozenset[str]:
+    """Names that a module binds at its top level by assignment, definition or import; none where there is no symbol table."""
+    try:
+        table = symtable.symtable(without_mark(text), "source", "exec")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return frozenset()
+    return frozenset(symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported())
+
+
 def _matched(
     children: Sequence[int], scopes: Sequence[Scope], table: symtable.SymbolTable
 ) -> Iterator[tuple[int, symtable.SymbolTable]]:

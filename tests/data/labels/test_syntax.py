@@ -297,6 +297,25 @@ def test_own_names_that_are_spelled_like_built_in_ones_are_names(words):
 
 
 @pytest.mark.parametrize(
+    ("definition", "kind"),
+    [
+        ("def open(x): ...", "name"),
+        ("open = 3", "name"),
+        ("from gzip import open", "name"),
+        ("class A:\n    def open(self): ...", "builtin"),
+        ("def f():\n    open = 3", "builtin"),
+        ("x = 3", "builtin"),
+    ],
+)
+def test_what_the_module_binds_is_a_name_wherever_it_is_read(definition, kind, words):
+    """At its top level: a method and a local variable shadow nothing elsewhere."""
+    text = f"{definition}\ny = open(x)\ndef g():\n    return open, len\n"
+    found = labels_of(text, words, "kind", WORD_KINDS)
+    assert [of for word, of in found if word == "open"][-2:] == [kind, kind]
+    assert ("len", "builtin") in found
+
+
+@pytest.mark.parametrize(
     ("text", "kinds"),
     [
         ("x = 0; x += 0.5", ["int", None]),
