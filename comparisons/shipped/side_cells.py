@@ -18,6 +18,7 @@ from sparse_lens.circuits.prompts import both_sides, per_pair
 from sparse_lens.circuits.scoring import logit_differences, task_loss
 from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints, mlp_neurons
 from sparse_lens.comparisons.concepts.labelled_tokens import LabelledTokens, label_pair
+from sparse_lens.comparisons.concepts.pair_labels import labels_read
 from sparse_lens.comparisons.fracture.hidden_until_shift import losses_under_change
 from sparse_lens.comparisons.fracture.model_fracture import FractureConfig, fracture_index
 from sparse_lens.comparisons.instrument.measuring import SMOKE, Size, mean_results
@@ -93,7 +94,8 @@ def side_jobs(pair: ModelPair, folders: Mapping[str, Path], size: SideSize) -> l
         depends = [FORMAT, *fingerprints(pair, ColumnSpec(name, str(folder)))]
         labels = {"pair": pair.address, "tokens": size.labelled_tokens, "max_files": size.max_files}
         prompts = {"tasks": tasks, "n_pairs": size.n_pairs, "draws": size.draws, "fracture": asdict(size.fracture)}
-        wiring.append(Job(f"wiring of {name}", _WIRING, {"folder": str(folder)} | labels, depends))
+        of_labels = [*depends, *labels_read(pair.address)]
+        wiring.append(Job(f"wiring of {name}", _WIRING, {"folder": str(folder)} | labels, of_labels))
         shift.append(Job(f"shift of {name}", _SHIFT, {"folder": str(folder)} | prompts, depends))
     return wiring + shift
 
