@@ -20,9 +20,9 @@ import torch
 from tokenizers import Tokenizer
 
 from sparse_lens.comparisons.binding.drawing import ProgramDraw, training_texts
-from sparse_lens.comparisons.binding.mixture import MixedData
 from sparse_lens.comparisons.binding.programs import KINDS, usable_names
 from sparse_lens.comparisons.binding.prompts import encode_programs
+from sparse_lens.comparisons.mixed_data import MixedData
 from sparse_lens.data import DataConfig, TokenData, prepare_data
 from sparse_lens.errors import UnknownNameError
 from sparse_lens.models import CircuitGPTForCausalLM

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from sparse_lens.comparisons.binding.drawing import held_out, training_texts
-from sparse_lens.comparisons.binding.mixture import MixedData
 from sparse_lens.comparisons.binding.training import binding_recipes, evenly_spaced_positions, main, train_binding
+from sparse_lens.comparisons.mixed_data import MixedData
 from sparse_lens.data import END_OF_TEXT, DataConfig, SourceFolder, TokenData, generate_program, prepare_data
 from sparse_lens.errors import ConfigError, UnknownNameError
 from sparse_lens.hooks import load
