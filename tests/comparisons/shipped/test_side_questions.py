@@ -24,7 +24,7 @@ from sparse_lens.comparisons.shipped.side_questions import (
     wires_page,
 )
 from sparse_lens.errors import ConfigError, DataError, UnknownNameError
-from sparse_lens.results import Result, exact, not_measurable, to_plain
+from sparse_lens.results import Result, exact, from_plain, not_measurable, to_plain
 
 PAIR = ModelPair.open()
 
@@ -147,6 +147,20 @@ def test_arms_by_name() -> None:
     for bad, baseline in ((["python-sparse"], "a"), (["=python-sparse"], "a"), (arms, None), ([], "a")):
         with pytest.raises(ConfigError, match=r"NAME=FOLDER|go together"):
             named_arms(bad, baseline)
+
+
+def test_the_page_holds_the_kept_tables() -> None:
+    """Those of docs/pages/claims.md are what the run kept gives: the wires as they are, the correlations from its models."""
+    docs = Path(__file__).parents[3] / "docs"
+    page, kept = (docs / "pages" / "claims.md").read_text(), json.loads((docs / "mechanism" / KEPT).read_text())
+    for facts in kept["models"].values():
+        del facts["weights"]
+    none = NeuronWiring(*np.zeros((2, 0), dtype=np.int64), 0, {name: np.zeros(0) for name in OUTCOMES})
+    models = {name: SideModel(facts.pop("density"), none, from_plain(facts)) for name, facts in kept["models"].items()}
+    assert not kept["scope"]["quick"] and to_plain(shifts_of(models)) == kept["hidden until shift"]
+    tables = {"wires": wires_page(from_plain(kept["wires"])), "hidden until shift": shift_page(models, shifts_of(models))}
+    for name, table in tables.items():
+        assert f"<!-- table: {name} -->\n{table}\n<!-- end -->" in page
 
 
 @pytest.mark.slow
