@@ -16,7 +16,7 @@ from sparse_lens.data import load_tokenizer
 from sparse_lens.dictionaries import Dictionary, load_saelens
 from sparse_lens.errors import CheckpointError, ConfigError, UnknownNameError
 from sparse_lens.hooks import load
-from sparse_lens.models_shipped import DEFAULT_PAIR, PAIR_FILE, find_pair, pair_windows
+from sparse_lens.models_shipped import DEFAULT_PAIR, PAIR_FILE, find_pair, pair_windows, shipped_models
 from sparse_lens.results import Result, bootstrap_mean, exact
 from sparse_lens.training import window_losses
 
@@ -54,16 +54,18 @@ class ModelPair:
         return pair
 
     def with_models(self, **models: str | Path) -> ModelPair:
-        """The same pair with the models of other folders, by role; another matched model leaves its dictionaries behind.
+        """The same pair with the models of other folders, or shipped ones by name; another matched one leaves its dictionaries.
 
         A model may have a tokenizer of its own: tasks are text, and it reads the text of the pair's windows in its own tokens
         (`windows_of`). Raises `UnknownNameError` for a role that there is not, `CheckpointError` for a folder without a tokenizer.
         """
-        for role, folder in models.items():
+        shipped = shipped_models()
+        folders = {role: shipped.get(str(model), Path(model)) for role, model in models.items()}
+        for role, folder in folders.items():
             if role not in ROLES:
                 raise UnknownNameError("role", role, ROLES)
-            _vocabulary(Path(folder))
-        return replace(self, replaced={**self.replaced, **{role: Path(folder) for role, folder in models.items()}})
+            _vocabulary(folder)
+        return replace(self, replaced={**self.replaced, **folders})
 
     def training_seeds(self) -> list[ModelPair]:
         """The pair itself and, for each further training seed that its folder holds, the pair with the models of that seed.

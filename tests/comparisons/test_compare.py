@@ -142,7 +142,8 @@ def test_training_seeds_of_a_pair(tmp_path: Path) -> None:
     for seed in seeds:
         losses = [json.loads((seed.model_folder(role) / "card.json").read_text())["loss"] for role in ("sparse", "dense_matched")]
         assert abs(losses[0] - losses[1]) <= 0.05
-    assert pair.with_models(dense=pair.model_folder("dense")).training_seeds()[1:] == []
+    replaced = pair.with_models(dense=pair.model_folder("dense"))
+    assert replaced.training_seeds()[1:] == [] and pair.with_models(dense="python-dense").address == replaced.address
     shutil.copytree(pair.folder, tmp_path / "pair", ignore=shutil.ignore_patterns("*seed*"))
     with pytest.raises(CheckpointError, match="seed1"):
         ModelPair.open(tmp_path / "pair")
