@@ -66,17 +66,12 @@ def measure(
     `steps` are the recipe's if not given, of which Python takes `python_first` (half) in the pretrained arm. Raises
     `UnknownNameError` for an unknown recipe, and what training and masks raise.
     """
-    hashed = str(TokenData(data).manifest["config_hash"])
-    trainings: list[Job] = []
-    for recipe in recipes:
-        total = steps or get_recipe(recipe).steps
-        first = total // 2 if python_first is None else python_first
-        for seed in seeds:
-            for arm in ARMS:
-                name = f"{recipe}-{arm}-seed{seed}"
-                place = {"data": str(data.absolute()), "folder": str((models / name).absolute())}
-                of = {"recipe": recipe, "seed": seed, "arm": arm, "steps": total, "python_first": first}
-                trainings.append(Job(f"train {name}", f"{__name__}:train_cell", place | of, [hashed]))
+    trainings = [
+        job
+        for recipe in recipes
+        for seed in seeds
+        for job in _training_jobs(models, data, recipe, seed, steps or get_recipe(recipe).steps, python_first)
+    ]
     trained = run_jobs(trainings, **how)
     config = (masks or MaskConfig()).model_dump(mode="json")
     effects = []
@@ -87,6 +82,19 @@ def measure(
         effects.append(Job(name, f"{__name__}:effect_cell", folders | {"config": config, "seeds": list(mask_seeds)}, depends))
     found = iter(run_jobs(effects, **how))
     return {recipe: [from_plain(next(found)) for _ in seeds] for recipe in recipes}
+
+
+def _training_jobs(models: Path, data: Path, recipe: str, seed: int, steps: int, python_first: int | None) -> list[Job]:
+    """A job for each of the `ARMS`, in their order."""
+    first = steps // 2 if python_first is None else python_first
+    reads = [str(TokenData(data).manifest["config_hash"])]
+    jobs = []
+    for arm in ARMS:
+        name = f"{recipe}-{arm}-seed{seed}"
+        place = {"data": str(data.absolute()), "folder": str((models / name).absolute())}
+        of = {"recipe": recipe, "seed": seed, "arm": arm, "steps": steps, "python_first": first}
+        jobs.append(Job(f"train {name}", f"{__name__}:train_cell", place | of, reads))
+    return jobs
 
 
 def over_trainings(effects: Sequence[Results]) -> dict[str, Result]:
