@@ -22,6 +22,7 @@ RANDOM = ("random_d_sub", "random_d_abl", "complement_d_abl")
 _OF_REAL = (*CONDITIONS, "d_sub", "d_abl", *RANDOM, "score", "compositional", "kept", "kept_share")
 _OF_CONTROL = (*CONDITIONS, "d_sub", "d_abl", "random_d_abl", "score", "compositional", "kept_share")
 _OF_BOTH = ("d_sub", "d_abl", "score", "compositional", "kept_share")
+_RANDOM_MASK = "random_mask"
 
 REAL = "real"
 """The weights that the model has; a control puts others in their place."""
@@ -102,13 +103,15 @@ class Compositionality:
     def results(self) -> dict[str, Result]:
         """Means over mask seeds, with the least and the largest: of both subroutines together, and of each as `NAME_…`.
 
-        `d_sub` and `d_abl` have the random mask's as their null; `CONTROL_d_abl` and the like are a control's; `compositional` is
+        `d_sub` and `d_abl` have the random mask's as their null, and `d_abl` has it as a control, too: `random_mask_d_abl`;
+        `CONTROL_d_abl` and the like are a control's; `compositional` is
         the share of masks that pass both thresholds; `kept_share` is of the `maskable` weights, the nonzero ones; `overlap`
         (between the subroutines) and `NAME_seed_overlap` have the overlap of independent masks as their null.
         """
         found = {f"{name}_model_accuracy": result for name, result in self.accuracies.items()}
         found |= {"maskable": exact(n_kept(self.allowed)), "overlap": self._between_subroutines()}
         found |= self._metrics("", self.names, _OF_BOTH, _OF_BOTH)
+        found[f"{_RANDOM_MASK}_d_abl"] = self._over(self.names, REAL, "random_d_abl")
         for name in self.names:
             found |= self._metrics(f"{name}_", (name,), _OF_REAL, _OF_CONTROL)
             found[f"{name}_seed_overlap"] = self._between_seeds(name)

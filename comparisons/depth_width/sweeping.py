@@ -34,10 +34,11 @@ class SweepCell:
 
     @property
     def results(self) -> dict[str, Result]:
-        """`loss` and every measure as means over seeds with Student's interval, and exact counts."""
+        """`loss`, every measure and the `seconds` of a training as means over seeds with Student's interval, and exact counts."""
         found = {"loss": _over_seeds([exact(run["loss"]) for run in self.runs])}
         for name in self.runs[0]["measures"]:
             found[name] = _over_seeds([_result(run["measures"][name]) for run in self.runs])
+        found["seconds"] = _over_seeds([_seconds(run) for run in self.runs])
         counts = {name: exact(self.runs[0][name]) for name in ("core", "nonzeros", "embeddings", "total")}
         return found | counts | {"learning_rate": exact(self.learning_rate)}
 
@@ -183,6 +184,11 @@ def _over_seeds(results: Sequence[Result]) -> Result:
         return not_measurable(results[0].reason or "no seed has a value", seeds=len(results))
     mean = difference_over_seeds(values)
     return Result(mean.value, mean.lo, mean.hi, results[0].null, len(values), len(values))
+
+
+def _seconds(run: Record) -> Result:
+    seconds = run.get("seconds")
+    return not_measurable("its time was not kept") if seconds is None else exact(seconds)
 
 
 def _result(value: Any) -> Result:

@@ -54,7 +54,7 @@ CLAIMS = (
         "perishable",
         "seed question after arXiv:2511.13653; measure of arXiv:2512.13568",
         *("superposition", "psi", "sparse", (), 1.0),
-        beside=("effective_features", "fvu"),
+        beside=("effective_features", "fvu", "random_weights_psi"),
         unit="effective features of an SAE per neuron, against 1",
     ),
     Claim(
@@ -95,6 +95,7 @@ CLAIMS = (
         "durable",
         "arXiv:2603.03415",
         *("robustness", "loss_slope", "sparse", ("random_weights",)),
+        beside=("d_abl_slope",),
         unit="nats of loss per nat of surprise of a third model",
     ),
     Claim(
@@ -124,7 +125,7 @@ CLAIMS = (
         "subroutines of the sparse model can be taken out one by one: removing one harms the other less",
         "durable",
         "arXiv:2301.10884",
-        *("compositionality", "d_abl", "dense", ("random_weights",)),
+        *("compositionality", "d_abl", "dense", ("random_weights", "random_mask")),
         unit="D_abl, which is negative where a subroutine can be removed alone",
     ),
     Claim(

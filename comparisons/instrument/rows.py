@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sparse_lens.comparisons.circuit_sizes import over_seeds
+from sparse_lens.comparisons.compositionality import SUBROUTINES
 from sparse_lens.comparisons.instrument.claim import CLAIMS, Claim
 from sparse_lens.comparisons.instrument.literature import Item, Literature
 from sparse_lens.comparisons.instrument.measuring import ON_TASK, Measured
@@ -159,30 +160,43 @@ NONSENSE_MARGIN = 1.0
 
 
 def _coexistence(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
-    """Per training seed: more features than neurons in the sparse model, and circuits smaller than the dense one's.
+    """Per training seed: superposition in the sparse model, and circuits smaller than the dense one's, of real labels alone.
 
-    Pairs in which they do not coexist do not say that they nowhere do: no run contradicts it.
+    Superposition is more features than neurons, or at least as many per neuron as the dense model has. Pairs in which the two do
+    not coexist do not say that they nowhere do: no run contradicts it.
     """
-    counted = [seed for seed in seeds if "superposition" in seed and "circuits" in seed]
-    psi = [_number(seed, "superposition", "sparse", "psi", np.nan) for seed in counted]
-    smaller = [_number(seed, "circuits", "sparse", "log2_nodes", np.nan) for seed in counted]
-    larger = [_number(seed, "circuits", "dense", "log2_nodes", np.nan) for seed in counted]
-    values = list(zip(psi, smaller, larger, loss_gaps(counted), strict=True))
-    whole = [(p, own, other, gap) for p, own, other, gap in values if np.isfinite([p, own, other]).all()]
-    if reasons := undecidable([gap for *_, gap in whole]):
+    pairs = [pair for seed in seeds if (pair := _superposed_and_small(seed)) is not None]
+    if reasons := undecidable([gap for *_, gap in pairs]):
         return ClaimRow(claim, Judgement("not measurable", NOTHING, tuple(reasons)))
-    both = [p > 1 and own < other for p, own, other, _ in whole]
-    cells = tuple(f"{p:.2f} features per neuron, {2**own:,.0f} nodes against {2**other:,.0f}" for p, own, other, _ in whole)
-    verdict: Verdict = "supports" if all(both) else "indistinguishable"
-    reasons = () if all(both) else (f"{sum(both)} of {len(both)} pairs show both, which does not say that none does",)
-    share = exact(sum(both), n=len(both), seeds=len(both))
-    return ClaimRow(claim, Judgement(verdict, NOTHING, reasons), sparse=share, found=cells)
+    n = sum(both for both, *_ in pairs)
+    verdict: Verdict = "supports" if n == len(pairs) else "indistinguishable"
+    reasons = [] if n == len(pairs) else [f"{n} of {len(pairs)} pairs show both, which does not say that none does"]
+    share = exact(n, n=len(pairs), seeds=len(pairs))
+    return ClaimRow(claim, Judgement(verdict, NOTHING, tuple(reasons)), sparse=share, found=tuple(told for _, told, _ in pairs))
+
+
+def _superposed_and_small(seed: Seed) -> tuple[bool, str, float] | None:
+    """Whether the sparse model of a pair shows both, its numbers in words, and the pair's gap in loss; None without the numbers."""
+    psi, nodes, margin = (
+        {role: _number(seed, measure, role, metric, np.nan) for role in ("sparse", "dense")}
+        for measure, metric in (("superposition", "psi"), ("circuits", "log2_nodes"), ("circuits", "nonsense_margin"))
+    )
+    if not np.isfinite([psi["sparse"], nodes["sparse"], nodes["dense"]]).all():
+        return None
+    superposed = psi["sparse"] > 1 or psi["sparse"] >= psi["dense"]
+    small = nodes["sparse"] < nodes["dense"] and not margin["sparse"] < NONSENSE_MARGIN
+    told = (
+        f"{psi['sparse']:.2f} features per neuron against {psi['dense']:.2f}, "
+        f"{2 ** nodes['sparse']:,.0f} nodes against {2 ** nodes['dense']:,.0f}"
+    )
+    return superposed and small, told, loss_gaps([seed])[0]
 
 
 def _always(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
     """One cell whose seed average is not better in the sparse model ends the claim; they are all printed.
 
-    Cells are the measures and, where a measure is known by task, its tasks; those with a number in enough training seeds count.
+    Cells are the measures and, where a measure is known by task or subroutine, each of these; those with a number in enough
+    training seeds count. Of two models that are the same no cell is better: they end it, too.
     """
     if reasons := undecidable(loss_gaps(seeds)):
         return ClaimRow(claim, Judgement("not measurable", NOTHING, tuple(reasons)))
@@ -207,15 +221,14 @@ def _always(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
 
 
 def _cells(seeds: Sequence[Seed]) -> list[Claim]:
-    """The disentangling claims, and each of them again on every task that any model has a number for."""
+    """The disentangling claims, and each of them again on every task and subroutine that any model has a number for."""
     found = []
     for claim in CLAIMS:
         if claim.id in _DISENTANGLING:
-            prefix = claim.metric + ON_TASK
-            names = {
-                name for seed in seeds for of in seed.get(claim.measure, {}).values() for name in of if name.startswith(prefix)
-            }
-            found += [claim, *(replace(claim, metric=name, controls=()) for name in sorted(names))]
+            measured = {name for seed in seeds for of in seed.get(claim.measure, {}).values() for name in of}
+            parts = {name for name in measured if name.startswith(claim.metric + ON_TASK)}
+            parts |= {f"{subroutine}_{claim.metric}" for subroutine in SUBROUTINES} & measured
+            found += [claim, *(replace(claim, metric=name, controls=()) for name in sorted(parts))]
     return found
 
 

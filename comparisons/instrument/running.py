@@ -6,19 +6,18 @@ sparse-lens claims --out claims
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints
 from sparse_lens.comparisons.instrument.claim import ARM_CLAIMS, CLAIMS, Claim, arm_claim
 from sparse_lens.comparisons.instrument.kept_rows import read_kept, with_kept
 from sparse_lens.comparisons.instrument.literature import Literature, read_literature
 from sparse_lens.comparisons.instrument.measuring import ROLES
+from sparse_lens.comparisons.instrument.measuring_jobs import measuring_job
 from sparse_lens.comparisons.instrument.rows import ClaimRow, Seed, claim_rows, loss_gaps
 from sparse_lens.comparisons.jobs import Job, run_jobs
 from sparse_lens.comparisons.pair import ModelPair
-from sparse_lens.data.labels.labelling import LABELS_FORMAT
 from sparse_lens.errors import ConfigError, UnknownNameError
 from sparse_lens.results import Result, from_plain, to_frame, to_plain
 
@@ -26,28 +25,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
-FORMAT = "claims 1"
-"""What every cell of the claims depends on beside its models: raised when what cells compute changes."""
-
-_CHANGED = {
-    "robustness": "scores of tasks and masks",
-    "circuits": "those that reach the target, by task",
-    "concepts": LABELS_FORMAT,
-}
-"""What a measure gives beside what it gave at first: its older cells are computed anew."""
-
-_CELL = "sparse_lens.comparisons.instrument.measuring:measured"
 
 
 @dataclass(frozen=True)
 class Report:
-    """The rows, what they were measured on (`scope`), everything measured by training seed, and what could not be grounded."""
+    """The rows, what they were measured on (`scope`), everything measured by training seed, and what could not be grounded.
+
+    `arms` has by name what was measured of the sparse models beside each arm's.
+    """
 
     rows: tuple[ClaimRow, ...]
     scope: dict[str, Any]
     seeds: tuple[Seed, ...]
     literature: Literature
     command: str = ""
+    arms: Mapping[str, tuple[Seed, ...]] = field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:
         """The content of `claims.json`."""
@@ -57,6 +49,7 @@ class Report:
             "scope": self.scope,
             "claims": [row.to_plain() for row in self.rows],
             "measured": [dict(seed) for seed in self.seeds],
+            "arms": {arm: [dict(seed) for seed in seeds] for arm, seeds in self.arms.items()},
             "covered_until": self.literature.covered_until,
             "grounds": self.literature.grounds,
             "not_grounded": list(self.literature.not_grounded),
@@ -64,8 +57,10 @@ class Report:
         return to_plain(content)
 
     def to_frame(self) -> pd.DataFrame:
-        """Everything measured as a tidy table: one row a number, with its training seed, measure, side and metric."""
-        return to_frame({str(number): dict(seed) for number, seed in enumerate(self.seeds)}, ("seed", "measure", "side"))
+        """Everything measured as a tidy table: one row a number, with arm ("" for the pair), training seed, measure and side."""
+        groups = {"": self.seeds, **self.arms}
+        content = {arm: {str(number): dict(seed) for number, seed in enumerate(seeds)} for arm, seeds in groups.items()}
+        return to_frame(content, ("arm", "seed", "measure", "side"))
 
 
 def claims(
@@ -93,18 +88,22 @@ def claims(
     known = read_literature(literature)
     other_rows = [row for path in kept for row in read_kept(path)]
     pairs = _pairs(pair)[: 1 if smoke else None]
-    groups = {"": (pairs, chosen)}
-    for arm, folders in (arms or {}).items() if any(claim.id == "T1b" for claim in chosen) else ():
-        groups[arm] = _with_arm(pairs, arm, folders), [claim for claim in CLAIMS if claim.id in ARM_CLAIMS]
+    if arms and not any(claim.id == "T1b" for claim in chosen):
+        raise ConfigError(f"arms ({', '.join(arms)}) are for the claim T1b, which is none of those chosen: {', '.join(only or ())}")
+    of_arm = [claim for claim in CLAIMS if claim.id in ARM_CLAIMS]
+    groups = {arm: (_with_arm(pairs, arm, of[: 1 if smoke else None]), of_arm) for arm, of in (arms or {}).items()}
+    groups = {"": (pairs, chosen)} | groups
     jobs = [job for opened, asked in groups.values() for one in opened for job in _jobs(one, asked, smoke=smoke)]
     found = dict(zip([job.fingerprint for job in jobs], run_jobs(jobs, cache, workers=workers, progress=progress), strict=True))
     measured = {arm: tuple(_seed(one, asked, found, smoke=smoke) for one in opened) for arm, (opened, asked) in groups.items()}
-    rows = with_kept(claim_rows(measured[""], known, chosen), other_rows)
-    for arm in list(groups)[1:]:
-        told = _nonzeros(measured[arm])
-        of_arm = claim_rows(measured[arm], known, [arm_claim(claim, arm) for claim in groups[arm][1]])
-        rows += [replace(row, found=(*row.found, told)) for row in of_arm]
-    return Report(tuple(rows), _scope(pairs, measured[""], smoke=smoke), measured[""], known, command)
+    of_arms = {arm: seeds for arm, seeds in measured.items() if arm}
+    asked = [replace(claim, only_if=_BELOW) if of_arms and claim.id == "T1b" else claim for claim in chosen]
+    rows = with_kept(claim_rows(measured[""], known, asked), other_rows)
+    for arm, seeds in of_arms.items():
+        told = _compared_at(seeds)
+        own = claim_rows(seeds, known, [arm_claim(claim, arm) for claim in of_arm])
+        rows += [replace(row, found=(*row.found, *told)) for row in own]
+    return Report(tuple(rows), _scope(pairs, measured[""], smoke=smoke), measured[""], known, command, of_arms)
 
 
 def choose_claims(only: Sequence[str] | None) -> list[Claim]:
@@ -165,26 +164,25 @@ def needed_measures(chosen: Sequence[Claim]) -> list[str]:
 
 
 def _jobs(pair: ModelPair, chosen: Sequence[Claim], *, smoke: bool) -> list[Job]:
-    depends = [FORMAT, *(part for own in ROLES.values() for part in fingerprints(pair, ColumnSpec(own, own)))]
-    return [
-        Job(
-            f"{measure} of {pair.model_name('sparse')}",
-            _CELL,
-            {"pair": pair.address, "measure": measure, "smoke": smoke},
-            [*depends, *((_CHANGED[measure],) if measure in _CHANGED else ())],
-        )
-        for measure in needed_measures(chosen)
-    ]
+    name = pair.model_name("sparse")
+    return [measuring_job(pair, measure, f"{measure} of {name}", smoke=smoke) for measure in needed_measures(chosen)]
 
 
 def _seed(pair: ModelPair, chosen: Sequence[Claim], found: dict[str, Any], *, smoke: bool) -> Seed:
     return {str(job.arguments["measure"]): from_plain(found[job.fingerprint]) for job in _jobs(pair, chosen, smoke=smoke)}
 
 
-def _nonzeros(seeds: Sequence[Seed]) -> str:
-    """What an arm is compared at: nonzeros as the losses are, by training seed."""
+_BELOW = "each arm has its own rows, T1b-NAME-…, below"
+
+
+def _compared_at(seeds: Sequence[Seed]) -> tuple[str, str]:
+    """What an arm is compared at, by training seed: nonzeros of both sides, and the arm's loss less the sparse model's."""
     sides = (", ".join(f"{seed['losses'][role]['matrix_nonzeros'].value or 0:,.0f}" for seed in seeds) for role in ROLES)
-    return "nonzero weights in matrices: {} in the sparse models, {} in the arm's".format(*sides)
+    gaps = ", ".join(f"{gap:+.3f}" for gap in loss_gaps(seeds))
+    return (
+        "nonzero weights in matrices: {} in the sparse models, {} in the arm's".format(*sides),
+        f"the arm's loss less the sparse model's: {gaps} nats a token",
+    )
 
 
 def _scope(pairs: Sequence[ModelPair], seeds: Sequence[Seed], *, smoke: bool) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 The rule: a claim is decided only where the losses are matched (|difference| <= 0.05 nats per token in every pair) and at least
 three training seeds were measured. Then the 95 % interval of the difference over training seeds decides: with 0 inside, the models
-are *indistinguishable*; so they are where a control shows as much, that is where the interval of the difference less the control's
-own does not lie beyond 0 on the same side. Otherwise the interval *supports* the claim or *contradicts* it. A control that has no
-number where one is needed leaves the claim *not measurable*.
+are *indistinguishable*; so they are where a control shows as much, or is too uncertain to exclude it: where the interval of the
+difference less the control's own does not lie beyond 0 on the same side. Otherwise the interval *supports* the claim or
+*contradicts* it. A control that has no number where one is needed leaves the claim *not measurable*.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _less(first: float | None, second: float | None) -> float | None:
 
 
 def _against_controls(verdict: Verdict, difference: Result, excesses: Mapping[str, Sequence[float | None]]) -> Judgement:
-    """The verdict, unless a control has no number or shows as much; `excesses` are the differences less the controls' own."""
+    """The verdict, unless a control has no number or is not told apart; `excesses` are the differences less the controls' own."""
     missing = [name for name, values in excesses.items() if None in values]
     if missing:
         return Judgement("not measurable", difference, tuple(f"the control {name} has no number" for name in missing))
@@ -84,7 +84,7 @@ def _against_controls(verdict: Verdict, difference: Result, excesses: Mapping[st
     for name, values in excesses.items():
         excess = difference_over_seeds([value for value in values if value is not None])
         if not _beyond_zero(excess, positive=(difference.value or 0) > 0):
-            failed.append(f"the control {name} shows as much: what is beyond it is {excess}")
+            failed.append(f"not told apart from the control {name}: what is beyond it is {excess}")
     return Judgement("indistinguishable", difference, tuple(failed)) if failed else Judgement(verdict, difference)
 
 

@@ -13,10 +13,10 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from sparse_lens.comparisons.circuit_sizes import over_seeds
-from sparse_lens.comparisons.depth_width.grid import Place
+from sparse_lens.comparisons.depth_width.grid import Matching, Place
 from sparse_lens.comparisons.depth_width.sweeping import DepthWidthSweep, depth_slopes, depth_width_sparsity_sweep
 from sparse_lens.comparisons.instrument.claim import CLAIMS
 from sparse_lens.comparisons.instrument.rows import ClaimRow
@@ -59,7 +59,8 @@ def depth_page(sweep: DepthWidthSweep, measured: Measured) -> dict[str, str]:
 
 
 def _grid_table(sweep: DepthWidthSweep, measured: Measured) -> str:
-    rows = ["| layers | width | density | nonzeros | embeddings | learning rate | loss (deviation over seeds) |", "|" + "---:|" * 7]
+    head = ["layers", "width", "density", "nonzeros", "embeddings", "learning rate", "loss (deviation over seeds)", "minutes a run"]
+    rows = ["| " + " | ".join(head) + " |", "|" + "---:|" * len(head)]
     for (depth, density), cell in sorted(sweep.cells.items()):
         runs, found = cell.runs, cell.results
         losses = [run["loss"].value or 0.0 for run in measured[depth, density]]
@@ -67,10 +68,14 @@ def _grid_table(sweep: DepthWidthSweep, measured: Measured) -> str:
         spread = (sum((loss - mean) ** 2 for loss in losses) / max(1, len(losses) - 1)) ** 0.5
         rows.append(
             f"| {depth} | {cell.cell.width} | {100 * density:g} % | {runs[0]['nonzeros']:,} | {runs[0]['embeddings']:,} "
-            f"| {found['learning_rate'].value:g} | {mean:.3f} ({spread:.3f}) |"
+            f"| {found['learning_rate'].value:g} | {mean:.3f} ({spread:.3f}) | {_minutes(found['seconds'])} |"
         )
     missing = [f"{depth} layers at {100 * density:g} %: {why}" for (depth, density), why in sorted(sweep.missing.items())]
     return "\n".join(rows) + ("\n\nMissing: " + "; ".join(missing) if missing else "")
+
+
+def _minutes(seconds: Result) -> str:
+    return "—" if seconds.value is None else f"{seconds.value / 60:.1f}"
 
 
 def _measure_table(measured: Measured) -> str:
@@ -120,6 +125,7 @@ def depth_row(measured: Measured) -> ClaimRow:
     judgement = judge(slopes[ENTANGLEMENT], nothing, loss_gaps=nothing, larger="dense", controls=controls)
     own, loss = slopes_of(measured, ENTANGLEMENT), slopes_of(measured, "loss")
     found = ["the difference is the slope of entanglement on the logarithm of depth at the greatest density"]
+    found += ["models are compared at equal weights, as the claim says, not at equal loss: the slope of the loss stands beside"]
     found += [f"interaction (slope at the least density less that): {own['interaction']}"] if "interaction" in own else []
     found += [f"slope of the loss at {100 * density:g} %: {loss[f'slope_at_{density:g}']}" for density in densities]
     sides = [
@@ -145,7 +151,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train and measure what is missing, keep the numbers, and write the page's tables anew."""
     options = _parser().parse_args(arguments)
     data = TokenData(options.data)
-    shape: dict[str, Any] = {name: getattr(options, name) for name in ("budget_core", "depths", "densities", "seeds", "tokens")}
+    shape: dict[str, Any] = {
+        name: getattr(options, name) for name in ("budget_core", "matching", "depths", "densities", "seeds", "tokens")
+    }
     sweep = depth_width_sparsity_sweep(data, options.grid, **shape, learning_rates=options.rates, workers=options.workers)
     if not sweep.cells:
         raise DataError(f"no cell of the grid can be trained: {'; '.join(sweep.missing.values())}")
@@ -178,7 +186,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help=f"folder of {KEPT}")
     parser.add_argument("--page", type=Path, default=None, help="page whose tables, between their markers, are written anew")
     parser.add_argument("--cells", type=Path, default=Path("depth.cells"), help="folder of what was measured")
-    parser.add_argument("--budget-core", type=int, default=786_432, help="entries of the blocks' matrices of every model")
+    parser.add_argument(
+        "--budget-core", type=int, default=786_432, help="entries of the blocks' matrices of every model, or nonzeros"
+    )
+    parser.add_argument(
+        "--matching", choices=get_args(Matching), default="core", help="what every model has as much of: entries, or nonzeros"
+    )
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 4, 16], help="layers")
     parser.add_argument("--densities", type=float, nargs="+", default=[1.0, 1 / 4, 1 / 16], help="shares of nonzero weights")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds")

@@ -14,8 +14,7 @@ from sparse_lens.circuits import SearchConfig
 from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints
 from sparse_lens.comparisons.curves.circuit_curve import SCHEMA, CircuitCurve
 from sparse_lens.comparisons.curves.curve_areas import size_at
-from sparse_lens.comparisons.instrument.measuring import ROLES
-from sparse_lens.comparisons.instrument.running import FORMAT
+from sparse_lens.comparisons.instrument.measuring_jobs import measuring_job
 from sparse_lens.comparisons.jobs import Job, Record, run_jobs
 from sparse_lens.comparisons.pair import ModelPair, model_facts
 from sparse_lens.hooks import load, sparsity_report
@@ -41,7 +40,6 @@ MEASURED: Mapping[str, tuple[str, str]] = {
 }
 """What is printed of which measure of the claims, by its name in the table."""
 
-_CELL = "sparse_lens.comparisons.instrument.measuring:measured"
 _CURVE = "sparse_lens.comparisons.full.cells:curve_cell"
 BITS = "bits of a circuit at a KL of 0.5"
 _TARGETS = (1.0, 0.5, 0.3)
@@ -70,9 +68,7 @@ def family_jobs(
     for measure in measures:
         for first, second in _beside_the_narrowest(folders) if measure == "predictability" else _two_by_two(folders):
             both = pair.with_models(sparse=folders[first], dense_matched=folders[second])
-            depends = [FORMAT, *(part for role in ROLES.values() for part in fingerprints(both, ColumnSpec(role, role)))]
-            arguments = {"pair": both.address, "measure": measure, "smoke": smoke}
-            job = Job(f"{measure} of {first}, {second}", _CELL, arguments, depends)
+            job = measuring_job(both, measure, f"{measure} of {first}, {second}", smoke=smoke)
             for name in {first} if measure == "predictability" else {first, second}:
                 jobs[name].append(job)
     for name, folder in folders.items():

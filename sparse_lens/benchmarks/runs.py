@@ -130,5 +130,11 @@ def _claims() -> list[Row]:
     return ease_rows()
 
 
+def _measures() -> list[Row]:
+    from sparse_lens.benchmarks.claims import measure_rows
+
+    return measure_rows()
+
+
 _LONG: dict[str, Callable[[], list[Row]]] = {"train": _training, "hooks": _hooks, "circuits": _circuits, "compare": _compare}
-_LONG |= {"comparisons": _comparisons, "claims": _claims}
+_LONG |= {"comparisons": _comparisons, "claims": _claims, "measures": _measures}

@@ -48,6 +48,7 @@ def test_a_larger_sparse_value_decides_every_claim_by_its_direction() -> None:
 
 
 def test_identical_models_are_indistinguishable_in_every_row() -> None:
+    """But for ALWAYS: nothing is better in one of two models that are the same."""
     rows = rows_of([synthetic(1.2, 1.2, seed=seed) for seed in (0, 1, 2)])
     same = [{**found, **{m: {"sparse": v["sparse"], "dense": v["sparse"]} for m, v in found.items()}} for found in
             (synthetic(1.2, 1.2, seed=seed) for seed in range(3))]  # fmt: skip
@@ -59,7 +60,7 @@ def test_identical_models_are_indistinguishable_in_every_row() -> None:
 
 def test_a_control_that_shows_as_much_takes_the_verdict() -> None:
     rows = rows_of([synthetic(2.0, 1.5, seed=seed, controls=0.5) for seed in range(3)])
-    assert rows["EASE"].verdict == "indistinguishable" and "shows as much" in rows["EASE"].judgement.reasons[0]
+    assert rows["EASE"].verdict == "indistinguishable" and "not told apart from" in rows["EASE"].judgement.reasons[0]
     assert rows["EASE"].controls["rotated"].value == pytest.approx(0.5)
 
 
@@ -87,6 +88,17 @@ def test_coexistence_needs_both_in_every_seed() -> None:
     assert none.verdict == "indistinguishable" and "0 of 3 pairs" in none.judgement.reasons[0]
     mixed = [synthetic(1.4, 1.5, seed=0), synthetic(0.6, 1.5, seed=1), synthetic(1.4, 1.5, seed=2)]
     assert rows_of(mixed)["T2"].verdict == "indistinguishable"
+
+
+def test_coexistence_beside_the_dense_model_and_of_real_labels_alone() -> None:
+    """As many features per neuron as the dense model has are enough; circuits that nonsense labels have, too, are not."""
+    seeds = [synthetic(0.6, 1.5, seed=seed) for seed in range(3)]
+    for seed in seeds:
+        seed["superposition"]["dense"]["psi"] = exact(0.5)
+    assert rows_of(seeds)["T2"].verdict == "supports"
+    seeds[1]["circuits"]["sparse"]["nonsense_margin"] = exact(0.2)
+    row = rows_of(seeds)["T2"]
+    assert row.verdict == "indistinguishable" and "2 of 3 pairs" in row.judgement.reasons[0]
 
 
 def test_always_is_ended_by_one_measure() -> None:
@@ -120,6 +132,10 @@ def test_always_looks_at_every_task_and_at_whole_families_alone() -> None:
             seed["circuits"][role]["log2_nodes_on_if_equals"] = exact(nodes)
     row = rows_of(seeds)["ALWAYS"]
     assert row.verdict == "contradicts" and row.found[0].startswith("T3b (log2_nodes_on_if_equals)")
+    for seed in seeds:
+        for role, d_abl in (("sparse", -0.1), ("dense", -0.2)):
+            seed["compositionality"][role]["quote_d_abl"] = exact(d_abl)
+    assert any(cell.startswith("COMP (quote_d_abl)") for cell in rows_of(seeds)["ALWAYS"].found)
 
 
 def test_circuits_count_only_where_nonsense_needs_more() -> None:

@@ -34,9 +34,17 @@ def test_an_arm_in_the_dense_models_place(tmp_path: Path, monkeypatch: pytest.Mo
     report = claims(only=["T1b"], arms={"twin": [folder]}, cache=tmp_path, workers=1, progress=False)
     assert [row.claim.id for row in report.rows] == ["T1b", "T1b-twin-COMP", "T1b-twin-EASE", "T1b-twin-FRACTURE"]
     assert "apart, by -0.640" in " ".join(report.rows[2].judgement.reasons)
+    assert "below" in report.rows[0].judgement.reasons[0]
+    assert report.rows[2].found[-1] == "the arm's loss less the sparse model's: -0.640 nats a token"
+    assert report.to_plain()["arms"]["twin"][0]["losses"]["dense"]["loss"]["value"] == 2.73
+    assert set(report.to_frame()["arm"]) == {"", "twin"}
     assert {item.id for item in report.rows[2].literature} >= {"arXiv:2603.25325"}
     with pytest.raises(ConfigError, match="one for each training seed"):
         claims(only=["T1b"], arms={"twin": [folder] * 4}, cache=tmp_path)
+    with pytest.raises(ConfigError, match=r"arms \(twin\) are for the claim T1b"):
+        claims(only=["EASE"], arms={"twin": [folder]}, cache=tmp_path)
+    smoke = claims(only=["T1b"], arms={"twin": [folder] * 2}, smoke=True, cache=tmp_path, workers=1, progress=False)
+    assert len(smoke.arms["twin"]) == 1
 
 
 def _planted(pair: ModelPair, size: measuring.Size) -> measuring.Measured:

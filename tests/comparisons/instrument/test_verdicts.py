@@ -51,7 +51,7 @@ def test_a_control_that_shows_as_much() -> None:
     small, same = {"random weights": [0.1, 0.1, 0.2]}, {"rotated": [1.0, 1.1, 1.2]}
     assert judge(sparse, dense, controls=small, **how).verdict == "supports"  # pyright: ignore[reportArgumentType]
     taken = judge(sparse, dense, controls=small | same, **how)  # pyright: ignore[reportArgumentType]
-    assert taken.verdict == "indistinguishable" and "rotated shows as much" in taken.reasons[0] and len(taken.reasons) == 1
+    assert taken.verdict == "indistinguishable" and "control rotated" in taken.reasons[0] and len(taken.reasons) == 1
     unasked = judge(dense, dense, controls={"rotated": [None] * 3}, **how)  # pyright: ignore[reportArgumentType]
     assert unasked.verdict == "indistinguishable" and unasked.reasons == ()
 

@@ -33,7 +33,7 @@ def planted(seeds: int = 3, *, untrained: float = 0.0) -> dict[tuple[int, float]
 
 
 def sweep_of(measured: Measured) -> DepthWidthSweep:
-    counts = {"core": 10, "nonzeros": 5_000, "embeddings": 3, "total": 20, "loss": 4.0, "measures": {}}
+    counts = {"core": 10, "nonzeros": 5_000, "embeddings": 3, "total": 20, "loss": 4.0, "measures": {}, "seconds": 90.0}
     cells = {place: SweepCell(GridCell(place[0], 64, place[1]), 0.01, (counts,) * len(of)) for place, of in measured.items()}
     return DepthWidthSweep("core", cells, {(3, 1.0): "no width"})
 
@@ -57,7 +57,7 @@ def test_the_page_has_every_cell_and_names_gaps() -> None:
         run[ENTANGLEMENT] = not_measurable("4 of 5 tasks are done")
     page = depth_page(sweep_of(measured), measured)
     assert (
-        "| 16 | 64 | 6.25 % | 5,000 | 3 | 0.01 | 3.945 (0.028) |" in page["depth grid"]
+        "| 16 | 64 | 6.25 % | 5,000 | 3 | 0.01 | 3.945 (0.028) | 1.5 |" in page["depth grid"]
         and "3 layers at 100 %: no width" in page["depth grid"]
     )
     (entanglement,) = (line for line in page["depth measures"].splitlines() if line.startswith(f"| {ENTANGLEMENT} |"))
