@@ -1,0 +1,34 @@
+"""A measure of the claims as a job, and what its record depends on."""
+
+from __future__ import annotations
+
+from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints
+from sparse_lens.comparisons.concepts.pair_labels import labels_read
+from sparse_lens.comparisons.instrument.measuring import ROLES
+from sparse_lens.comparisons.jobs import Job
+from sparse_lens.comparisons.pair import ModelPair
+
+_FORMAT = "claims 1"
+"""What every cell depends on beside its models: raised when what all cells compute changes."""
+
+_CHANGED = {
+    "robustness": "scores of tasks and masks",
+    "circuits": "those that reach the target, by task",
+    "compositionality": "random masks of both subroutines",
+}
+"""What a measure gives beside what it gave at first: its older cells are computed anew."""
+
+_ON_HELD_OUT_FILES = ("concepts", "shift", "robustness")
+
+_CELL = "sparse_lens.comparisons.instrument.measuring:measured"
+
+
+def measuring_job(pair: ModelPair, measure: str, name: str, *, smoke: bool) -> Job:
+    """The cell of one measure on both models of a pair, called `name`; `smoke` reads as little as runs.
+
+    It depends on their weights, the pair's windows and, where it reads them, the held-out files of this machine and their labels.
+    """
+    depends = [_FORMAT, *(part for own in ROLES.values() for part in fingerprints(pair, ColumnSpec(own, own)))]
+    depends += [_CHANGED[measure]] if measure in _CHANGED else []
+    depends += labels_read(pair.address) if measure in _ON_HELD_OUT_FILES else []
+    return Job(name, _CELL, {"pair": pair.address, "measure": measure, "smoke": smoke}, depends)
