@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from sparse_lens.cli import main
+from sparse_lens.cli.comparing import named_folder
+from sparse_lens.cli.printing import DefaultsFormatter
+from sparse_lens.errors import ConfigError
+from sparse_lens.models_shipped import shipped_models
 
 
 def failing(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -24,6 +30,24 @@ def test_every_subcommand_explains_itself(command: str, capsys: pytest.CaptureFi
         main([command, "--help"])
     assert ended.value.code == 0
     assert "usage: " in capsys.readouterr().out
+
+
+def test_help_names_a_default_once_and_only_where_there_is_one() -> None:
+    parser = argparse.ArgumentParser(formatter_class=DefaultsFormatter)
+    for name, default, said in (("a", None, "one"), ("b", [], "two"), ("c", 0, "three"), ("d", 5, "four; default: 5")):
+        parser.add_argument(f"--{name}", default=default, help=said)
+    parser.add_argument("--e", action="store_true", help="five")
+    told = [line.split(None, 2)[2] for line in parser.format_help().splitlines() if re.match(r"  --[a-d] ", line)]
+    assert told == ["one", "two", "three (default: 0)", "four; default: 5"] and parser.format_help().endswith(" five\n")
+
+
+def test_an_arm_is_a_shipped_model_or_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert named_folder(f"mine={tmp_path}") == ("mine", str(tmp_path))
+    assert named_folder("pruned=arm-magnitude") == ("pruned", str(shipped_models()["arm-magnitude"]))
+    for bad in ("arm-magnitude", "=arm-magnitude", "pruned=no-such-model"):
+        with pytest.raises(ConfigError, match="NAME=MODEL"):
+            named_folder(bad)
 
 
 def test_wrong_usage_is_status_two() -> None:

@@ -25,7 +25,7 @@ _EPILOG = """examples:
   sparse-lens claims --out claims                      the neighbouring claims re-tested, with verdicts
   sparse-lens patch python-sparse if_equals            TransformerLens' activation patching on one task
   sparse-lens circuit python-sparse if_equals          the smallest circuit found for one task
-  sparse-lens train --recipe smoke --out tiny   a small model in a few minutes
+  sparse-lens train --recipe smoke --out tiny          a small model, in about a minute
 """
 
 

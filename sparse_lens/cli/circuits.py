@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sparse_lens.cli.printing import add_command, command_line, note, print_json, print_line, print_rich, print_table
+from sparse_lens.cli.printing import MODEL_HELP, add_command, command_line, note, print_json, print_line, print_rich, print_table
 
 _ABLATIONS = ("mean", "zero", "counterfactual", "resample")
 
@@ -20,10 +20,10 @@ def add_patch(commands: Any) -> None:
         "Run TransformerLens' activation patching (clean into corrupt) on a task: every head, and attention and MLP output "
         "at every position.",
     )
-    parser.add_argument("model", help="name of a shipped model, or a model's folder")
+    parser.add_argument("model", help=MODEL_HELP)
     parser.add_argument("task", help="name of a task; a wrong name lists the nearest")
     parser.add_argument("--pairs", type=int, default=16, help="prompt pairs of one length")
-    parser.add_argument("--seed", type=int, default=0, help="of the prompts")
+    parser.add_argument("--seed", type=int, default=0, help="seed for drawing prompts")
     parser.add_argument("--out", type=Path, default=None, help="write a page with the heat maps here (an .html file)")
     parser.add_argument("--json", action="store_true", help="print one JSON object for programs")
 
@@ -52,7 +52,7 @@ def add_circuit(commands: Any) -> None:
         "find a task's circuit in a model",
         "Learn which nodes a task needs, and which weights between them, and print the smallest circuit found and its scores.",
     )
-    parser.add_argument("model", nargs="?", help="name of a shipped model, or a model's folder")
+    parser.add_argument("model", nargs="?", help=MODEL_HELP)
     parser.add_argument("task", nargs="?", help="name of a task; a wrong name lists the nearest")
     parser.add_argument("--model", dest="model_option", metavar="MODEL", default=None, help="the same, as an option")
     parser.add_argument("--task", dest="task_option", metavar="TASK", default=None, help="the same, as an option")
@@ -77,7 +77,7 @@ def add_circuit(commands: Any) -> None:
         metavar="N|converged",
         help="restarts x penalties x (steps + candidates), spent on restarts; or doubled until the size changes by less than 5 %%",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the search")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the search, and for drawing prompts")
     parser.add_argument(
         "--trust",
         default=None,

@@ -34,15 +34,15 @@ def add_claims(commands: Any) -> None:
             f"--{role}",
             action="append",
             default=[],
-            metavar="FOLDER",
-            help=f"another model in the {role} role of the pair; repeated: one for each training seed",
+            metavar="MODEL",
+            help=f"another model (shipped, by name, or a folder) as the {role} one; repeated: one for each training seed",
         )
     parser.add_argument("--only", nargs="+", default=None, metavar="CLAIM", help="ids of claims, such as T1a or FRACTURE")
     parser.add_argument(
         "--arm",
         action="append",
         default=[],
-        metavar="NAME=FOLDER",
+        metavar="NAME=MODEL",
         help="a model that takes the dense one's place in T1b, such as a pruned one; repeated with one NAME: its training seeds",
     )
     parser.add_argument(

@@ -26,10 +26,26 @@ def add_compare(commands: Any) -> None:
         "--tasks", nargs="+", default=None, metavar="TASK", help="task names, or `all`; default: those the pair names"
     )
     for role in ("sparse", "dense", "dense-matched"):
-        parser.add_argument(f"--{role}", type=Path, default=None, metavar="FOLDER", help=f"this model as the pair's {role} one")
+        parser.add_argument(
+            f"--{role}",
+            type=Path,
+            default=None,
+            metavar="MODEL",
+            help=f"this model (shipped, by name, or a folder) as the pair's {role} one",
+        )
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder of the report")
     parser.add_argument("--seeds", type=int, default=None, help="search seeds (default: 1, with --full 3)")
     parser.add_argument("--steps", type=int, default=None, help="optimizer steps of each mask, for a quicker or a better search")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="keep what is done there, so that a stopped run goes on (default: with --full OUT.cells, else nothing is kept)",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="columns side by side, in threads; with --full also processes, of one thread each"
+    )
     _add_full(parser)
 
 
@@ -44,11 +60,9 @@ def _add_full(parser: argparse.ArgumentParser) -> None:
     full.add_argument(
         "--quick", action="store_true", help="with --full: tiny dictionaries, one seed, a short search; to try it out"
     )
-    full.add_argument("--cache", type=Path, default=None, metavar="DIR", help="what is done is kept there (default: OUT.cells)")
-    full.add_argument("--workers", type=int, default=2, help="processes side by side, one thread each")
     full.add_argument("--ray", default=None, metavar="ADDRESS", help="run over Ray instead: local, auto, or a cluster's address")
     full.add_argument(
-        "--arm", action="append", default=[], metavar="NAME=FOLDER", help="a further dense model as a control column; repeatable"
+        "--arm", action="append", default=[], metavar="NAME=MODEL", help="a further dense model as a control column; repeatable"
     )
 
 
@@ -92,13 +106,15 @@ def _compare_fully(options: argparse.Namespace, pair: Any, tasks: Any, config: A
 
 
 def named_folder(arm: str) -> tuple[str, str]:
-    """The two parts of NAME=FOLDER; raises `ConfigError` where the folder holds no trained model."""
+    """The name and the folder of NAME=MODEL; raises `ConfigError` where the model is no shipped one and no trained one's folder."""
     from sparse_lens.errors import ConfigError
+    from sparse_lens.models_shipped import shipped_models
 
-    name, equals, folder = arm.partition("=")
-    if not (equals and name and (Path(folder) / "config.json").is_file()):
-        raise ConfigError(f"an arm is NAME=FOLDER with a trained model in the folder, got {arm!r}")
-    return name, str(Path(folder).absolute())
+    name, equals, model = arm.partition("=")
+    folder = shipped_models().get(model, Path(model))
+    if not (equals and name and (folder / "config.json").is_file()):
+        raise ConfigError(f"an arm is NAME=MODEL with a shipped model or the folder of a trained one, got {arm!r}")
+    return name, str(folder.absolute())
 
 
 def _show_metrics(metrics: dict[str, Any], models_table: Any, comparison_table: Any, patching_table: Any) -> None:
@@ -144,7 +160,9 @@ def add_report(commands: Any) -> None:
         metavar="FOLDER",
         help="of circuits: an SAE whose latents are nodes",
     )
-    parser.add_argument("--pairs-file", type=Path, default=None, help="of circuits: prompt pairs (.csv or .jsonl) of an own task")
+    parser.add_argument(
+        "--pairs-file", type=Path, default=None, help="of circuits: prompt pairs (.csv or .jsonl) for a task of your own"
+    )
     parser.add_argument("--pairs", type=int, default=16, help="of circuits: prompt pairs that ablations are measured on")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from sparse_lens.cli.printing import add_command, number, print_json, print_line, print_table
+from sparse_lens.cli.printing import MODEL_HELP, add_command, number, print_json, print_line, print_table
 
 
 def add_models(commands: Any) -> None:
@@ -44,7 +44,7 @@ def add_check(commands: Any) -> None:
         "Load a model, compare its bridge with the bare forward pass, and print configuration, densities, dead parts, edges and "
         "hook points; with --published, compare a released model with what is published of it.",
     )
-    parser.add_argument("model", help="name of a shipped or released model, a model's folder, or an id on the Hugging Face hub")
+    parser.add_argument("model", help=MODEL_HELP)
     parser.add_argument("--published", action="store_true", help="a released model against its published figures (needs a network)")
     parser.add_argument("--json", action="store_true", help="print one JSON object for programs")
 

@@ -10,11 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+MODEL_HELP = "name of a shipped or released model, a model's folder, or an id on the Hugging Face hub"
+
+
+class DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Says the default of an option where it has one and its help does not say it already."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        nothing = action.default is None or action.default is False or action.default == []
+        return action.help if nothing or "default" in (action.help or "") else super()._get_help_string(action)
+
 
 def add_command(commands: Any, name: str, run: Any, summary: str, description: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name, help=summary, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = commands.add_parser(name, help=summary, description=description, formatter_class=DefaultsFormatter)
     parser.set_defaults(run=run)
     return parser
 

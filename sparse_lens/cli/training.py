@@ -18,7 +18,7 @@ def add_train(commands: Any) -> None:
     parser = add_command(commands, "train", _train, "train a model by a named recipe", _DESCRIPTION)
     recipe = parser.add_argument_group("what is trained")
     recipe.add_argument("--recipe", required=True, help="name of a recipe (a wrong name lists the nearest), or a training.json")
-    recipe.add_argument("--seed", type=int, default=None, help="of the initial weights and of the order of the tokens")
+    recipe.add_argument("--seed", type=int, default=None, help="seed of the initial weights and of the order of the tokens")
     recipe.add_argument("--steps", type=int, default=None, help="optimizer steps, instead of the recipe's")
     recipe.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field, as sparsity.density=0.1; repeatable"
@@ -67,7 +67,7 @@ def _add_corpus(corpus: Any) -> None:
         "--tokenizer",
         default="python",
         metavar="NAME",
-        help="of a shipped pair (its name) or in a folder, so that models can be compared; `own` trains one on the corpus",
+        help="that of a shipped pair (its name) or in a folder, so that models can be compared; `own` trains one on the corpus",
     )
 
 
