@@ -75,7 +75,7 @@ def measure_model(folder: Path) -> dict[str, Any]:
         "validation_loss": last["loss"],
         "dead_neurons": last.get("dead_neurons"),
         **{name: training[name] for name in ("tokens", "seconds", "versions")},
-        "task_accuracies": {task: round(found.value or 0.0, 4) for task, found in task_accuracies(bridge).items()},
+        "task_accuracies": {task: round(found.value or 0.0, 6) for task, found in task_accuracies(bridge).items()},
         "recipe": training["config"],
         "curve": [[row["step"], round(row["loss"], 4)] for row in training["history"] if "loss" in row],
     }
