@@ -24,7 +24,7 @@ BACKGROUND = 5
 class Choice:
     """Tokens of one split that the sample keeps: their `places`, rising, their ids, and `labels [token label]`.
 
-    `drawn` has for each label the rows that were drawn for it, `background` those drawn from everywhere. A label's own rows are all
+    `drawn` has for each label the rows that were drawn for it, `against` those that it is told from. A label's own rows are all
     that its probes see of it: among all that have it, those drawn for a rarer label would be too many.
     """
 
@@ -32,24 +32,31 @@ class Choice:
     tokens: Int[np.ndarray, " token"]
     labels: Int[np.ndarray, "token label"]
     drawn: tuple[Int[np.ndarray, " _"], ...]
-    background: Int[np.ndarray, " background"]
+    against: tuple[Int[np.ndarray, " _"], ...]
 
     @classmethod
     def of(cls, data: LabelledTokens, per_label: int, seed: int) -> Choice:
-        """For every label `per_label` random tokens that have it, and `BACKGROUND` times as many of any kind."""
+        """For every label `per_label` random tokens that have it, and `BACKGROUND` times as many of any kind to tell it from.
+
+        A label that is unknown of most tokens, so that too few of those lack it, has tokens of its own that do.
+        """
         generator = np.random.default_rng(seed)
         labels = data.labels.reshape(-1, len(data.names))
         background = generator.permutation(len(labels))[: BACKGROUND * per_label]
         with_label = [generator.permutation(np.flatnonzero(column == 1))[:per_label] for column in labels.T]
-        rows = np.unique(np.concatenate([background, *with_label]))
+        without = [background[column[background] == 0] for column in labels.T]
+        for label in np.flatnonzero([len(rows) < per_label for rows in without]):
+            without[label] = generator.permutation(np.flatnonzero(labels[:, label] == 0))[:per_label]
+        rows = np.unique(np.concatenate([background, *with_label, *without]))
         rows = rows[np.argsort(data.places[rows], kind="stable")]
-        row_of = dict(zip(rows.tolist(), range(len(rows)), strict=True))
-        drawn = tuple(np.array([row_of[token] for token in own.tolist()], dtype=np.int64) for own in [*with_label, background])
-        return cls(data.places[rows], data.tokens.reshape(-1)[rows], labels[rows], drawn[:-1], drawn[-1])
+        row_of = np.zeros(len(labels), dtype=np.int64)
+        row_of[rows] = np.arange(len(rows))
+        drawn, against = (tuple(row_of[own] for own in parts) for parts in (with_label, without))
+        return cls(data.places[rows], data.tokens.reshape(-1)[rows], labels[rows], drawn, against)
 
     def balanced(self, label: int) -> tuple[Int[np.ndarray, " row"], Bool[np.ndarray, " row"]]:
-        """The rows drawn for a label and as many background rows without it, and which is which."""
-        has, has_not = self.drawn[label], self.background[self.labels[self.background, label] == 0]
+        """The rows drawn for a label and as many without it, and which is which."""
+        has, has_not = self.drawn[label], self.against[label]
         n = min(len(has), len(has_not))
         return np.concatenate([has[:n], has_not[:n]]), np.arange(2 * n) < n
 

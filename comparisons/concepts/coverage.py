@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int8
+from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
 from sparse_lens.comparisons.concepts.label_histogram import LabelHistogram
 from sparse_lens.comparisons.concepts.labelled_tokens import LEAST_POSITIVES, LabelledTokens, labelled_latents
 from sparse_lens.comparisons.concepts.scores import SCORES, Thresholds, areas, best_thresholds, f1_score, scores_at, steps_of_slots
-from sparse_lens.comparisons.concepts.token_identity import LabelColumns
+from sparse_lens.comparisons.concepts.token_identity import AMBIGUOUS, LabelColumns
 from sparse_lens.dictionaries import Bridge, Dictionary
 from sparse_lens.errors import DataError
 from sparse_lens.kernels.histograms import any_fires
@@ -41,13 +41,15 @@ IMPLIED = 0.99
 class ConceptScores:
     """The rows in `results`, and behind them the scores per label and the map of labels and latents.
 
-    `f1 [label latent]` are F1 scores on the test files at thresholds from the training files, of the labels in `names`; `per_label`
-    has for each label of the data its own numbers, not measurable where it is too rare.
+    `f1 [label latent]` are F1 scores on the test files at thresholds from the training files, of the labels in `names`; `gained`
+    says how far each lies from that of firing everywhere (0) to 1; `per_label` has for each label of the data its own numbers, not
+    measurable where it is too rare.
     """
 
     results: Mapping[str, Result]
     names: tuple[str, ...]
     f1: Float[np.ndarray, "label latent"]
+    gained: Float[np.ndarray, "label latent"]
     per_label: Mapping[str, Mapping[str, Result]]
 
 
@@ -140,40 +142,39 @@ class _Assembly:
         self.lookup["high_precision_f1"] = self.lookup["f1"]
         self.f1 = self.at_test["f1"].T
         histogram = of.histogram
-        self.everywhere = f1_score(histogram.positives, histogram.known, histogram.positives, histogram.known)
+        everywhere = f1_score(histogram.positives, histogram.known, histogram.positives, histogram.known)[:, None]
+        self.gained = (self.f1 - everywhere) / np.maximum(1 - everywhere, 1e-9)
         self.fires = of.fires
 
     def scores(self) -> ConceptScores:
         plain = self.columns.plain
         names = tuple(self.columns.column_names[column] for column in plain)
-        return ConceptScores(self._results(), names, self.f1[plain], self._per_label())
+        return ConceptScores(self._results(), names, self.f1[plain], self.gained[plain], self._per_label())
 
     def _results(self) -> dict[str, Result]:
         found: dict[str, Result] = {}
-        for suffix, chosen in (("", self.columns.plain), ("_ambiguous", np.flatnonzero(self.columns.restricted))):
+        for suffix, chosen in (("", self.columns.plain), (AMBIGUOUS, np.flatnonzero(self.columns.restricted))):
             for name, values in self.best.items():
                 row = name if name.startswith("high") else f"coverage_{name}"
                 found[row + suffix] = self._mean(values[chosen], self.lookup[name][chosen])
             over = (self.best["f1"] - self.lookup["f1"])[chosen]
             found["coverage_f1_over_tokens" + suffix] = self._mean(over, np.zeros(len(over)))
-        found["measured_labels"] = exact(len(self.columns.plain))
-        return found | self._units()
+            found |= {name + suffix: result for name, result in self._units(chosen).items()}
+        return found | {"measured_labels": exact(len(self.columns.plain))}
 
     def _mean(self, values: np.ndarray, null: np.ndarray) -> Result:
         if not len(values):
             return not_measurable(f"no label has {LEAST_POSITIVES} tokens with and without it in training and in test files")
         return bootstrap_mean(values, null=float(null.mean()))
 
-    def _units(self) -> dict[str, Result]:
-        plain = self.columns.plain
-        labels = self.train.labels.reshape(-1, len(self.train.names))[:, self.columns.labels[plain]]
-        gained = (self.f1[plain] - self.everywhere[plain, None]) / np.maximum(1 - self.everywhere[plain, None], 1e-9)
-        return concepts_and_units(gained, implications(labels), self.fires)
+    def _units(self, columns: Int[np.ndarray, " column"]) -> dict[str, Result]:
+        labels = self.train.labels.reshape(-1, len(self.train.names))[:, self.columns.labels[columns]]
+        return concepts_and_units(self.gained[columns], implications(labels), self.fires)
 
     def _per_label(self) -> dict[str, dict[str, Result]]:
         found: dict[str, dict[str, Result]] = {}
         for column, name in enumerate(self.columns.column_names):
-            suffix = "_ambiguous" if self.columns.restricted[column] else ""
+            suffix = AMBIGUOUS if self.columns.restricted[column] else ""
             numbers = {row + suffix: Result(float(v[column]), null=float(self.lookup[row][column])) for row, v in self.best.items()}
             found.setdefault(name, {}).update(numbers)
         rare = not_measurable(f"fewer than {LEAST_POSITIVES} tokens with or without the label in training or in test files")

@@ -16,6 +16,7 @@ from sparse_lens.comparisons.concepts.activation_sample import ActivationSample,
 from sparse_lens.comparisons.concepts.decision_tree import tree_accuracies
 from sparse_lens.comparisons.concepts.labelled_tokens import LEAST_POSITIVES, LabelledTokens
 from sparse_lens.comparisons.concepts.linear_probe import fit_probe, top_units
+from sparse_lens.comparisons.concepts.token_identity import AMBIGUOUS, with_ambiguous
 from sparse_lens.dictionaries import Bridge, Dictionary
 from sparse_lens.results import Result, bootstrap_mean, exact, not_measurable
 
@@ -31,7 +32,10 @@ REMOVED, GROWN = 5, 10
 
 @dataclass(frozen=True, eq=False)
 class ProbeScores:
-    """The rows in `results`, means over labels; `per_label` has the same numbers for each label that can be measured."""
+    """The rows in `results`, means over labels, and on token-ambiguous positions alone (`…_ambiguous`).
+
+    `per_label` has the same numbers for each label that can be measured, at all positions.
+    """
 
     results: Mapping[str, Result]
     per_label: Mapping[str, Mapping[str, float]]
@@ -44,11 +48,12 @@ def measure_probes(
 
     Raises `DataError` for latents that are not finite, and what `harvest_activations` raises.
     """
-    return probe_scores(sample_activations(bridge, dictionary, train, test, batch_size=batch_size, seed=seed))
+    both = with_ambiguous(train, test)
+    return probe_scores(sample_activations(bridge, dictionary, *both, batch_size=batch_size, seed=seed))
 
 
 def probe_scores(sample: ActivationSample) -> ProbeScores:
-    """Probes of all labels on a sample of activations.
+    """Probes of all labels on a sample of activations; those named `…_ambiguous` (`with_ambiguous`) have rows of their own.
 
     Rows: `probe_accuracy_k<k>` and `_all`, `probe_gap_k<k>` (accuracy above that of one latent), `probe_accuracy_dense` (the whole
     activation that the dictionary reads), `fms` and `fms_5`. The null of an accuracy is that of the best table from token ids.
@@ -60,7 +65,12 @@ def probe_scores(sample: ActivationSample) -> ProbeScores:
             assert dense is not None
             per_label[name] = _accuracies(*examples) | {"probe_accuracy_dense": _accuracy(*dense)}
             per_label[name] |= _monosemanticity(*examples) | {"tokens": _token_accuracy(*sample.examples_tokens(label))}
-    return ProbeScores(_results(per_label), per_label)
+    plain = {name: numbers for name, numbers in per_label.items() if not name.endswith(AMBIGUOUS)}
+    results = _results(plain)
+    if any(name.endswith(AMBIGUOUS) for name in sample.names):
+        ambiguous = {name: numbers for name, numbers in per_label.items() if name.endswith(AMBIGUOUS)}
+        results |= {row + AMBIGUOUS: result for row, result in _results(ambiguous).items()}
+    return ProbeScores(results, plain)
 
 
 def _accuracy(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> float:

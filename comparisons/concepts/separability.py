@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_lens.comparisons.concepts.label_histogram import SLOTS, LabelHistogram
 from sparse_lens.comparisons.concepts.labelled_tokens import LEAST_POSITIVES, LabelledTokens, labelled_latents
+from sparse_lens.comparisons.concepts.token_identity import AMBIGUOUS, with_ambiguous
 from sparse_lens.dictionaries import Bridge, Dictionary
 from sparse_lens.kernels.histograms import grid_value
 from sparse_lens.results import Result, bootstrap_mean, not_measurable
@@ -31,13 +32,18 @@ EXCLUSIVE: Mapping[str, tuple[str, ...]] = {
 }
 """Labels of which a token has one at most, for separability of more than two classes."""
 
+_OF_CLASSES = tuple(f"js_separability_{group}" for group in EXCLUSIVE)
+
 _BIN = 8
 """Slots that are one bin of an entropy: half an octave. Finer ones would find differences in a few hundred tokens by chance."""
 
 
 @dataclass(frozen=True, eq=False)
 class Separability:
-    """The rows in `results`; `jensen_shannon`, `information` and `selectivity [label latent]` of the labels in `names`."""
+    """The rows in `results`, and on token-ambiguous positions alone (`…_ambiguous`).
+
+    `jensen_shannon`, `information` and `selectivity [label latent]` are of the labels in `names`, at all positions.
+    """
 
     results: Mapping[str, Result]
     names: tuple[str, ...]
@@ -55,8 +61,9 @@ def measure_separability(
 
     `magnitude` takes absolute values. Raises `DataError` for latents that are not finite.
     """
-    sums = SeparabilitySums(dictionary.n_latents, data.names, magnitude=magnitude, seed=seed)
-    for latents, _, batch in labelled_latents(bridge, dictionary, data, batch_size=batch_size):
+    both, _ = with_ambiguous(data, data)
+    sums = SeparabilitySums(dictionary.n_latents, both.names, magnitude=magnitude, seed=seed)
+    for latents, _, batch in labelled_latents(bridge, dictionary, both, batch_size=batch_size):
         sums.add(latents, batch)
     return sums.separability()
 
@@ -77,10 +84,22 @@ class SeparabilitySums:
         return dict(self.separability().results)
 
     def separability(self) -> Separability:
-        """Rows and arrays; the null of each row is that of labels drawn at random, as often as the real ones."""
+        """Rows and arrays; the null of each row is that of labels drawn at random, as often as the real ones.
+
+        Labels named `…_ambiguous` (`with_ambiguous`) have rows of their own.
+        """
+        named = np.array([name.endswith(AMBIGUOUS) for name in self.names], dtype=bool)
+        found = self._of(np.flatnonzero(~named))
+        if not named.any():
+            return found
+        ambiguous = self._of(np.flatnonzero(named)).results
+        rows = {row + AMBIGUOUS: ambiguous[row] for row in ambiguous if row not in _OF_CLASSES}
+        return replace(found, results={**found.results, **rows})
+
+    def _of(self, columns: Int[np.ndarray, " column"]) -> Separability:
         histogram = self.histogram
         enough = (histogram.positives >= LEAST_POSITIVES) & (histogram.known - histogram.positives >= LEAST_POSITIVES)
-        chosen = np.flatnonzero(enough)
+        chosen = columns[enough[columns]]
         names = tuple(self.names[column] for column in chosen)
         positives, known = _binned(histogram, chosen)
         drawn = np.random.default_rng(self.seed).binomial(known, positives.sum(1, keepdims=True) / known.sum(1, keepdims=True))
@@ -88,9 +107,9 @@ class SeparabilitySums:
         found["selectivity"], null["selectivity"] = _selectivity(histogram, chosen), _drawn_selectivity(histogram, drawn, known)
         fires = histogram.fired >= LEAST_POSITIVES
         results = _rows(found, null, fires)
-        for group, members in EXCLUSIVE.items():
-            columns = [names.index(name) for name in members if name in names]
-            results[f"js_separability_{group}"] = _classes(positives, drawn, columns, fires)
+        for row, members in zip(_OF_CLASSES, EXCLUSIVE.values(), strict=True):
+            places = [names.index(name) for name in members if name in names]
+            results[row] = _classes(positives, drawn, places, fires)
         arrays = {name: values.T for name, values in found.items()}
         return Separability(results, names, arrays["jensen_shannon"], arrays["information"], arrays["selectivity"])
 

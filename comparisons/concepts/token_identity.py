@@ -6,13 +6,16 @@ table from token ids to labels, and is given once more on the positions whose to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int8
 
 from sparse_lens.comparisons.concepts.labelled_tokens import LEAST_POSITIVES, LabelledTokens
+
+AMBIGUOUS = "_ambiguous"
+"""How names of what was measured on token-ambiguous positions alone end."""
 
 AMBIGUOUS_BITS = 0.3
 """A token leaves a label open if the label's entropy, given the token, is above this many bits."""
@@ -106,6 +109,21 @@ class LabelColumns:
         positives, known = token_counts(data, len(self.lookup))
         positives, known = positives[:, self.labels] * self._counts, known[:, self.labels] * self._counts
         return (positives * self.lookup).sum(0), (known * self.lookup).sum(0), positives.sum(0), known.sum(0)
+
+
+def with_ambiguous(train: LabelledTokens, test: LabelledTokens) -> tuple[LabelledTokens, LabelledTokens]:
+    """The same windows with further labels `NAME_ambiguous`: those that tokens leave open, unknown wherever the token tells them.
+
+    Which tokens these are is read from the training files; labels that are too rare there or in the test files get none.
+    """
+    columns = LabelColumns.of(train, test)
+    chosen = columns.labels[columns.restricted]
+    names = (*train.names, *(train.names[label] + AMBIGUOUS for label in chosen))
+    found = []
+    for data in (train, test):
+        labels = np.where(columns.ambiguous[:, chosen][data.tokens], data.labels[..., chosen], np.int8(-1))
+        found.append(replace(data, names=names, labels=np.concatenate([data.labels, labels], axis=-1)))
+    return found[0], found[1]
 
 
 def best_lookup(positives: Int[np.ndarray, "id column"], known: Int[np.ndarray, "id column"]) -> Bool[np.ndarray, "id column"]:

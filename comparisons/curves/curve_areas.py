@@ -29,6 +29,11 @@ class Frontier:
     size: tuple[float, ...]
     loosest: float | None = field(default=None, compare=False)
 
+    @property
+    def end(self) -> float:
+        """The largest KL at which the curve says something; 0 without points."""
+        return self.loosest or (self.kl[-1] if self.kl else 0.0)
+
 
 def frontier(curve: CircuitCurve, *, at: str = "kl_heldout", size: str = "total_bits") -> Frontier:
     """The points of `curve` that no other beats, by the results `at` and `size`; points that do not measure both are left out.
@@ -56,9 +61,8 @@ def frontier(curve: CircuitCurve, *, at: str = "kl_heldout", size: str = "total_
 def size_at(curve: CircuitCurve | Frontier, kl: float, *, at: str = "kl_heldout", size: str = "total_bits") -> Result:
     """The size of `curve` at a divergence of `kl` nats; not measurable outside its points. Raises as `frontier` does."""
     points = curve if isinstance(curve, Frontier) else frontier(curve, at=at, size=size)
-    end = points.loosest or (points.kl[-1] if points.kl else 0.0)
-    if not points.kl or not points.kl[0] <= kl <= end:
-        span = f"from {points.kl[0]:.3g} to {end:.3g}" if points.kl else "at no point"
+    if not points.kl or not points.kl[0] <= kl <= points.end:
+        span = f"from {points.kl[0]:.3g} to {points.end:.3g}" if points.kl else "at no point"
         return not_measurable(f"the curve is measured {span} nats, not at {kl:.3g}")
     return exact(math.exp(float(_log_size(points, np.log([kl]))[0])), n=len(points.kl))
 
@@ -97,5 +101,5 @@ def area_between(
 def _shared(curves: Sequence[Frontier]) -> tuple[float, float] | tuple[None, None]:
     if not all(curve.kl for curve in curves):
         return None, None
-    low, high = max(curve.kl[0] for curve in curves), min(curve.kl[-1] for curve in curves)
+    low, high = max(curve.kl[0] for curve in curves), min(curve.end for curve in curves)
     return (low, high) if low < high else (None, None)

@@ -12,8 +12,8 @@ from torch import Tensor
 from sparse_lens.comparisons.column_specs import ColumnSpec
 from sparse_lens.comparisons.full.edge_parts import edge_parts
 from sparse_lens.comparisons.full.full_columns import Wanted
-from sparse_lens.comparisons.full.full_verdict import CAVEATS, left_out, undistinguished, unmatched
-from sparse_lens.comparisons.full.headline import BEST_BASIS, FIRST_TRAINING, MATCHED, headline
+from sparse_lens.comparisons.full.full_verdict import CAVEATS, controls_of, left_out, undistinguished, unmatched
+from sparse_lens.comparisons.full.headline import BEST_BASIS, FIRST_TRAINING, MATCHED, against_controls, headline
 from sparse_lens.comparisons.full.matching import ModelLosses, match_to_base
 from sparse_lens.comparisons.full.plan import FullPlan
 from sparse_lens.comparisons.jobs import Job, Record
@@ -48,6 +48,7 @@ def assemble(
     parts = _by_row(rows)
     by_row = parts["rows"] | {"overlap": _overlaps(by_task)}
     summary = headline(by_task, specs, again)
+    against = against_controls(by_task, [(column, control) for column, control, _ in controls_of(plan.kinds)], again)
     matching = match_to_base(
         _losses(parts),
         _same_losses(plan, summary),
@@ -67,7 +68,8 @@ def assemble(
         "headline": summary,
         "matching": matching,
         "edge_parts": edge_parts(by_task, specs, plan.edge_targets, again),
-        "undistinguished": undistinguished(summary, by_row, parts["per_label"], specs, plan.kinds),
+        "against_controls": {f"{column} over {control}": ratios for (column, control), ratios in against.items()},
+        "undistinguished": undistinguished(summary, by_row, parts["per_label"], specs, plan.kinds, against),
         "unmatched": unmatched({column: match for column, match in matching.items() if column in summary}),
         "left_out": left_out({"": by_task} | again, by_row, specs),
         "caveats": list(CAVEATS),

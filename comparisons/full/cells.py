@@ -159,7 +159,8 @@ def _activation(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictio
 
 
 def _superposition(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> dict[str, Result]:
-    return measure_superposition(column.bridge, units, _batches(_heldout(pair, spec, tokens)[:, :-1]))
+    neurons = decoder_layout(column.bridge).widths["mlp_neuron"]
+    return measure_superposition(column.bridge, units, _batches(_heldout(pair, spec, tokens)[:, :-1]), neurons=neurons)
 
 
 def _concepts(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> Plain:
@@ -233,10 +234,10 @@ def correspondence_cell(
 
 @lru_cache(maxsize=4)
 def _scores(pair: str, column: str, role: str, layer: int, tokens: int) -> Float[np.ndarray, "unit label"]:
-    """F1 of every unit of a column's layer for every label."""
+    """What every unit of a column's layer gains in F1 over firing everywhere, for every label."""
     found = open_column(pair, json.loads(column))
     units = mlp_units(found)[layer]
-    return measure_concepts(found.bridge, units, *split_labels(pair, role, tokens), magnitude=units.exact).f1.T
+    return measure_concepts(found.bridge, units, *split_labels(pair, role, tokens), magnitude=units.exact).gained.T
 
 
 def stability_cell(pair: str, column: Mapping[str, Any], layer: int, others: Sequence[str] = (), tokens: int = ROW_TOKENS) -> Plain:

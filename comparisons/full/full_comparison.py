@@ -30,7 +30,7 @@ def compare_fully(
     cache: str | Path,
     workers: int = 2,
     ray_address: str | None = None,
-    command: str = "sparse_lens.compare_fully(...)",
+    command: str = "sparse_lens.comparisons.full.compare_fully(...)",
     progress: bool = True,
 ) -> Comparison:
     """The comparison of `compare`, and under `full` in its metrics everything else; cells are kept in the folder `cache`.

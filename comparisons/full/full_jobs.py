@@ -17,6 +17,9 @@ from sparse_lens.comparisons.pair import ModelPair
 
 _CELLS = "sparse_lens.comparisons.full.cells"
 
+_ROWS = "rows 2"
+"""Raised when what a row or a matching computes changes, so that older records are not taken for its."""
+
 FRONTIER_ROWS = ("reconstruction", "activation", "concepts", "superposition")
 
 
@@ -97,7 +100,7 @@ def row_jobs(pair: ModelPair, plan: FullPlan, specs: Iterable[ColumnSpec], rows:
     for spec in _measured(specs):
         if spec.basis not in OWN_UNITS:
             continue
-        depends = [*fingerprints(pair, spec), *labels_read(pair.address)]
+        depends = [*fingerprints(pair, spec), *labels_read(pair.address), _ROWS]
         for layer in plan.layers(shape_of(pair.address, spec.model).layers):
             for row in rows:
                 if row == WEIGHTS and spec.basis != "neurons":
@@ -122,7 +125,7 @@ def correspondence_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnS
         own = spec.basis in OWN_UNITS and spec.basis != "supervised" and spec is not base
         alike = spec.model not in pair.record or pair.shares_tokens(spec.model)
         if own and alike and shape_of(pair.address, spec.model).layers == layers:
-            depends = [*fingerprints(pair, base), *fingerprints(pair, spec), *labels_read(pair.address)]
+            depends = [*fingerprints(pair, base), *fingerprints(pair, spec), *labels_read(pair.address), _ROWS]
             for layer in plan.layers(layers):
                 place = {"first": base.to_plain(), "second": spec.to_plain(), "layer": layer, "tokens": plan.row_tokens}
                 name = f"correspondence {spec.name}, layer {layer}"

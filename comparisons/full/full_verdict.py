@@ -70,15 +70,17 @@ def undistinguished(
     per_label: Mapping[str, Mapping[str, Mapping[str, Any]]],
     specs: Sequence[ColumnSpec],
     kinds: Sequence[str],
+    against: Mapping[tuple[str, str], Mapping[str, Result]],
 ) -> list[str]:
-    """Sentences: columns whose ratio of bits holds 1, and rows in which a column does not come further than its control.
+    """Sentences: columns whose ratio of bits holds 1, and sizes and rows in which a column does not come further than its control.
 
-    `per_label` has, for rows, columns and places, each label's number by metric.
+    `per_label` has, for rows, columns and places, each label's number by metric; `against` the ratios of `against_controls`.
     """
     names = {spec.name for spec in specs}
     said = _ratios(headline)
     for column, control, words in controls_of(kinds):
         if {column, control} <= names:
+            said += _by_size(against.get((column, control), {}), words)
             said += _by_label(per_label, column, control, words) + _by_layer(rows, column, control, words)
     return said
 
@@ -94,6 +96,21 @@ def _ratios(headline: Mapping[str, Mapping[str, Result]]) -> list[str]:
             said.append(f"{name}: no ratio of bits at 0.5 nats ({reason}).")
         elif ratio.lo is not None and ratio.hi is not None and ratio.lo <= 1 <= ratio.hi:
             said.append(f"{name}: its circuits take {ratio} times the bits of the sparse neurons' at 0.5 nats; 1 is inside.")
+    return said
+
+
+def _by_size(ratios: Mapping[str, Result], words: str) -> list[str]:
+    """Sizes at which a column's circuits are not smaller than its control's by their interval."""
+    said = []
+    for name, size in ((_HEADLINE, "bits"), (_NODES, "nodes")):
+        ratio = ratios.get(name)
+        if ratio is None or ratio.value is None or ratio.lo is None or ratio.hi is None:
+            continue
+        told = f"(ratio {ratio}, {ratio.n} tasks)"
+        if ratio.lo > 1:
+            said.append(f"{size} of circuits at 0.5 nats: {words}: the control's are smaller {told}.")
+        elif ratio.hi >= 1:
+            said.append(f"{size} of circuits at 0.5 nats: {words} are not told apart {told}.")
     return said
 
 

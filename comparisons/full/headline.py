@@ -15,6 +15,9 @@ from sparse_lens.results import Result
 DIVERGENCES = (1.0, 0.5, 0.3)
 """Nats at which sizes are compared, on held-out templates."""
 
+ELSEWHERE = {"rephrased": ("kl_rephrased", (1.0, 0.5)), "natural": ("kl_natural", (3.0,))}
+"""Where else, and at how many nats: on shifted prompts, and on real files, which no circuit of a task was searched for."""
+
 SIZES = {"bits": "total_bits", "nodes": "nodes", "edges": "structural_edges"}
 """What is compared, by its name in a curve's points."""
 
@@ -39,8 +42,9 @@ def headline(
 
     `BEST_BASIS` stands beside them where more than one of `BASES` does: a choice after the fact that favours the dense model, in
     nodes alone, as bits have no number where channels are mixed; of the search seeds that all of them have, of the first training.
-    A name is `<size>_ratio_at_<kl>`. A ratio compares the same task and search seed; a column with fewer seeds is compared on
-    those. Tasks in which either side is gated out or whose curve does not reach the divergence do not count.
+    A name is `<size>_ratio_at_<kl>`, and, of `ELSEWHERE`, `<size>_ratio_at_<kl>_<where>`. A ratio compares the same task and
+    search seed; a column with fewer seeds is compared on those. Tasks in which either side is gated out or whose curve does not
+    reach the divergence do not count.
     """
     runs = {run: _opened(found) for run, found in ({"0": curves} | dict(further or {})).items()}
     searched = {name for columns in curves.values() for name in columns}
@@ -51,14 +55,34 @@ def headline(
         asked[FIRST_TRAINING] = (first, [MATCHED], tuple(SIZES))
     if len(bases := [name for name in BASES if name in columns]) > 1:
         asked[BEST_BASIS] = (first, bases, ("nodes",))
+    return {column: _ratios_of(of_runs, of, BASE, sizes) for column, (of_runs, of, sizes) in asked.items()}
+
+
+def against_controls(
+    curves: Curves, pairs: Sequence[tuple[str, str]], further: Mapping[str, Curves] | None = None
+) -> dict[tuple[str, str], dict[str, Result]]:
+    """For pairs of a column and its control, the ratio of their bits and nodes, as in `headline`; pairs without curves left out."""
+    runs = {run: _opened(found) for run, found in ({"0": curves} | dict(further or {})).items()}
+    searched = {name for columns in curves.values() for name in columns}
     return {
-        column: {
-            f"{size}_ratio_at_{kl:g}": _ratio(of_runs, of, lambda curve, kl=kl, name=SIZES[size]: size_at(curve, kl, size=name))
-            for size in sizes
-            for kl in DIVERGENCES
-        }
-        for column, (of_runs, of, sizes) in asked.items()
+        (column, control): _ratios_of(runs, [column], control, ("bits", "nodes"))
+        for column, control in pairs
+        if {column, control} <= searched
     }
+
+
+def _ratios_of(runs: Mapping[str, Opened], columns: Sequence[str], base: str, sizes: Sequence[str]) -> dict[str, Result]:
+    found = {}
+    for size in sizes:
+        for where, (at, divergences) in ({"": ("kl_heldout", DIVERGENCES)} | ELSEWHERE).items():
+            for kl in divergences:
+
+                def read(curve: CircuitCurve, kl: float = kl, at: str = at, size: str = size) -> Result:
+                    return size_at(curve, kl, at=at, size=SIZES[size])
+
+                name = f"{size}_ratio_at_{kl:g}" + (f"_{where}" if where else "")
+                found[name] = hierarchical_ratio({run: _ratios(of_run, columns, base, read) for run, of_run in runs.items()})
+    return found
 
 
 Opened = dict[str, dict[str, list[CircuitCurve]]]
@@ -68,16 +92,14 @@ def _opened(curves: Curves) -> Opened:
     return {task: {name: [CircuitCurve.from_plain(r) for r in of] for name, of in c.items()} for task, c in curves.items()}
 
 
-def _ratio(runs: Mapping[str, Opened], columns: Sequence[str], size: Callable[[CircuitCurve], Result]) -> Result:
-    return hierarchical_ratio({run: _ratios(curves, columns, size) for run, curves in runs.items()})
-
-
-def _ratios(curves: Opened, columns: Sequence[str], size: Callable[[CircuitCurve], Result]) -> dict[str, list[float]]:
+def _ratios(
+    curves: Opened, columns: Sequence[str], base_column: str, size: Callable[[CircuitCurve], Result]
+) -> dict[str, list[float]]:
     """By task, the ratio for each search seed that all sides have; of several columns the smallest size counts."""
     ratios: dict[str, list[float]] = {}
     for task, by_column in curves.items():
         ratios[task] = []
-        for *sides, below in zip(*(by_column.get(name, ()) for name in (*columns, BASE)), strict=False):
+        for *sides, below in zip(*(by_column.get(name, ()) for name in (*columns, base_column)), strict=False):
             least = min((value for side in sides if (value := size(side).value)), default=None)
             if least and (base := size(below).value):
                 ratios[task].append(least / base)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.stats import t
 
 from sparse_lens.errors import DataError
@@ -29,8 +29,10 @@ def hierarchical_ratio(ratios: Samples, *, null: float | None = 1.0, n_resamples
     same in the whole. A level of k units is resampled with k - 1 draws (Rao and Wu 1988, J. Am. Stat. Assoc. 83:231): with k draws
     a handful of units would give an interval that is too narrow by sqrt((k - 1) / k). A level of one unit adds nothing: with one
     training seed the interval does not say what another training would give (`seeds` is the number of training seeds, `n` that of
-    tasks). The interval is Student's on the logarithm, with the standard deviation of the resamples for an error, and one degree of
-    freedom less than there are tasks: percentiles of a handful of tasks stay within the range of these.
+    tasks). The interval is Student's on the logarithm, with the standard deviation of the resamples for an error: percentiles of a
+    handful of units stay within the range of these. Its degrees of freedom are Satterthwaite's (1946, Biometrics Bulletin 2:110),
+    those of the tasks and of the training seeds by what each adds to the variance: three trainings that differ more than many
+    tasks do leave two.
 
     Raises `DataError` for a ratio that is not positive and finite. Not measurable with fewer than `LEAST_TASKS` tasks.
     """
@@ -43,8 +45,22 @@ def hierarchical_ratio(ratios: Samples, *, null: float | None = 1.0, n_resamples
     generator = np.random.default_rng(seed)
     error = float(_resampled(logs, generator, n_resamples).std())
     value = float(np.mean([np.mean([values.mean() for values in tasks.values()]) for tasks in logs.values()]))
-    reach = float(t.ppf(0.975, len(names) - 1)) * error
+    reach = float(t.ppf(0.975, _degrees_of_freedom(*_table(logs)))) * error
     return Result(math.exp(value), math.exp(value - reach), math.exp(value + reach), null, n=len(names), seeds=len(logs))
+
+
+def _degrees_of_freedom(values: Float[np.ndarray, "run task search"], counts: Int[np.ndarray, "run task"]) -> float:
+    """Satterthwaite's, of a variance that is the sum of those of the means over tasks and over training seeds."""
+    means = _mean_where(values, np.arange(values.shape[-1]) < counts[..., None])
+    parts = []
+    for axis in (1, 0):
+        of_units = _mean_where(np.moveaxis(means, 1 - axis, -1), np.moveaxis(counts > 0, 1 - axis, -1))
+        if len(of_units) > 1:
+            parts.append((float(of_units.var(ddof=1)) / len(of_units), len(of_units) - 1))
+    total = sum(variance for variance, _ in parts)
+    if not total:
+        return float(values.shape[1] - 1)
+    return total**2 / sum(variance**2 / freedom for variance, freedom in parts)
 
 
 def _logs(values: Sequence[float]) -> np.ndarray:

@@ -185,8 +185,9 @@ def concept_agreement(
 ) -> dict[str, Result]:
     """Do matched units mean the same? Share of the partner pairs (correlation above .7) whose best labels are the same.
 
-    The scores are each unit's F1 for each label; NaN where a label was not measurable. Only pairs in which both best scores reach
-    `least` count; `null` is the agreement of such pairs put together at random. Raises `DataError` for scores of other units.
+    The scores are each unit's for each label (`ConceptScores.gained`: of F1 itself the commonest labels would be everyone's best);
+    NaN where a label was not measurable. Only pairs in which both best scores reach `least` count; `null` is the agreement of such
+    pairs put together at random. Raises `DataError` for scores of other units.
     """
     shapes = (matched.correlation.shape[0], matched.correlation.shape[1])
     if (len(first_scores), len(second_scores)) != shapes or first_scores.shape[1] != second_scores.shape[1]:
@@ -203,7 +204,7 @@ def concept_agreement(
     counts = {"concept_pairs": exact(int(kept.sum()), n=int(pairs.sum()))}
     if not kept.any():
         return counts | {
-            "concept_agreement": not_measurable(f"no pair above {PARTNER} has a label with F1 of {least} on both sides")
+            "concept_agreement": not_measurable(f"no pair above {PARTNER} has a label with a score of {least} on both sides")
         }
     labels = [side[kept].argmax(1) for side in sides]
     shares = [np.bincount(side, minlength=first_scores.shape[1]) / len(side) for side in labels]

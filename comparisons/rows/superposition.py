@@ -31,13 +31,16 @@ from sparse_lens.results import Result, exact, not_measurable
 
 
 def measure_superposition(
-    bridge: Bridge, dictionary: Dictionary, token_batches: Iterable[Any], *, seed: int = 0
+    bridge: Bridge, dictionary: Dictionary, token_batches: Iterable[Any], *, neurons: int | None = None, seed: int = 0
 ) -> dict[str, Result]:
     """The row of one dictionary: `SuperpositionSums` over batches of token ids `[batch, pos]`, and `decoder_geometry`.
 
+    `neurons` is what `psi` is counted for each of, by default the channels at `hook_out`: a transcoder writes fewer of those than
+    the MLP that it stands for has neurons.
+
     Raises what `harvest_activations` raises, and `DataError` without tokens or for latents that are not finite.
     """
-    sums = SuperpositionSums(dictionary)
+    sums = SuperpositionSums(dictionary, neurons)
     for activations in harvest_activations(bridge, sorted({dictionary.hook_in, dictionary.hook_out}), token_batches):
         sums.add(activations[dictionary.hook_in], activations[dictionary.hook_out])
     return sums.results() | decoder_geometry(dictionary.W_dec, seed=seed)
@@ -57,6 +60,7 @@ class SuperpositionSums:
     """Running sums of one dictionary's latents and of the activation it writes to; float64, of a size that tokens do not change."""
 
     dictionary: Dictionary
+    neurons: int | None = None
     n_tokens: int = 0
     n_active: int = 0
     hoyer_sum: float = 0.0
@@ -80,8 +84,9 @@ class SuperpositionSums:
         """The numbers over everything taken in; raises `DataError` if that is nothing.
 
         `effective_features` is `F = exp(H(p))` with `p` the latents' shares of the mean magnitude, `psi = F / N` with N the
-        channels at `hook_out` (arXiv:2512.13568); `latent_hoyer` is the mean over the tokens with an active latent. Of the
-        activation itself: participation ratio of the covariance, and effective rank in both definitions (`sparsity_measures`).
+        `neurons`, or the channels at `hook_out` (arXiv:2512.13568); `latent_hoyer` is the mean over the tokens with an active
+        latent. Of the activation itself: participation ratio of the covariance, and effective rank in both definitions
+        (`sparsity_measures`).
         """
         if self.magnitude is None or self.total is None or self.products is None:
             raise DataError("no activations to measure superposition on; give at least one batch of tokens")
@@ -89,7 +94,7 @@ class SuperpositionSums:
         latent = {name: not_measurable("no latent was active on any token", n=n) for name in _LATENT_METRICS}
         if self.n_active:
             features = float(effective_number(self.magnitude))
-            latent["effective_features"], latent["psi"] = exact(features, n=n), exact(features / width, n=n)
+            latent["effective_features"], latent["psi"] = exact(features, n=n), exact(features / (self.neurons or width), n=n)
             if self.dictionary.n_latents > 1:
                 latent["latent_hoyer"] = exact(self.hoyer_sum / self.n_active, n=self.n_active)
             else:

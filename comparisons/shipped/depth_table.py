@@ -1,6 +1,6 @@
 """Depth against width at equal weights: the grid, trained and measured, with the row of the claim DEPTH.
 
-    python -m sparse_lens.comparisons.shipped.depth_table GRID --data DATA --out docs/depth --page docs/pages/claims.md
+    python -m sparse_lens.comparisons.shipped.depth_table GRID --data DATA --out docs/depth --page docs/pages/claims-details.md
 
 trains every cell into the folder GRID from the token data in DATA (`depth_width_sparsity_sweep`), measures each run as the claims
 do, and writes the page's tables anew. Models, and what was measured in `--cells`, are kept: the command goes on where it stopped.
@@ -151,9 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train and measure what is missing, keep the numbers, and write the page's tables anew."""
     options = _parser().parse_args(arguments)
     data = TokenData(options.data)
-    shape: dict[str, Any] = {
-        name: getattr(options, name) for name in ("budget_core", "matching", "depths", "densities", "seeds", "tokens")
-    }
+    axes = ("budget_core", "matching", "depths", "densities", "seeds", "tokens")
+    shape: dict[str, Any] = {name: getattr(options, name) for name in axes}
     sweep = depth_width_sparsity_sweep(data, options.grid, **shape, learning_rates=options.rates, workers=options.workers)
     if not sweep.cells:
         raise DataError(f"no cell of the grid can be trained: {'; '.join(sweep.missing.values())}")
@@ -186,9 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help=f"folder of {KEPT}")
     parser.add_argument("--page", type=Path, default=None, help="page whose tables, between their markers, are written anew")
     parser.add_argument("--cells", type=Path, default=Path("depth.cells"), help="folder of what was measured")
-    parser.add_argument(
-        "--budget-core", type=int, default=786_432, help="entries of the blocks' matrices of every model, or nonzeros"
-    )
+    parser.add_argument("--budget-core", type=int, default=786_432, help="entries of each model's matrices in blocks, or nonzeros")
     parser.add_argument(
         "--matching", choices=get_args(Matching), default="core", help="what every model has as much of: entries, or nonzeros"
     )

@@ -73,6 +73,12 @@ def points(full: Mapping[str, Any], task: str, column: str) -> Iterator[tuple[li
             yield [str(int(curve.get("seed", 0))), f"{float(point['target']):g}{missed}"], part(point, "results")
 
 
+def is_measured(full: Mapping[str, Any], metric: str) -> bool:
+    """Whether any point of any curve has a number of this name."""
+    tasks = part(full, "curves")
+    return any(metric in results for task in tasks for column in columns(full) for _, results in points(full, task, column))
+
+
 def mean_points(full: Mapping[str, Any], task: str, column: str, x: str, y: str) -> list[tuple[float, float, float, float, float]]:
     """By target: geometric means over seeds of `x` and `y`, and the least and largest `y`; targets without both are left out."""
     return sorted(_means_by_target(full, task, column, x, y).values())

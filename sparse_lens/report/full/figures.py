@@ -7,7 +7,16 @@ from typing import Any
 
 from sparse_lens.report.contents import part
 from sparse_lens.report.figures import Mark, Row, dot_plot
-from sparse_lens.report.full.contents import columns, faithful_points, frontier_cell, grids, mean_points, pooled_points, row_cell
+from sparse_lens.report.full.contents import (
+    columns,
+    faithful_points,
+    frontier_cell,
+    grids,
+    is_measured,
+    mean_points,
+    pooled_points,
+    row_cell,
+)
 from sparse_lens.report.full.words import column_term
 from sparse_lens.report.heatmaps import Axes, heatmap
 from sparse_lens.report.line_plots import Axis, Line, Point, line_plot
@@ -24,11 +33,16 @@ _SHARES = (1, 2, 5, 16)
 def figures(full: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Caption and SVG of every figure for which there are numbers, by a name that is good for a file."""
     found: dict[str, tuple[str, str]] = {}
+    elsewhere = {where: against for where, against in _ELSEWHERE.items() if is_measured(full, against[0])}
     if part(full, "curves"):
-        found["bits-pooled"] = ("Bits against divergence, over tasks", _pooled(full, "total_bits", "bits"))
-        found["nodes-pooled"] = ("Nodes against divergence, over tasks", _pooled(full, "nodes", "nodes"))
-    for task in part(full, "curves"):
-        found[f"bits-{task}"] = (f"Bits against divergence, {visible(task)}", _curves(full, task, "total_bits", "bits"))
+        found["bits-pooled"] = ("Bits against divergence, over tasks", _pooled(full, "total_bits", "bits", _DIVERGENCE))
+        found["nodes-pooled"] = ("Nodes against divergence, over tasks", _pooled(full, "nodes", "nodes", _DIVERGENCE))
+        for where, against in elsewhere.items():
+            found[f"bits-{where}-pooled"] = (f"Bits against {against[2]}, over tasks", _pooled(full, "total_bits", "bits", against))
+    for against, where in ((_DIVERGENCE, ""), *((against, f"{where}-") for where, against in elsewhere.items())):
+        for task in part(full, "curves"):
+            caption = f"Bits against {against[2]}, {visible(task)}"
+            found[f"bits-{where}{task}"] = (caption, _curves(full, task, "total_bits", "bits", against))
     for task in part(full, "curves"):
         found[f"nodes-{task}"] = (f"Nodes against divergence, {visible(task)}", _curves(full, task, "nodes", "nodes"))
     for task in part(full, "curves"):
@@ -65,6 +79,10 @@ def series_of(full: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
 
 
 _DIVERGENCE = ("kl_heldout", "KL(model, circuit) on held-out templates, nats", "divergence")
+_ELSEWHERE = {
+    "rephrased": ("kl_rephrased", "KL(model, circuit) on rephrased prompts, nats", "divergence on rephrased prompts"),
+    "natural": ("kl_natural", "KL(model, circuit) on real files, nats", "divergence on real files"),
+}
 _TASK_LOSS = ("loss_heldout", "two-token loss on held-out templates, nats", "task loss")
 
 
@@ -84,17 +102,19 @@ def _curves(full: Mapping[str, Any], task: str, size: str, label: str, against: 
     return line_plot(lines, *axes, ident=f"{size}-{metric}-{visible(task)}", title=title, description=title + ".", width=WIDTH)
 
 
-def _pooled(full: Mapping[str, Any], size: str, label: str) -> str:
+def _pooled(full: Mapping[str, Any], size: str, label: str, against: tuple[str, str, str]) -> str:
     """Over the tasks that all columns have."""
-    tasks, found = pooled_points(full, "kl_heldout", size)
+    metric, axis, spoken = against
+    tasks, found = pooled_points(full, metric, size)
     lines = []
     for name, (series, control) in series_of(full).items():
         told = column_term(name).label
         points = [Point(x, y, f"{told}: {y:,.0f} {label} at {x:.3g} nats, {len(tasks)} tasks") for x, y in found[name]]
         lines.append(Line(told, series, points, quiet=control))
-    title = f"{label} against divergence, geometric means over {', '.join(map(visible, tasks)) or 'no common task'}"
-    axes = Axis(_DIVERGENCE[1], log=True), Axis(label, log=True)
-    return line_plot(lines, *axes, ident=f"{size}-pooled", title=title, description=title + ".", width=WIDTH)
+    title = f"{label} against {spoken}, geometric means over {', '.join(map(visible, tasks)) or 'no common task'}"
+    axes = Axis(axis, log=True), Axis(label, log=True)
+    ident = f"{size}-pooled" if against == _DIVERGENCE else f"{size}-{metric}-pooled"
+    return line_plot(lines, *axes, ident=ident, title=title, description=title + ".", width=WIDTH)
 
 
 def _faithfulness(full: Mapping[str, Any], task: str) -> str:

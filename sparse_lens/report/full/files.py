@@ -37,6 +37,8 @@ def numbers(full: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Every number of the part `full`, with where it stands."""
     for column, ratios in part(full, "headline").items():
         yield from _results("headline", "", column, "", ratios)
+    for pair, ratios in part(full, "against_controls").items():
+        yield from _results("against controls", "", pair, "", ratios)
     for column, match in part(full, "matching").items():
         yield from _results(
             "matching", visible(match.get("how")), column, "", {name: match[name] for name in match if "diff" in name}

@@ -23,10 +23,13 @@ from sparse_lens.report.full.tables import FRONTIER, markdown_rows, summary_tabl
 from sparse_lens.report.standalone import write_svg
 
 KEPT = "full.json"
-FIGURES = ("bits-pooled", "nodes-pooled", "coverage", "widths-loss", "widths-coverage", "psi", "probes")
+FIGURES = (
+    *("bits-pooled", "nodes-pooled", "bits-rephrased-pooled", "bits-natural-pooled"),
+    *("coverage", "widths-loss", "widths-coverage", "psi", "probes"),
+)
 """Those of the page, by their names in a report."""
 
-_POINT = ("kl_heldout", "total_bits", "nodes")
+_POINT = ("kl_heldout", "kl_rephrased", "kl_natural", "total_bits", "nodes")
 _DIGITS = 6
 
 
@@ -59,7 +62,10 @@ def kept_numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_WHOLE = ("headline", "matching", "edge_parts", "couplings", "undistinguished", "unmatched", "left_out", "caveats")
+_WHOLE = (
+    *("headline", "against_controls", "matching", "edge_parts", "couplings"),
+    *("undistinguished", "unmatched", "left_out", "caveats"),
+)
 
 
 def _frontier_row(row: str, places: Mapping[str, Any]) -> dict[str, Any]:

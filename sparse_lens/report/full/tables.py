@@ -12,7 +12,7 @@ from rich.text import Text
 
 from sparse_lens.report.contents import part, sequence
 from sparse_lens.report.full.contents import Cell, columns, frontier_cell, points, row_cell, row_numbers
-from sparse_lens.report.full.words import ROWS, column_term
+from sparse_lens.report.full.words import ROWS, column_term, said_in
 from sparse_lens.report.numbers import DASH, MINUS, RANGE, TIMES, Reading, format_number, read_number
 from sparse_lens.report.strings import markdown_cell, visible
 
@@ -46,6 +46,10 @@ def tables(full: Mapping[str, Any]) -> Iterator[Table]:
 def summary_tables(full: Mapping[str, Any]) -> Iterator[Table]:
     """The tables that do not grow with tasks, seeds and targets."""
     yield _headline(full)
+    if (elsewhere := _elsewhere(full)).rows:
+        yield elsewhere
+    if part(full, "against_controls"):
+        yield _against_controls(full)
     if part(full, "edge_parts"):
         yield _edge_parts(full)
     if part(full, "frontier"):
@@ -58,9 +62,13 @@ def summary_tables(full: Mapping[str, Any]) -> Iterator[Table]:
         yield _steering(full)
 
 
+_ELSEWHERE = ("_rephrased", "_natural")
+"""How names of ratios end that are not at a divergence on held-out templates."""
+
+
 def _headline(full: Mapping[str, Any]) -> Table:
     ratios, matching = part(full, "headline"), part(full, "matching")
-    names = list({name: None for column in ratios for name in part(ratios, column)})
+    names = [name for name in _ratio_names(ratios) if not name.endswith(_ELSEWHERE)]
     rows = []
     for column in ratios:
         losses = [_loss_difference(part(matching, column))] if matching else []
@@ -68,6 +76,31 @@ def _headline(full: Mapping[str, Any]) -> Table:
         rows.append([_label(full, column), *losses, *cells])
     title = "Sizes over those of the sparse neurons, at equal divergence (geometric means [95 % intervals], n tasks)"
     return Table(title, ["column", *(["loss off, nats"] if matching else []), *map(_spoken, names)], rows)
+
+
+def _elsewhere(full: Mapping[str, Any]) -> Table:
+    """The same ratios at a divergence on shifted prompts and on natural text."""
+    ratios = part(full, "headline")
+    names = [name for name in _ratio_names(ratios) if name.endswith(_ELSEWHERE)]
+    rows = [[_label(full, c), *(_with_n(read_number(part(ratios, c).get(name))) for name in names)] for c in ratios]
+    title = "The same at equal divergence on rephrased prompts, and on real files that no circuit was searched on"
+    return Table(title, ["column", *map(_spoken, names)], rows if names else [])
+
+
+def _against_controls(full: Mapping[str, Any]) -> Table:
+    """Columns' sizes over those of their controls."""
+    ratios = part(full, "against_controls")
+    names = [name for name in _ratio_names(ratios) if not name.endswith(_ELSEWHERE)]
+    rows = []
+    for pair in ratios:
+        sides = " over ".join(visible(column_term(name).label) for name in str(pair).split(" over "))
+        rows.append([sides, *(_with_n(read_number(part(ratios, pair).get(name))) for name in names)])
+    return Table("Sizes over those of a column's control, at equal divergence", ["pair", *map(_spoken, names)], rows)
+
+
+def _ratio_names(ratios: Mapping[str, Any]) -> list[str]:
+    """All names of all columns, in the order in which they first come."""
+    return list({name: None for column in ratios for name in part(ratios, column)})
 
 
 def _loss_difference(match: Mapping[str, Any]) -> str:
@@ -86,7 +119,7 @@ def _with_n(reading: Reading) -> str:
 def _edge_parts(full: Mapping[str, Any]) -> Table:
     """The factors of ratios of edges: what is left after pairs and density is about circuits."""
     parts = part(full, "edge_parts")
-    names = list({name: None for column in parts for name in part(parts, column)})
+    names = _ratio_names(parts)
     rows = [[_label(full, c), *(_with_n(read_number(part(parts, c).get(name))) for name in names)] for c in parts]
     rows = [row for row in rows if any(cell != DASH for cell in row[1:])]
     title = (
@@ -247,8 +280,9 @@ def headline_table(full: Mapping[str, Any]) -> RichTable:
 
 
 def markdown(full: Mapping[str, Any]) -> str:
-    """All tables as GitHub-flavored Markdown."""
-    return "\n\n".join(f"## {table.title}\n\n{markdown_rows(table)}" for table in tables(full)) + "\n"
+    """What the run cannot show, and all tables, as GitHub-flavored Markdown."""
+    said = [f"## {title}\n\n" + "\n".join(f"- {markdown_cell(s)}" for s in sentences) for title, sentences in said_in(full)]
+    return "\n\n".join([*said, *(f"## {table.title}\n\n{markdown_rows(table)}" for table in tables(full))]) + "\n"
 
 
 def markdown_rows(table: Table) -> str:
@@ -262,8 +296,11 @@ def _line(cells: list[str]) -> str:
 
 
 def latex(full: Mapping[str, Any]) -> str:
-    """All tables as LaTeX tabulars (booktabs), every string escaped."""
+    """What the run cannot show as itemized sentences, and all tables as tabulars (booktabs), every string escaped."""
     parts = []
+    for title, sentences in said_in(full):
+        items = [rf"\item {latex_text(sentence)}" for sentence in sentences]
+        parts.append("\n".join([rf"% {latex_text(title)}", r"\begin{itemize}", *items, r"\end{itemize}"]))
     for table in tables(full):
         body = [" & ".join(map(latex_text, row)) + r" \\" for row in table.rows]
         head = " & ".join(map(latex_text, table.head)) + r" \\"

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from sparse_lens.report.contents import sequence
 from sparse_lens.report.glossary import COLUMNS, Term, term
+from sparse_lens.report.strings import visible
 
 FURTHER = {
     "dense_matched_components": Term("Dense, principal components", "matched PCA", "The matched model on principal components."),
@@ -64,6 +69,21 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
 """Rows in order: title, and the numbers its table shows (none: the first ones)."""
 
 MOST_NUMBERS = 8
+
+
+SAID = {
+    "undistinguished": "Not distinguishable in this run",
+    "unmatched": "Not at matched loss",
+    "left_out": "Left out",
+    "caveats": "What holds for every run",
+}
+"""What a comparison says in words, by its name in the metrics, and the titles."""
+
+
+def said_in(full: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Titles and sentences of what is said in words; without those of which there is nothing to say."""
+    found = [(title, [visible(sentence) for sentence in sequence(full, name)]) for name, title in SAID.items()]
+    return [(title, sentences) for title, sentences in found if sentences]
 
 
 def column_term(name: str) -> Term:

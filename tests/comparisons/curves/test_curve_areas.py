@@ -50,6 +50,13 @@ def test_a_circuit_that_meets_a_divergence_meets_all_above_it() -> None:
     assert not size_at(made, 1.3).measurable and not size_at(made, 0.2).measurable
 
 
+def test_the_area_goes_as_far_as_the_curves_say_something() -> None:
+    """A curve whose strictest circuit is its cheapest is flat to its loosest point, and has an area."""
+    flat, other = curve([(0.5, 40.0), (2.0, 60.0)]), curve([(0.5, 80.0), (2.0, 80.0)])
+    found = area_between(other, flat)
+    assert found["kl_high"].value == 2.0 and found["mean_log_ratio"].value == pytest.approx(math.log(2))
+
+
 def test_area_between_shifted_curves() -> None:
     """A curve of twice the bits lies log 2 above, whatever the points; the range is what both have."""
     first = curve([(kl, 200 / kl) for kl in (0.25, 1.0, 4.0)])

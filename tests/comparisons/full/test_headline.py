@@ -12,7 +12,8 @@ from sparse_lens.comparisons.column_specs import ColumnSpec
 from sparse_lens.comparisons.curves.circuit_curve import CircuitCurve, CurvePoint, edge_starts
 from sparse_lens.comparisons.full.assembly import assemble
 from sparse_lens.comparisons.full.full_jobs import curve_jobs, further_jobs
-from sparse_lens.comparisons.full.headline import BEST_BASIS, FIRST_TRAINING, headline
+from sparse_lens.comparisons.full.full_verdict import _by_size
+from sparse_lens.comparisons.full.headline import BEST_BASIS, FIRST_TRAINING, against_controls, headline
 from sparse_lens.comparisons.full.plan import FullPlan, quick_plan
 from sparse_lens.comparisons.jobs import Job
 from sparse_lens.errors import ConfigError
@@ -22,9 +23,13 @@ SPECS = [ColumnSpec("sparse_neurons", "sparse"), ColumnSpec("dense_matched_neuro
 
 
 def curve(column: str, task: str, size: float, seed: int = 0) -> dict[str, Any]:
-    """A curve on which size goes as one over the divergence."""
+    """A curve on which size goes as one over the divergence; that is 1.5 times as much on shifted prompts, thrice on real files."""
     numbers = {kl: {name: exact(size / kl) for name in ("total_bits", "nodes", "structural_edges")} for kl in (0.2, 2.0)}
-    points = tuple(CurvePoint(kl, True, {"kl_heldout": exact(kl), **found}, {}, {}) for kl, found in numbers.items())
+    at = {"kl_heldout": 1.0, "kl_rephrased": 1.5, "kl_natural": 3.0}
+    points = tuple(
+        CurvePoint(kl, True, {**{name: exact(times * kl) for name, times in at.items()}, **found}, {}, {})
+        for kl, found in numbers.items()
+    )
     return CircuitCurve(column, task, seed, exact(1.0), points).to_plain()
 
 
@@ -38,6 +43,31 @@ def curves(ratio: float) -> dict[str, dict[str, list[dict[str, Any]]]]:
 def test_one_training_seed() -> None:
     found = headline(curves(3.0), SPECS)["dense_matched_neurons"]["bits_ratio_at_0.5"]
     assert found.value == pytest.approx(3.0) and (found.n, found.seeds) == (3, 1)
+
+
+def test_elsewhere_is_at_divergences_of_its_own() -> None:
+    found = headline(curves(3.0), SPECS)["dense_matched_neurons"]
+    assert found["bits_ratio_at_0.5_rephrased"].value == pytest.approx(3.0) == found["nodes_ratio_at_3_natural"].value
+    assert "bits_ratio_at_0.3_natural" not in found
+
+
+def test_a_column_is_held_against_its_control() -> None:
+    """Paired task by task: as large in every task is 1 without a width, whatever tasks differ by; without a curve no ratio."""
+    pairs = [("dense_matched_neurons", "sparse_neurons"), ("dense_matched_neurons", "dense_matched_rotated")]
+    against = against_controls(curves(3.0), pairs)
+    assert list(against) == pairs[:1] and against[pairs[0]]["nodes_ratio_at_0.5"].value == pytest.approx(3.0)
+    same = {task: {name: columns["dense_matched_neurons"] for name in ("a", "b")} for task, columns in curves(3.0).items()}
+    ratio = against_controls(same, [("a", "b")])["a", "b"]
+    words = "latents and others"
+    assert _by_size(ratio, words) == [
+        f"{size} of circuits at 0.5 nats: {words} are not told apart (ratio 1 [1, 1], 3 tasks)." for size in ("bits", "nodes")
+    ]
+    smaller, larger = (against_controls(flat, [("d", "s")])["d", "s"] for flat in (_of_ratio(0.5), _of_ratio(2.0)))
+    assert not _by_size(smaller, words) and "the control's are smaller" in _by_size(larger, words)[0]
+
+
+def _of_ratio(ratio: float) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    return {task: {"s": [curve("s", task, 100.0)], "d": [curve("d", task, 100.0 * ratio)]} for task in "abc"}
 
 
 def test_two_tasks_are_too_few() -> None:
@@ -70,8 +100,8 @@ def test_the_best_basis_is_of_the_seeds_that_all_bases_have() -> None:
 
 
 def test_further_training_seeds_weigh_the_same() -> None:
-    """Geometric mean of 3, 6 and 12; the interval now holds what another training gives."""
-    found = headline(curves(3.0), SPECS, {"1": curves(6.0), "2": curves(12.0)})["dense_matched_neurons"]["nodes_ratio_at_1"]
+    """Geometric mean of 1.5, 6 and 24; the interval now holds what another training gives."""
+    found = headline(curves(1.5), SPECS, {"1": curves(6.0), "2": curves(24.0)})["dense_matched_neurons"]["nodes_ratio_at_1"]
     assert found.value == pytest.approx(6.0) and found.seeds == 3
     alone = headline(curves(6.0), SPECS)["dense_matched_neurons"]["nodes_ratio_at_1"]
     assert found.lo is not None and alone.lo is not None and found.lo < alone.lo

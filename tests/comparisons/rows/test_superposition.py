@@ -99,6 +99,9 @@ def test_planted_superposition_and_its_disentangled_twin() -> None:
     crowded = results_of(*planted(unit_rows(64, 16)))
     assert crowded["effective_features"].value == pytest.approx(63.9, abs=0.1)
     assert crowded["psi"].value == pytest.approx(3.99, abs=0.01)
+    sums = SuperpositionSums(planted(unit_rows(64, 16))[0], neurons=32)  # counted for other channels than it writes to
+    sums.add(*(planted(unit_rows(64, 16))[1],) * 2)
+    assert sums.results()["psi"].value == pytest.approx(crowded["psi"].value / 2)
     apart = results_of(*planted(random_rotation(16)))
     assert apart["psi"].value == pytest.approx(1, abs=0.005)
     assert apart["latent_hoyer"].value == pytest.approx(1)
