@@ -42,7 +42,8 @@ class ClaimRow:
     def to_plain(self) -> dict[str, Any]:
         """The row as nested plain values and Results."""
         facts = {
-            name: getattr(self.claim, name) for name in ("id", "text", "kind", "source", "measure", "metric", "larger", "unit")
+            name: getattr(self.claim, name)
+            for name in ("id", "text", "kind", "source", "measure", "metric", "larger", "against", "unit")
         }
         return facts | {
             "sparse": self.sparse,

@@ -2,7 +2,8 @@
 
     for model in 2.5-256 5-160 5-224 10-96 10-160 20-64 20-128 100-32 100-64; do for seed in 0 1 2
     do sparse-lens train --recipe dose-$model --seed $seed --corpus python --out doses/dose-$model-seed$seed; done; done
-    python -m sparse_lens.comparisons.shipped.dose_table doses/* --target dose-2.5-256 --out docs/doses --page docs/pages/claims.md
+    python -m sparse_lens.comparisons.shipped.dose_table doses/* --target dose-2.5-256 \
+        --out docs/doses --page docs/pages/claims-details.md
 
 The fewer weights a model has, the wider it is. At each density two widths lie on either side of the target's loss, and what is
 measured is interpolated between them (`mechanism.doses`), for each training seed by itself. Cells are kept in `--cells`, and the

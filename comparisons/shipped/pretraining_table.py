@@ -1,6 +1,6 @@
 """Does training on Python first make subroutines easier to take apart? Models trained and measured, over training seeds.
 
-    python -m sparse_lens.comparisons.shipped.pretraining_table MODELS --data DATA --out OUT --page docs/pages/claims.md
+    python -m sparse_lens.comparisons.shipped.pretraining_table MODELS --data DATA --out OUT --page docs/pages/claims-details.md
 
 trains both arms of every recipe and seed into the folder MODELS from the token data in DATA, learns their masks, prints the table,
 keeps its numbers and writes the page's table anew. Models, and what was measured in `--cells`, are kept: the command goes on where

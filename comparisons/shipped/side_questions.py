@@ -1,6 +1,6 @@
 """Three side questions about models: few wires or few weights, hidden until shift, structure against capacity.
 
-    python -m sparse_lens.comparisons.shipped.side_questions --out docs/mechanism --page docs/pages/claims.md
+    python -m sparse_lens.comparisons.shipped.side_questions --out docs/mechanism --page docs/pages/claims-details.md
 
 measures the shipped models of the default pair, or those that are named. Structure against capacity is asked of arms of trained
 models, each given once for every training seed:
@@ -14,6 +14,7 @@ markers, and their numbers kept in one file, which is written anew each time.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ FULL_DENSITY = 0.99
 Results = Mapping[str, Mapping[str, Result]]
 
 _QUICK_WINDOWS = 8
+_NEURONS = re.compile(r"all \d+ neurons")
 
 
 def wires_of(models: Mapping[str, SideModel]) -> dict[str, dict[str, Result]]:
@@ -65,9 +67,13 @@ def _points(models: Mapping[str, SideModel], lost: str) -> Iterator[ShiftPoint]:
 
 
 def wires_page(table: Results) -> str:
-    """One row for each model: standardised coefficients and R², with their intervals and shuffled nulls."""
+    """One row for each model: standardised coefficients and R², with their intervals and shuffled nulls.
+
+    A column without any number is left out, as that of weights is where all sparse models have equally many.
+    """
     columns = {"fan-in": "coefficient_fan_in", "fan-out": "coefficient_fan_out"}
     columns |= {"R² of wires": "r2_wires", "R² of weights": "r2_weights", "R² of all": "r2_all"}
+    columns = {told: name for told, name in columns.items() if any(found[name].measurable for found in table.values())}
     rows = _head(["model", "neurons", "effective concepts", *columns])
     for name, found in table.items():
         mean = found[f"mean_{OUTCOME}"]
@@ -121,10 +127,11 @@ def _with_null(result: Result) -> str:
 
 
 def _missing(rows: Mapping[str, Sequence[Result]]) -> list[str]:
-    """Lines below a table that say why numbers of its rows are not there: the rows behind each reason."""
+    """Lines below a table that say why numbers of its rows are not there: the rows behind each reason, whatever their neurons."""
     names: dict[str, list[str]] = {}
     for name, results in rows.items():
-        for reason in dict.fromkeys(result.reason for result in results if result.reason is not None):
+        reasons = [_NEURONS.sub("all neurons", result.reason) for result in results if result.reason is not None]
+        for reason in dict.fromkeys(reasons):
             names.setdefault(reason, []).append(name)
     told = [f"{reason} ({', '.join(of)})" for reason, of in names.items()]
     return ["", f"Not measurable: {'; '.join(told)}."] if told else []

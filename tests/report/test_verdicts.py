@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from rich.console import Console
 from sparse_lens.errors import OutputError
 from sparse_lens.models_shipped import shipped_models
 from sparse_lens.report.verdicts import claims_markdown, claims_table, write_claims
+from sparse_lens.report.verdicts.shipped_page import FIGURE, LINKS, main, page_figure, page_tables
+from sparse_lens.report.verdicts.tables import HEAD, row_cells
 
 NUMBER = {"value": 1.25, "lo": 1.0, "hi": 1.5, "null": None, "n": 3, "seeds": 3, "measurable": True, "reason": None}
 NONE = NUMBER | {"value": None, "lo": None, "hi": None, "measurable": False, "reason": "gate"}
@@ -37,7 +40,7 @@ def content(text: str = "a claim") -> dict[str, Any]:
 
 def test_everything_is_written(tmp_path: Path) -> None:
     page = write_claims(content(), tmp_path / "claims").read_text()
-    assert page.count("<section") == 5 and "1.25 [1.00\N{EN DASH}1.50]" in page and page.count("<svg") == 1
+    assert page.count("<section") == 6 and "1.25 [1.00\N{EN DASH}1.50]" in page and page.count("<svg") == 3
     assert json.loads((tmp_path / "claims" / "claims.json").read_text())["claims"][0]["id"] == "X1"
     rows = (tmp_path / "claims" / "claims.csv").read_text().splitlines()
     assert rows[0].startswith("seed,measure,side,metric,value") and len(rows) == 3
@@ -55,7 +58,7 @@ def test_hostile_text_acts_nowhere(tmp_path: Path) -> None:
     console.print(claims_table(content("[bold red]x[/bold red]")))
     assert "[bold red]x[/bold red]" in console.export_text()
     lines = claims_markdown(content("a | b <i>")).splitlines()
-    assert all(line.replace("\\|", "").count("|") == 7 for line in lines) and "<i>" not in "".join(lines)
+    assert all(line.replace("\\|", "").count("|") == 8 for line in lines) and "<i>" not in "".join(lines)
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
@@ -65,15 +68,44 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_the_page_holds_the_kept_table() -> None:
-    """The table of docs/pages/claims.md is what the run kept beside it gives, on the models of today's cards."""
+def test_what_is_next_to_nothing_is_zero() -> None:
+    """A mean of differences that cancel; its interval stays. A fixed number to be held against is told."""
+    small = content()["claims"][0] | {"difference": NUMBER | {"value": 1.8e-17, "lo": -0.5, "hi": 0.5}, "against": 1.0}
+    assert row_cells(small)[HEAD.index("difference")] == "0 [\N{MINUS SIGN}0.500\N{EN DASH}0.500] from 1"
+
+
+def test_a_claim_leads_to_its_section() -> None:
+    rows = claims_markdown(content(), links={"X2": "more.md#x2"}).splitlines()
+    assert rows[2].startswith("| **X1** a claim | a claim | 1.25") and rows[3].startswith("| [**X2**](more.md#x2) a claim | ")
+
+
+def test_the_docs_hold_the_kept_tables_and_figure() -> None:
+    """Those of the docs' pages are what the runs kept beside them give, on the models of today's cards."""
     docs = Path(__file__).parents[2] / "docs"
+    for page, tables in page_tables(docs / "claims").items():
+        for marker, table in tables.items():
+            assert f"<!-- table: {marker} -->\n{table}\n<!-- end -->" in (docs / "pages" / page).read_text()
+    assert (docs / "pages" / "figures" / FIGURE).read_text() == page_figure(docs / "claims")
+    assert f"(figures/{FIGURE})" in (docs / "pages" / "claims.md").read_text()
     kept = json.loads((docs / "claims" / "claims.json").read_text())
-    pruned = json.loads((docs / "claims" / "t1b.json").read_text())
-    for marker, rows in (("claims", kept), ("pruned", pruned)):
-        assert f"<!-- table: {marker} -->\n{claims_markdown(rows)}\n<!-- end -->" in (docs / "pages" / "claims.md").read_text()
     folders = shipped_models()
     for role in ("sparse", "dense"):
         for names, loss in zip(kept["scope"]["pairs"], kept["scope"][f"{role}_loss"], strict=True):
             card = json.loads((folders[names[role]] / "card.json").read_text())
             assert loss["value"] == pytest.approx(card["loss"], abs=1e-6)
+
+
+def test_sections_that_claims_lead_to_are_there() -> None:
+    pages = Path(__file__).parents[2] / "docs" / "pages"
+    for address in LINKS.values():
+        page, _, anchor = address.partition("#")
+        headings = re.findall(r"^#+ (.+)$", (pages / page).read_text(), flags=re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_the_command_writes_tables_and_figure(tmp_path: Path) -> None:
+    (tmp_path / "claims.md").write_text("<!-- table: claims -->\nold\n<!-- end -->\n")
+    (tmp_path / "claims-details.md").write_text("<!-- table: pruned -->\nold\n<!-- end -->\n")
+    main([str(Path(__file__).parents[2] / "docs" / "claims"), "--pages", str(tmp_path)])
+    assert all("old" not in (tmp_path / name).read_text() for name in ("claims.md", "claims-details.md"))
+    assert (tmp_path / "figures" / FIGURE).read_text().startswith("<svg")

@@ -1,4 +1,4 @@
-"""Writing the claims: a folder with the page, the JSON, a tidy CSV and the table as Markdown; all of it or nothing."""
+"""Writing the claims: a folder with the page, the JSON, a tidy CSV, the table as Markdown and the figure; all of it or nothing."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from markupsafe import Markup
 
 from sparse_lens.errors import DataError
 from sparse_lens.files import check_writable, new_directory, refuse_foreign
+from sparse_lens.report.figures import NARROW, WIDE
+from sparse_lens.report.standalone import standalone_svg
 from sparse_lens.report.strings import csv_cell, script_json, visible
 from sparse_lens.report.verdicts.figure import difference_line
+from sparse_lens.report.verdicts.forest import forest_plot
 from sparse_lens.report.verdicts.tables import HEAD, claims_markdown, row_cells, scope_lines, scope_markdown
 from sparse_lens.results import from_plain, to_frame, to_plain
 
-CLAIMS_FILES = ("index.html", "claims.json", "claims.csv", "table.md")
+CLAIMS_FILES = ("index.html", "claims.json", "claims.csv", "table.md", "forest.svg")
+"""The last of them is there if any claim is judged by a difference."""
+
 _GENERATOR = '<meta name="generator" content="sparse-lens claims">'
 
 
@@ -39,6 +44,8 @@ def write_claims(content: Mapping[str, Any], folder: str | Path) -> Path:
         "table.md": f"{claims_markdown(plain)}\n\n{scope_markdown(plain)}\n",
         "index.html": _environment().get_template("claims.html.jinja").render(_view(plain)),
     }
+    if plot := forest_plot(plain):
+        written["forest.svg"] = standalone_svg(plot) + "\n"
     refuse_foreign(folder, CLAIMS_FILES)
     with new_directory(folder) as staging:
         for name, content_of_file in written.items():
@@ -62,10 +69,17 @@ def _view(plain: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "head": HEAD,
         "scope": scope_lines(plain),
+        "forest": _forest(plain),
         "claims": [_claim(claim, plain["grounds"]) for claim in plain["claims"]],
         "command": visible(plain["command"]),
         "data": script_json(plain),
     }
+
+
+def _forest(plain: Mapping[str, Any]) -> Markup:
+    """The figure for wide windows and for phones; the style sheet shows one of them."""
+    wide, narrow = (forest_plot(plain, ident=f"forest-{name}", width=width) for name, width in (("wide", WIDE), ("narrow", NARROW)))
+    return Markup(f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>') if wide else Markup("")
 
 
 def _claim(claim: Mapping[str, Any], grounds: Mapping[str, str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich import box
@@ -12,36 +13,44 @@ from rich.text import Text
 from sparse_lens.report.numbers import DASH, read_number
 from sparse_lens.report.strings import markdown_cell, visible
 
-HEAD = ("claim", "sparse", "dense", "difference", "controls", "verdict")
+HEAD = ("claim", "unit", "sparse", "dense", "difference", "controls", "verdict")
 _MOST_CELLS = 3
+
+ZERO = 1e-12
+"""What is smaller is printed as 0: the mean of differences that cancel is of this size."""
+
 VERDICT_STYLES = {"supports": "bold green", "contradicts": "bold red", "indistinguishable": "yellow", "not measurable": "dim"}
 
 
 def claims_table(content: Mapping[str, Any]) -> Table:
-    """One row a claim for the terminal, with the verdict's reasons under it."""
+    """One row a claim for the terminal, with its unit and the verdict's reasons under it."""
     scope = content["scope"]
     title = f"Claims re-tested over {scope['training_seeds']} training seed(s); difference: sparse less dense, 95 % interval"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
-    for place, name in enumerate(HEAD):
-        table.add_column(
-            name, justify="left" if place in (0, 4, 5) else "right", overflow="fold", max_width=44 if place == 0 else None
-        )
+    for name in (name for name in HEAD if name != "unit"):
+        left = name in ("claim", "controls", "verdict")
+        table.add_column(name, justify="left" if left else "right", overflow="fold", max_width=44 if name == "claim" else None)
     for claim in content["claims"]:
-        cells = row_cells(claim)
+        _, unit, *cells = row_cells(claim)
         verdict = Text(cells[-1], style=VERDICT_STYLES.get(cells[-1], ""))
         for line in [*claim["reasons"][:1], *ended_by(claim)[:_MOST_CELLS]]:
             verdict.append(f"\n{visible(line)}", style="dim")
         named = Text(visible(claim["id"]), style="bold").append(f" {visible(claim['text'])}", style="not bold")
-        table.add_row(named, *map(Text, cells[1:-1]), verdict)
+        if claim["unit"]:
+            named.append(f"\n{unit}", style="not bold dim")
+        table.add_row(named, *map(Text, cells[:-1]), verdict)
     return table
 
 
-def claims_markdown(content: Mapping[str, Any], *, texts: bool = True) -> str:
-    """The same as a Markdown table; without `texts` a claim is its id alone."""
-    lines = ["| " + " | ".join(HEAD) + " |", "|---|" + "---:|" * 3 + "---|---|"]
+def claims_markdown(content: Mapping[str, Any], *, links: Mapping[str, str] | None = None) -> str:
+    """The same as a Markdown table; a claim whose id is in `links` leads to that address."""
+    lines = ["| " + " | ".join(HEAD) + " |", "|---|---|" + "---:|" * 3 + "---|---|"]
     for claim in content["claims"]:
         cells = row_cells(claim)
-        name = f"**{markdown_cell(claim['id'])}** {markdown_cell(claim['text'])}" if texts else markdown_cell(claim["id"])
+        name = f"**{markdown_cell(claim['id'])}**"
+        if address := (links or {}).get(claim["id"]):
+            name = f"[{name}]({address})"
+        name += f" {markdown_cell(claim['text'])}"
         reasons = "; ".join(markdown_cell(line) for line in [*claim["reasons"], *ended_by(claim)])
         verdict = markdown_cell(cells[-1]) + (f": {reasons}" if reasons else "")
         lines.append("| " + " | ".join([name, *(markdown_cell(cell) for cell in cells[1:-1]), verdict]) + " |")
@@ -62,17 +71,23 @@ def scope_markdown(content: Mapping[str, Any]) -> str:
 def row_cells(claim: Mapping[str, Any]) -> list[str]:
     """The cells of a claim's row as plain text, in the order of `HEAD`."""
     controls = ", ".join(f"{visible(name).replace('_', ' ')} {shown(value)}" for name, value in claim["controls"].items())
+    held = claim.get("against")
+    from_fixed = "" if held is None else f" from {held:g}"
     return [
         visible(claim["id"]),
-        *(shown(claim[side]) for side in ("sparse", "dense", "difference")),
+        visible(claim["unit"]) or DASH,
+        *(shown(claim[side]) for side in ("sparse", "dense")),
+        shown(claim["difference"]) + from_fixed,
         controls or DASH,
         visible(claim["verdict"]),
     ]
 
 
 def shown(raw: Any) -> str:
-    """A number with its interval, an em dash where there is none."""
+    """A number with its interval, an em dash where there is none; what is below `ZERO` is 0."""
     reading = read_number(raw)
+    ends = {name: value for name in ("value", "lo", "hi") if (value := getattr(reading, name)) is not None}
+    reading = replace(reading, **{name: 0.0 if abs(value) < ZERO else value for name, value in ends.items()})
     interval = reading.interval()
     return reading.text() + (f" [{interval}]" if interval else "")
 

@@ -71,6 +71,17 @@ def test_without_a_sparse_model_nothing_is_pooled() -> None:
     assert list(wires_of(dense)) == ["m3", "m5"]
 
 
+def test_a_column_without_a_number_is_left_out() -> None:
+    """Models of equally many weights: no column of what weights explain, and one reason whatever the number of neurons."""
+    models = planted()
+    for name, n in (("m0", 200), ("m1", 300)):
+        models[name] = SideModel(0.1, planted_wiring(1000, n=n), {})
+    page = wires_page(wires_of({name: models[name] for name in ("m0", "m1")}))
+    assert "R² of wires" in page and "R² of weights" not in page and "—" not in page and "Not measurable" not in page
+    dense = {f"d{n}": SideModel(1.0, planted_wiring(1000, dense=True, n=n), {}) for n in (200, 300)}
+    assert "fan_in is the same for all neurons (`d200`, `d300`)" in wires_page(wires_of({"m0": models["m0"]} | dense))
+
+
 def test_correlations_are_over_models_that_have_all_numbers() -> None:
     """Five of six: what grows with fracture, what falls with it, and what does not vary."""
     models = planted()
@@ -150,9 +161,9 @@ def test_arms_by_name() -> None:
 
 
 def test_the_page_holds_the_kept_tables() -> None:
-    """Those of docs/pages/claims.md are what the run kept gives: the wires as they are, the correlations from its models."""
+    """Those of claims-details.md are what the run kept gives: the wires as they are, the correlations from its models."""
     docs = Path(__file__).parents[3] / "docs"
-    page, kept = (docs / "pages" / "claims.md").read_text(), json.loads((docs / "mechanism" / KEPT).read_text())
+    page, kept = (docs / "pages" / "claims-details.md").read_text(), json.loads((docs / "mechanism" / KEPT).read_text())
     for facts in kept["models"].values():
         del facts["weights"]
     none = NeuronWiring(*np.zeros((2, 0), dtype=np.int64), 0, {name: np.zeros(0) for name in OUTCOMES})

@@ -1,0 +1,58 @@
+"""What the docs show of the claims: their tables and the forest plot, from the rows that are kept.
+
+    python -m sparse_lens.report.verdicts.shipped_page docs/claims --pages docs/pages
+
+`claims.json` is that of `sparse-lens claims`, `t1b.json` that of the same command with pruned arms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparse_lens.comparisons.shipped.page_tables import write_tables
+from sparse_lens.report.standalone import standalone_svg
+from sparse_lens.report.verdicts.forest import forest_plot
+from sparse_lens.report.verdicts.tables import claims_markdown
+
+FIGURE = "claims-forest.svg"
+WIDTH = 720.0
+
+_DETAILS = "claims-details.md"
+LINKS = {
+    "T1b": f"{_DETAILS}#pruning-instead-of-sparse-training",
+    "T1c": f"{_DETAILS}#shift-ladder-by-ladder",
+    "SHIFT": f"{_DETAILS}#shift-ladder-by-ladder",
+    "BIND": f"{_DETAILS}#binding-in-a-pair-trained-for-it",
+}
+"""Sections with more about a claim, by its id."""
+
+
+def page_tables(kept: Path) -> dict[str, dict[str, str]]:
+    """Markdown of the tables by page and marker, from the folder of the kept rows."""
+    claims, pruned = (json.loads((kept / name).read_text(encoding="utf-8")) for name in ("claims.json", "t1b.json"))
+    return {"claims.md": {"claims": claims_markdown(claims, links=LINKS)}, _DETAILS: {"pruned": claims_markdown(pruned)}}
+
+
+def page_figure(kept: Path) -> str:
+    """The forest plot as a file of its own, from the folder of the kept rows."""
+    content = json.loads((kept / "claims.json").read_text(encoding="utf-8"))
+    return standalone_svg(forest_plot(content, width=WIDTH)) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the tables and the figure anew; `DataError` where a page lacks the markers of its tables."""
+    parser = argparse.ArgumentParser(description="Write the tables and the figure of the claims from the kept rows.")
+    parser.add_argument("kept", type=Path, help="folder with claims.json and t1b.json")
+    parser.add_argument("--pages", type=Path, required=True, help=f"folder with claims.md, {_DETAILS} and figures/{FIGURE}")
+    options = parser.parse_args(arguments)
+    for page, tables in page_tables(options.kept).items():
+        write_tables(options.pages / page, tables)
+    (options.pages / "figures").mkdir(exist_ok=True)
+    (options.pages / "figures" / FIGURE).write_text(page_figure(options.kept), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
