@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparse_lens.comparisons.predictability.ease import zero_diagonal_ridge
 from sparse_lens.comparisons.predictability.feature_sums import FeatureSums, Products
+from sparse_lens.comparisons.predictability.ridge import zero_diagonal_ridge
 from sparse_lens.comparisons.rows.sparsity_measures import participation_ratio
 from sparse_lens.errors import DataError
 from sparse_lens.results import Result, exact, not_measurable

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from sparse_lens.comparisons.predictability.ease import RECBOLE_LAM, ease
+from sparse_lens.comparisons.predictability.ridge import RECBOLE_LAM, ease
 from sparse_lens.errors import DataError
 from sparse_lens.results import Result, bootstrap_mean, exact
 

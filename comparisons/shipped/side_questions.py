@@ -23,7 +23,7 @@ from typing import Any
 from sparse_lens.comparisons.fracture.hidden_until_shift import LOSSES, ShiftPoint, hidden_until_shift
 from sparse_lens.comparisons.mechanism.regression import wiring_table
 from sparse_lens.comparisons.pair import ModelPair
-from sparse_lens.comparisons.predictability.structural_bias import structural_bias
+from sparse_lens.comparisons.predictability.capacity import structural_bias
 from sparse_lens.comparisons.shipped.page_tables import write_tables
 from sparse_lens.comparisons.shipped.side_cells import QUICK, SideModel, SideSize, measure_side
 from sparse_lens.errors import ConfigError, UnknownNameError

@@ -44,7 +44,7 @@ def test_a_larger_sparse_value_decides_every_claim_by_its_direction() -> None:
             assert rows[claim.id].verdict == ("supports" if claim.larger == "sparse" else "contradicts"), claim.id
     assert rows["T1a"].verdict == "supports"  # held against 1, whatever the dense model has
     assert rows["T1b"].verdict == rows["DEPTH"].verdict == "not measurable" and "--arm" in rows["T1b"].judgement.reasons[0]
-    assert rows["T1a"].judgement.difference.value == pytest.approx(1.0, abs=0.01)
+    assert rows["T1a"].judgement.difference.value == pytest.approx(1.0, abs=0.01) and rows["T1a"].to_plain()["against"] == 1.0
 
 
 def test_identical_models_are_indistinguishable_in_every_row() -> None:

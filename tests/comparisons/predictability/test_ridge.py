@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparse_lens.comparisons.predictability.ease import ease, zero_diagonal_ridge
 from sparse_lens.comparisons.predictability.recommending import hold_out_users, ranking_quality, read_ratings, recommender_report
+from sparse_lens.comparisons.predictability.ridge import ease, zero_diagonal_ridge
 from sparse_lens.errors import DataError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sparse_lens.comparisons import ModelPair
-from sparse_lens.comparisons.predictability.structural_bias import structural_bias
+from sparse_lens.comparisons.predictability.capacity import structural_bias
 from sparse_lens.errors import CheckpointError, ConfigError, UnknownNameError
 from sparse_lens.training import window_losses
 
