@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from sparse_lens.circuits import node_space
 from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints, model_folder
 from sparse_lens.comparisons.full.plan import BASE, FullPlan
 from sparse_lens.comparisons.jobs import Job, Record
 from sparse_lens.comparisons.pair import ModelPair
+from sparse_lens.dictionaries import load_saelens
 from sparse_lens.errors import ConfigError
 from sparse_lens.hooks import load
 from sparse_lens.hooks.layout import decoder_layout
@@ -112,9 +114,28 @@ def column_specs(pair: ModelPair, plan: FullPlan, trained: Trained) -> list[Colu
     arms = {name: str(folder) for name, folder in pair.arms().items()} | dict(plan.arms)
     for folder in arms.values():
         pair.check_tokens(folder)
-    if taken := {spec.name for spec in specs} & {*arms}:
-        raise ConfigError(f"{', '.join(sorted(taken))}: an arm cannot have the name of a column; give it another")
-    return specs + [ColumnSpec(name, folder, control=True) for name, folder in arms.items()]
+    if taken := {spec.name for spec in specs} & {*arms, *plan.dictionaries} | {*arms} & {*plan.dictionaries}:
+        raise ConfigError(f"{', '.join(sorted(taken))}: no arm or dictionary can have the name of another column; give it another")
+    return [*specs, *given_dictionaries(pair, plan), *(ColumnSpec(name, folder, control=True) for name, folder in arms.items())]
+
+
+def given_dictionaries(pair: ModelPair, plan: FullPlan) -> list[ColumnSpec]:
+    """Columns of the plan's own `dictionaries`. Raises `ConfigError` where one does not have each layer's MLP once.
+
+    Raises also what `load_saelens` and `node_space` raise for files that are none, another width, and another hook point.
+    """
+    found = []
+    bridge = load(pair.model_folder(MATCHED)) if plan.dictionaries else None
+    for name, folders in plan.dictionaries.items():
+        places = [str(Path(folder).absolute()) for folder in folders]
+        space = node_space(bridge, [load_saelens(folder) for folder in places])
+        has = [site.name for site in space.sites if site.kind == "mlp_neuron" and not site.is_identity]
+        wanted = [site.name for site in space.sites if site.kind == "mlp_neuron"]
+        if has != wanted or len(places) != len(wanted):
+            lacking = f"dictionary {name!r} has {', '.join(has) or 'no MLP'}"
+            raise ConfigError(f"{lacking}; give a folder for each of {', '.join(wanted)}: repeat NAME=FOLDER")
+        found.append(ColumnSpec(name, MATCHED, "dictionaries", (tuple(places),)))
+    return found
 
 
 def frontier_specs(pair: ModelPair, plan: FullPlan, trained: Trained) -> dict[ColumnSpec, Wanted]:

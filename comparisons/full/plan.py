@@ -29,7 +29,8 @@ class FullPlan:
     many as there are search seeds. The first kind also comes in each of the `frontier_ratios` with each of the `frontier_k`.
 
     The coupling of the dense twin and the sparse model reads `coupling_tokens`, a row `row_tokens`; rows are of all layers, or of
-    the `row_layers`. `arms` are further models by name, as folders, beside those that the pair brings.
+    the `row_layers`. `arms` are further models by name, as folders, beside those that the pair brings; `dictionaries` are further
+    ones of the loss-matched model by name, SAELens' folders, one for each layer's MLP.
     """
 
     tasks: Sequence[str] = ()
@@ -52,6 +53,7 @@ class FullPlan:
     curve_pairs: int = 128
     kinds: Sequence[str] = ("topk", "batchtopk", "matryoshka", "jumprelu", "frozen", *TRANSCODERS)
     arms: Mapping[str, str] = field(default_factory=dict)
+    dictionaries: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = {"seeds": self.seeds, "training_seeds": self.training_seeds, "dictionary_seeds": self.dictionary_seeds}
@@ -70,7 +72,11 @@ class FullPlan:
         return (BASE, "dense_neurons", "dense_matched_neurons", f"dense_{self.kinds[0]}")
 
 
-def quick_plan(tasks: Sequence[str] = (), arms: Mapping[str, str] | None = None) -> FullPlan:
+def quick_plan(
+    tasks: Sequence[str] = (),
+    arms: Mapping[str, str] | None = None,
+    dictionaries: Mapping[str, Sequence[str]] | None = None,
+) -> FullPlan:
     """Everything at its smallest: to see that it runs, not to learn from it."""
     config = SearchConfig(steps=20, search_pairs=64, evaluation_pairs=32, evaluations=6)
     return FullPlan(
@@ -88,4 +94,5 @@ def quick_plan(tasks: Sequence[str] = (), arms: Mapping[str, str] | None = None)
         curve_windows=8,
         curve_pairs=32,
         arms=arms or {},
+        dictionaries=dictionaries or {},
     )

@@ -64,6 +64,13 @@ def _add_full(parser: argparse.ArgumentParser) -> None:
     full.add_argument(
         "--arm", action="append", default=[], metavar="NAME=MODEL", help="a further dense model as a control column; repeatable"
     )
+    full.add_argument(
+        "--dictionary",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="an SAE or a transcoder of yours, on the loss-matched model, as a column; SAELens' folder; repeat NAME for each layer",
+    )
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -95,14 +102,28 @@ def _compare(options: argparse.Namespace) -> None:
 def _compare_fully(options: argparse.Namespace, pair: Any, tasks: Any, config: Any) -> Any:
     from sparse_lens.comparisons.full import FullPlan, compare_fully, quick_plan
 
-    arms = dict(named_folder(arm) for arm in options.arm)
+    arms, own = dict(named_folder(arm) for arm in options.arm), _dictionaries(options.dictionary)
     if options.quick:
-        plan = quick_plan(tuple(tasks or ()), arms)
+        plan = quick_plan(tuple(tasks or ()), arms, own)
     else:
-        plan = FullPlan(tasks=tuple(tasks or ()), seeds=3 if options.seeds is None else options.seeds, config=config, arms=arms)
+        seeds = 3 if options.seeds is None else options.seeds
+        plan = FullPlan(tasks=tuple(tasks or ()), seeds=seeds, config=config, arms=arms, dictionaries=own)
     cache = options.cache or options.out.with_name(options.out.name + ".cells")
     how = {"workers": options.workers, "ray_address": options.ray}
     return compare_fully(pair, plan, cache=cache, command=command_line(), **how)
+
+
+def _dictionaries(given: list[str]) -> dict[str, list[str]]:
+    """Folders by name, from NAME=FOLDER once for each layer."""
+    from sparse_lens.errors import ConfigError
+
+    found: dict[str, list[str]] = {}
+    for each in given:
+        name, equals, folder = each.partition("=")
+        if not (equals and name and folder):
+            raise ConfigError(f"a dictionary is NAME=FOLDER, got {each!r}")
+        found.setdefault(name, []).append(folder)
+    return found
 
 
 def named_folder(arm: str) -> tuple[str, str]:

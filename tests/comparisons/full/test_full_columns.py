@@ -10,10 +10,10 @@ import pytest
 from sparse_lens.comparisons import ModelPair
 from sparse_lens.comparisons.column_specs import ColumnSpec
 from sparse_lens.comparisons.full import full_jobs
-from sparse_lens.comparisons.full.full_columns import column_specs, frontier_specs, training_jobs
+from sparse_lens.comparisons.full.full_columns import column_specs, frontier_specs, given_dictionaries, training_jobs
 from sparse_lens.comparisons.full.full_jobs import correspondence_jobs, curve_jobs, row_jobs, stability_jobs
 from sparse_lens.comparisons.full.plan import FullPlan, quick_plan
-from sparse_lens.errors import ConfigError
+from sparse_lens.errors import ConfigError, SparseLensError
 
 PLAN = FullPlan()
 
@@ -48,6 +48,22 @@ def test_as_many_latents_for_each_neuron_in_every_model(pair: ModelPair) -> None
     assert all(found == {0, 1, 2} for found in seeds.values())
     folders = [job.arguments["folder"] for of in jobs.values() for job in of]
     assert len(folders) == len(set(folders)) == 2 * len(jobs)
+
+
+def test_dictionaries_of_ones_own_are_columns(pair: ModelPair) -> None:
+    """The shipped SAEs as a user's: one folder a layer, in any order; what does not fit is said before anything is trained."""
+    folders = [str(pair.folder / name) for name in pair.record["dictionaries"]]
+    (found,) = given_dictionaries(pair, FullPlan(dictionaries={"mine": folders[::-1]}))
+    assert (found.name, found.basis, found.model, found.control) == ("mine", "dictionaries", "dense_matched", False)
+    plan = FullPlan(dictionaries={"mine": folders})
+    assert found.name in [spec.name for spec in column_specs(pair, plan, trained(pair, plan))]
+    with pytest.raises(ConfigError, match=r"has mlp_neuron\.0; give a folder for each of mlp_neuron\.0, mlp_neuron\.1"):
+        given_dictionaries(pair, FullPlan(dictionaries={"mine": folders[:1]}))
+    with pytest.raises(SparseLensError, match="channels"):
+        given_dictionaries(pair.with_models(dense_matched=pair.model_folder("dense")), plan)
+    taken = FullPlan(dictionaries={"dense_topk": folders})
+    with pytest.raises(ConfigError, match="dense_topk: no arm or dictionary"):
+        column_specs(pair, taken, trained(pair, taken))
 
 
 def test_the_frontier_is_a_grid_with_the_columns_own_dictionary_in_it(pair: ModelPair) -> None:
@@ -87,5 +103,5 @@ def test_edges_are_searched_at_targets_that_there_are() -> None:
 
 def test_an_arm_cannot_take_a_columns_name(pair: ModelPair) -> None:
     plan = FullPlan(arms={"dense_neurons": str(pair.model_folder("dense"))})
-    with pytest.raises(ConfigError, match="cannot have the name of a column"):
+    with pytest.raises(ConfigError, match="no arm or dictionary can have the name of another column"):
         column_specs(pair, plan, trained(pair, plan))
