@@ -115,9 +115,10 @@ def _dictionaries(pair: ModelPair, bridge: Any, spec: ColumnSpec, windows: np.nd
 
 def _untrained(bridge: Any, neurons: IdentityDictionary, spec: ColumnSpec, batches: Sequence[np.ndarray]) -> Dictionary:
     """An SAE as it is before training, but for its decoder's bias, which has the mean."""
-    parts = [harvested[neurons.hook_in] for harvested in harvest_activations(bridge, [neurons.hook_in], batches)]
-    mean = torch.cat(parts).double().mean(0)
-    return untrained_sae(neurons.n_latents, *spec.size, neurons.hook_in, mean=mean)
+    total, n = torch.zeros(neurons.n_latents, dtype=torch.float64), 0
+    for harvested in harvest_activations(bridge, [neurons.hook_in], batches):
+        total, n = total + harvested[neurons.hook_in].double().sum(0), n + len(harvested[neurons.hook_in])
+    return untrained_sae(neurons.n_latents, *spec.size, neurons.hook_in, mean=total / n)
 
 
 def _supervised(pair: ModelPair, bridge: Any, neurons: IdentityDictionary, spec: ColumnSpec) -> Dictionary:

@@ -57,7 +57,7 @@ def assemble(
     )
     return {
         "schema": 2,
-        "columns": {spec.name: _about(spec) for spec in specs},
+        "columns": {spec.name: _about(spec, {record["folder"]: record["hash"] for record in trained}) for spec in specs},
         "dictionaries": [dict(record) for record in trained],
         "targets": list(plan.targets),
         "curves": _without_nodes(by_task),
@@ -191,8 +191,10 @@ def _first_seed(places: Mapping[str, Any]) -> dict[str, Any]:
     return {place: results for place, results in places.items() if ", seed " not in place or place.endswith(", seed 0")}
 
 
-def _about(spec: ColumnSpec) -> dict[str, Any]:
+def _about(spec: ColumnSpec, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """What a column is; `dictionaries` has the hashes of its dictionaries by seed and layer, as far as they were trained here."""
     return {"model": spec.model, "basis": spec.basis, "control": spec.control, "shuffled": spec.shuffled} | {
         "dictionary_seeds": len(spec.dictionaries),
+        "dictionaries": [[hashes.get(folder) for folder in folders] for folders in spec.dictionaries],
         "error_mode": spec.error_mode,
     }

@@ -50,9 +50,11 @@ def compare_fully(
     )
     training = training_jobs(pair, plan, cache / "dictionaries")
     couplings = coupling_jobs(pair, plan.coupling_tokens, cache, n_windows=2 * plan.curve_windows)
-    found = iter(run_jobs([*(job for jobs in training.values() for job in jobs), *couplings], cache, **how))
-    trained = {wanted: [next(found) for _ in jobs] for wanted, jobs in training.items()}
-    coupled = list(found)
+    largest_first = sorted((job for jobs in training.values() for job in jobs), key=lambda job: -job.arguments["d_sae"])
+    first = [*couplings, *largest_first]
+    records = {job.fingerprint: record for job, record in zip(first, run_jobs(first, cache, **how), strict=True)}
+    trained = {wanted: [records[job.fingerprint] for job in jobs] for wanted, jobs in training.items()}
+    coupled = [records[job.fingerprint] for job in couplings]
     specs, frontier = column_specs(pair, plan, trained), frontier_specs(pair, plan, trained)
     groups = {
         **grouped_jobs(pair, plan, specs, tasks),

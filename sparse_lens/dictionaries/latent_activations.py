@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparse_lens.kernels import abs_topk
+
 Weights = Mapping[str, Tensor]
 LatentActivation = Callable[[Float[Tensor, "*rows latent"], Weights, int | None], Float[Tensor, "*rows latent"]]
 
@@ -23,6 +25,11 @@ def _topk(before: Tensor, weights: Weights, k: int | None) -> Tensor:
     assert k is not None
     values, indices = (before + weights["b_enc"]).topk(k, dim=-1, sorted=False)
     return torch.zeros_like(before).scatter(-1, indices, values.relu())
+
+
+def _abstopk(before: Tensor, weights: Weights, k: int | None) -> Tensor:
+    assert k is not None
+    return abs_topk(before + weights["b_enc"], k)
 
 
 def _jumprelu(before: Tensor, weights: Weights, k: int | None) -> Tensor:  # noqa: ARG001
@@ -38,7 +45,11 @@ def _gated(before: Tensor, weights: Weights, k: int | None) -> Tensor:  # noqa: 
 LATENT_ACTIVATIONS: dict[str, LatentActivation] = {
     "standard": _standard,
     "topk": _topk,
+    "abstopk": _abstopk,
     "jumprelu": _jumprelu,
     "gated": _gated,
 }
 """By the architecture that SAELens saves; BatchTopK and Matryoshka SAEs are saved as jumprelu."""
+
+CHOOSING = ("topk", "abstopk")
+"""Architectures that keep k latents of each token."""

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sparse_lens.dictionaries.latent_activations import LATENT_ACTIVATIONS
+from sparse_lens.dictionaries.latent_activations import CHOOSING, LATENT_ACTIVATIONS
 from sparse_lens.dictionaries.saelens import SAELensDictionary
 from sparse_lens.dictionaries.transcoder import ARCHITECTURES as TRANSCODERS
 from sparse_lens.dictionaries.transcoder import TranscoderDictionary
@@ -34,7 +34,7 @@ def load_saelens(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> SAELensDictionary | TranscoderDictionary:
-    """The SAE (standard, topk, gated, jumprelu, so also BatchTopK and Matryoshka) or the transcoder in a SAELens folder.
+    """The SAE (standard, topk, abstopk, gated, jumprelu, so also BatchTopK and Matryoshka) or transcoder in a SAELens folder.
 
     `hook` overrides the hook name in the folder (of a transcoder the one that is read, `hook_out` the one that is written), `name`
     the name in tables. `activation_scale` is the factor on the
@@ -66,7 +66,7 @@ def load_saelens(
         architecture=config["architecture"],
         weights=weights,
         hook=hook,
-        k=config["k"] if config["architecture"] == "topk" else None,
+        k=config["k"] if config["architecture"] in CHOOSING else None,
         apply_b_dec_to_input=bool(config.get("apply_b_dec_to_input", True)),
         label=name,
         metadata=config["metadata"],
@@ -116,12 +116,12 @@ def _check_supported(config: dict[str, Any], folder: Path, activation_scale: flo
         raise CheckpointError(
             f"{path} has architecture {architecture!r}; supported: {', '.join((*LATENT_ACTIVATIONS, *TRANSCODERS))}"
         )
-    further = {"topk": ("k",)} | dict.fromkeys(TRANSCODERS, ("d_out",))
+    further = dict.fromkeys(CHOOSING, ("k",)) | dict.fromkeys(TRANSCODERS, ("d_out",))
     for key in ("d_in", "d_sae", *further.get(architecture, ())):
         value = config.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise CheckpointError(f"{path} has {key}={value!r}, it must be a whole number above 0; the file is damaged")
-    if architecture == "topk" and config["k"] > config["d_sae"]:
+    if architecture in CHOOSING and config["k"] > config["d_sae"]:
         raise CheckpointError(f"{path} has k={config['k']} of d_sae={config['d_sae']} latents; the file is damaged")
     if (reshape := config.get("reshape_activations") or "none") != "none":
         raise CheckpointError(f"{path} has reshape_activations={reshape!r}; only SAEs on flat activations are supported")

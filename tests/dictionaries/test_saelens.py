@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sparse_lens.dictionaries import Dictionary, load_saelens
+from sparse_lens.dictionaries.latent_activations import CHOOSING
 from sparse_lens.errors import CheckpointError
 
 D_IN, D_SAE, K = 6, 15, 3
@@ -16,6 +17,7 @@ HOOK = "blocks.0.mlp.hook_post"
 VECTORS = {
     "standard": ("b_enc",),
     "topk": ("b_enc",),
+    "abstopk": ("b_enc",),
     "jumprelu": ("b_enc", "threshold"),
     "gated": ("b_gate", "b_mag", "r_mag"),
 }
@@ -40,7 +42,7 @@ def write_sae(folder, architecture="topk", *, dtype=torch.float32, **changes):
         "reshape_activations": "none",
         "metadata": {"sae_lens_version": "6.54.12", "hook_name": HOOK, "model_name": "tiny"},
     }
-    config |= ({"k": K} if architecture == "topk" else {}) | changes
+    config |= ({"k": K} if architecture in CHOOSING else {}) | changes
     folder.mkdir(exist_ok=True)
     (folder / "cfg.json").write_text(json.dumps(config))
     save_file({name: tensor.to(dtype) for name, tensor in weights.items()}, folder / "sae_weights.safetensors")
@@ -128,6 +130,19 @@ def test_parity_with_saes_saved_as_jumprelu(tmp_path, training):
     ours = load_saelens(tmp_path / "sae")
     assert ours.architecture == "jumprelu"
     assert_parity(ours, saelens_sae(tmp_path / "sae"))
+
+
+def test_the_exact_identity_is_an_abstopk_sae(tmp_path):
+    """As many active as there are, unit weights, no biases: saved by SAELens and read back it changes nothing, signs and all."""
+    sae_lens = pytest.importorskip("sae_lens", reason="parity with sae-lens needs sae-lens")
+    config = sae_lens.AbsTopKSAEConfig(d_in=D_IN, d_sae=D_IN, k=D_IN)
+    config.metadata.hook_name = HOOK
+    sae = sae_lens.AbsTopKSAE(config)
+    for name, parameter in sae.named_parameters():
+        parameter.data = torch.eye(D_IN) if name.startswith("W") else torch.zeros(D_IN)
+    sae.save_model(tmp_path / "sae")
+    x = activations()
+    assert torch.equal(load_saelens(tmp_path / "sae").decode(load_saelens(tmp_path / "sae").encode(x)), x)
 
 
 def test_hand_computed_topk(tmp_path):

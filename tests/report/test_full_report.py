@@ -11,7 +11,7 @@ import pytest
 
 from sparse_lens.report.full.contents import faithful_points, grids, mean_points, pooled_points, row_cell
 from sparse_lens.report.full.figures import figures
-from sparse_lens.report.full.files import FULL_FILES, write_full
+from sparse_lens.report.full.files import FULL_FILES, numbers, write_full
 from sparse_lens.report.full.tables import headline_table, latex, latex_text, markdown, tables
 from sparse_lens.report.full.view import full_view
 from sparse_lens.report.numbers import DASH, MINUS, RANGE, TIMES
@@ -118,6 +118,16 @@ def test_all_files_are_written(tmp_path: Path) -> None:
     import pandas as pd
 
     assert len(pd.read_parquet(tmp_path / "full.parquet")) == len(rows)
+
+
+def test_a_number_names_its_dictionary() -> None:
+    """By dictionary seed and layer; neurons have none."""
+    full = record()
+    full["columns"]["sae"] = {"dictionaries": [["a0", "a1"], ["b0", None]]}
+    places = {place: {"x": exact(1.0).to_json()} for place in ("layer 1", "layer 0, seed 1", "layer 1, seed 1", "layer 7", "model")}
+    full["rows"] = {"concepts": {"sae": places, "sparse_neurons": {"layer 0": {"x": exact(1.0).to_json()}}}}
+    found = [row["dictionary"] for row in numbers(full) if row["section"] == "rows"]
+    assert found == ["a1", "b0", "", "", "", ""]
 
 
 def test_tables_are_safe_in_each_format() -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sparse_lens.report.contents import part
+from sparse_lens.report.contents import part, sequence
 from sparse_lens.report.full.figures import standalone_figures
 from sparse_lens.report.full.tables import latex, markdown
 from sparse_lens.report.standalone import png_is_available, write_png, write_svg
 from sparse_lens.report.strings import csv_cell, visible
 
 FULL_FILES = ("full.md", "full.tex", "full.csv", "full.parquet", "figures")
-FIELDS = ("section", "name", "column", "place", "metric", "value", "lo", "hi", "null", "n", "seeds", "measurable", "reason")
+_OF_RESULTS = ("value", "lo", "hi", "null", "n", "seeds", "measurable", "reason")
+FIELDS = ("section", "name", "column", "place", "dictionary", "metric", *_OF_RESULTS)
 
 
 def write_full(full: Mapping[str, Any], folder: Path) -> None:
@@ -52,7 +54,7 @@ def numbers(full: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for row, by_column in part(full, "rows").items():
         for column, places in by_column.items():
             for place, results in places.items():
-                yield from _results("rows", row, column, place, results)
+                yield from _results("rows", row, column, place, results, _dictionary(full, column, place))
     couplings = part(full, "couplings")
     yield from _results("couplings", "hybrids", "", "", part(couplings, "losses"))
     for task, boundaries in part(couplings, "steering").items():
@@ -72,10 +74,23 @@ def _curves(by_task: Mapping[str, Any], which: str) -> Iterator[dict[str, Any]]:
                     yield from _results("curves", task, column, place, point.get("results", {}))
 
 
-def _results(section: str, name: str, column: str, place: str, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _dictionary(full: Mapping[str, Any], column: str, place: str) -> str:
+    """The hash of the dictionary that a number of a layer and a dictionary seed is of; empty for neurons."""
+    found = re.fullmatch(r"layer (\d+)(?:, seed (\d+))?", place)
+    if found is None:
+        return ""
+    layer, seed = int(found[1]), int(found[2] or 0)
+    by_seed = sequence(part(full, "columns", column), "dictionaries")
+    of_seed = by_seed[seed] if seed < len(by_seed) and isinstance(by_seed[seed], list) else []
+    return visible(of_seed[layer] or "") if layer < len(of_seed) else ""
+
+
+def _results(
+    section: str, name: str, column: str, place: str, results: Mapping[str, Any], dictionary: str = ""
+) -> Iterator[dict[str, Any]]:
     for metric, result in results.items():
-        where = {"section": section, "name": name, "column": column, "place": place, "metric": metric}
-        yield where | {field: result.get(field) for field in FIELDS[5:]}
+        where = {"section": section, "name": name, "column": column, "place": place, "dictionary": dictionary, "metric": metric}
+        yield where | {field: result.get(field) for field in _OF_RESULTS}
 
 
 def _safe(name: str) -> str:

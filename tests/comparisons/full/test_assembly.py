@@ -20,12 +20,15 @@ from sparse_lens.results import exact, not_measurable
 NEURONS, LATENTS = ColumnSpec("sparse_neurons", "sparse"), ColumnSpec("dense_topk", "dense_matched", "dictionaries")
 
 
+_KL = ("kl_heldout", "kl_rephrased", "kl_natural")
+
+
 def curve(spec: ColumnSpec, seed: int, kept: list[int], dictionaries: tuple[str, ...] = ()) -> tuple[Job, dict[str, Any]]:
     points = (
         CurvePoint(
             0.5,
             True,
-            {name: exact(0.5) for name in ("kl_heldout", "total_bits", "nodes", "structural_edges")},
+            dict.fromkeys((*_KL, "total_bits", "nodes", "structural_edges"), exact(0.5)),
             {},
             {},
             {"a": kept, "b": [0]},
@@ -54,7 +57,10 @@ def test_circuits_of_the_same_nodes_overlap() -> None:
 def test_the_frontier_has_the_columns_own_dictionary_with_its_first_seed() -> None:
     own = ColumnSpec("dense_topk", "dense_matched", "dictionaries", (("x",), ("y",)))
     further = ColumnSpec("topk 448 k8", "dense_matched", "dictionaries", (("z",),))
-    trained = [{"kind": "topk", "d_sae": 896, "k": 16}, {"kind": "topk", "d_sae": 448, "k": 8}]
+    trained = [
+        {"folder": folder, "hash": f"hash of {folder}", "kind": "topk", "d_sae": d_sae, "k": k}
+        for folder, d_sae, k in (("x", 896, 16), ("z", 448, 8))
+    ]
     full = assemble(
         FullPlan(),
         [NEURONS, own],
@@ -95,7 +101,10 @@ def test_every_number_is_in_one_table() -> None:
     width = ({own: Wanted("dense_matched", "topk", 0, 448, 8)}, [row(own, "activation", 0, 8.0)])
     rows = [row(LATENTS, "activation", 0, 16.0)]
     further = {"1": [curve(NEURONS, 0, [1])]}
-    trained = [{"kind": "topk", "d_sae": 896, "k": 16}, {"kind": "topk", "d_sae": 448, "k": 8}]
+    trained = [
+        {"folder": folder, "hash": f"hash of {folder}", "kind": "topk", "d_sae": d_sae, "k": k}
+        for folder, d_sae, k in (("x", 896, 16), ("z", 448, 8))
+    ]
     full = assemble(FullPlan(), [NEURONS, LATENTS], trained, curves=cells, rows=rows, further=further, frontier=width)
     effects = {"blocks.0.hook_in": {"channels": [3], "results": {"effect": vars(exact(0.25))}}}
     full["couplings"] = {"losses": {"loss_dense": vars(exact(3.0))}, "steering": {"task": effects}}
