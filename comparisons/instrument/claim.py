@@ -87,7 +87,7 @@ CLAIMS = (
         "sparse training does better than pruning a dense model afterwards, at equal nonzeros",
         "durable",
         "arXiv:2511.13653 against arXiv:2603.25325",
-        only_if="needs pruned models as arms, three training seeds of each: --arm NAME=FOLDER for each of them",
+        only_if="needs pruned models as arms, three training seeds of each: --arm NAME=MODEL for each of them",
     ),
     Claim(
         "T1c",

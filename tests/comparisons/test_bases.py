@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparse_lens.circuits import node_space
+from sparse_lens.circuits import SearchConfig, node_space
 from sparse_lens.comparisons import ModelPair
 from sparse_lens.comparisons.bases import head_singular_vectors, principal_components, random_bases, residual_components
+from sparse_lens.comparisons.circuit_sizes import prepare_setting, search_column
+from sparse_lens.comparisons.column_specs import ColumnSpec, open_column
 from sparse_lens.dictionaries import harvest_activations
 from sparse_lens.errors import DataError
 from sparse_lens.hooks import load, splice
@@ -58,3 +60,15 @@ def test_a_model_in_another_basis_is_the_same_model(model: str, name: str) -> No
 def test_without_tokens_there_are_no_components() -> None:
     with pytest.raises(DataError, match="at least one batch"):
         principal_components(load("python-dense-matched"), [HOOK], [])
+
+
+@pytest.mark.slow
+def test_a_rotated_copy_of_the_sparse_model_loses_its_small_circuit() -> None:
+    """The same function in a basis that means nothing: at one target of one search the circuit takes several times the nodes."""
+    config = SearchConfig(steps=60, search_pairs=128, evaluation_pairs=64, evaluations=12)
+    pair = ModelPair.open()
+    columns = [open_column(pair.address, spec) for spec in (ColumnSpec("own", "sparse"), ColumnSpec("turned", "sparse", "rotated"))]
+    settings = [prepare_setting(column, "single_double_quote", config, seed=0) for column in columns]
+    own, rotated = (search_column(setting, 0.3, config, seed=0, on_step=lambda *_: None) for setting in settings)
+    assert own.circuit.reached and own.circuit.n_nodes < 150
+    assert not rotated.circuit.reached or rotated.circuit.n_nodes > 3 * own.circuit.n_nodes
