@@ -11,7 +11,7 @@ import pytest
 from sparse_lens.comparisons import ModelPair
 from sparse_lens.errors import DataError
 from sparse_lens.models_shipped import shipped_models
-from sparse_lens.report.full.shipped_page import KEPT, kept_numbers, main, page_figures, page_tables
+from sparse_lens.report.full.shipped_page import KEPT, PAGE, TABLES, kept_numbers, main, page_figures, page_tables
 from sparse_lens.report.standalone import standalone_svg
 from sparse_lens.results import Result, exact, to_plain
 
@@ -46,11 +46,12 @@ def test_what_is_kept_gives_the_same_tables_and_figures(tmp_path: Path) -> None:
     assert page_figures(kept["full"]) == page_figures(whole["full"])
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "metrics.json").write_text(json.dumps(whole))
-    page = tmp_path / "page.md"
-    page.write_text("".join(f"<!-- table: {name} -->\nold\n<!-- end -->\n" for name in ("undistinguished", "unmatched", "full")))
-    main([str(tmp_path / "report"), "--out", str(tmp_path / "kept"), "--page", str(page)])
+    page, tables = tmp_path / PAGE, tmp_path / TABLES
+    for path, markers in ((page, ("ratios", "undistinguished", "unmatched")), (tables, ("rows",))):
+        path.write_text("".join(f"<!-- table: {name} -->\nold\n<!-- end -->\n" for name in markers))
+    main([str(tmp_path / "report"), "--out", str(tmp_path / "kept"), "--pages", str(tmp_path)])
     assert json.loads((tmp_path / "kept" / KEPT).read_text()) == kept
-    assert "- one\n- two" in page.read_text() and "old" not in page.read_text()
+    assert "- one\n- two" in page.read_text() and "old" not in page.read_text() + tables.read_text()
     assert (tmp_path / "figures" / "full-bits-pooled.svg").is_file()
     with pytest.raises(DataError, match="schema"):
         kept_numbers({"schema": 0})
@@ -58,13 +59,14 @@ def test_what_is_kept_gives_the_same_tables_and_figures(tmp_path: Path) -> None:
 
 def test_the_page_shows_the_kept_numbers_of_todays_models() -> None:
     kept = json.loads((DOCS / "full" / KEPT).read_text())
-    page = (DOCS / "pages" / "full-comparison.md").read_text()
-    for name, table in page_tables(kept["full"]).items():
-        assert f"<!-- table: {name} -->\n{table}\n<!-- end -->" in page
+    pages = {name: (DOCS / "pages" / name).read_text() for name in (PAGE, TABLES)}
+    for name, tables in page_tables(kept["full"]).items():
+        for marker, table in tables.items():
+            assert f"<!-- table: {marker} -->\n{table}\n<!-- end -->" in pages[name]
     drawn = page_figures(kept["full"])
     assert len(drawn) == 5
     for name, svg in drawn.items():
-        assert (DOCS / "pages" / "figures" / name).read_text() == standalone_svg(svg) + "\n" and f"figures/{name}" in page
+        assert (DOCS / "pages" / "figures" / name).read_text() == standalone_svg(svg) + "\n" and f"figures/{name}" in pages[PAGE]
     pair, folders = ModelPair.open(), shipped_models()
     for role, model in kept["models"].items():
         card = json.loads((folders[pair.model_name(role)] / "card.json").read_text())

@@ -1,7 +1,7 @@
 """What the docs keep of the full comparison of the shipped models: its summary tables and pooled curves, and their numbers.
 
     sparse-lens compare --full --out report
-    python -m sparse_lens.report.full.shipped_page report --out docs/full --page docs/pages/full-comparison.md
+    python -m sparse_lens.report.full.shipped_page report --out docs/full --pages docs/pages
 
 A report holds every number in several megabytes; `full.json` holds those that the page shows.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from sparse_lens.files import new_file
 from sparse_lens.report.contents import check_metrics, part, sequence
 from sparse_lens.report.full.contents import row_numbers
 from sparse_lens.report.full.figures import standalone_figures
-from sparse_lens.report.full.tables import FRONTIER, markdown_rows, summary_tables
+from sparse_lens.report.full.tables import FRONTIER, Table, markdown_rows, ratio_tables, row_tables
 from sparse_lens.report.standalone import write_svg
 
 KEPT = "full.json"
+PAGE, TABLES = "full-comparison.md", "full-tables.md"
 FIGURES = (
     *("bits-pooled", "nodes-pooled", "bits-rephrased-pooled", "bits-natural-pooled"),
     *("coverage", "widths-loss", "widths-coverage", "psi", "probes"),
@@ -74,14 +75,18 @@ def _frontier_row(row: str, places: Mapping[str, Any]) -> dict[str, Any]:
     return {place: _chosen(results, shown) for place, results in places.items()}
 
 
-def page_tables(full: Mapping[str, Any]) -> dict[str, str]:
-    """Markdown by the names of the page's markers: summary tables, what the controls show as much of, what is not compared."""
-    tables = "\n\n".join(f"### {table.title}\n\n{markdown_rows(table)}" for table in summary_tables(full))
+def page_tables(full: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Markdown by page and marker: ratios, what the controls show as much of, what is not compared; and all other tables."""
     said = {
         name: "\n".join(f"- {sentence}" for sentence in [*sequence(full, name), *sequence(full, further)])
         for name, further in (("undistinguished", ""), ("unmatched", "left_out"))
     }
-    return {name: sentences or "Nothing." for name, sentences in said.items()} | {"full": tables}
+    lists = {name: sentences or "Nothing." for name, sentences in said.items()}
+    return {PAGE: {"ratios": _sections(ratio_tables(full)), **lists}, TABLES: {"rows": _sections(row_tables(full))}}
+
+
+def _sections(tables: Iterable[Table]) -> str:
+    return "\n\n".join(f"### {table.title}\n\n{markdown_rows(table)}" for table in tables) or "Nothing."
 
 
 def page_figures(full: Mapping[str, Any]) -> dict[str, str]:
@@ -120,16 +125,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Keep what the docs show of a full comparison.")
     parser.add_argument("report", type=Path, help="folder that `sparse-lens compare --full` wrote")
     parser.add_argument("--out", type=Path, required=True, help=f"folder of {KEPT}")
-    parser.add_argument("--page", type=Path, required=True, help="page whose tables, between their markers, are written anew")
+    parser.add_argument(
+        "--pages", type=Path, required=True, help=f"folder of {PAGE} and {TABLES}, whose tables, between markers, are written anew"
+    )
     options = parser.parse_args(arguments)
     kept = kept_numbers(json.loads((options.report / "metrics.json").read_text(encoding="utf-8")))
     options.out.mkdir(parents=True, exist_ok=True)
     with new_file(options.out / KEPT) as path:
         path.write_text(json.dumps(kept, indent=None, separators=(",", ":")) + "\n", encoding="utf-8")
-    write_tables(options.page, page_tables(kept["full"]))
-    (options.page.parent / "figures").mkdir(exist_ok=True)
+    for page, tables in page_tables(kept["full"]).items():
+        write_tables(options.pages / page, tables)
+    (options.pages / "figures").mkdir(exist_ok=True)
     for name, svg in page_figures(kept["full"]).items():
-        write_svg(svg, options.page.parent / "figures" / name)
+        write_svg(svg, options.pages / "figures" / name)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,12 @@ def tables(full: Mapping[str, Any]) -> Iterator[Table]:
 
 def summary_tables(full: Mapping[str, Any]) -> Iterator[Table]:
     """The tables that do not grow with tasks, seeds and targets."""
+    yield from ratio_tables(full)
+    yield from row_tables(full)
+
+
+def ratio_tables(full: Mapping[str, Any]) -> Iterator[Table]:
+    """Sizes of circuits over those of the sparse neurons, and of controls; edges in factors."""
     yield _headline(full)
     if (elsewhere := _elsewhere(full)).rows:
         yield elsewhere
@@ -52,6 +58,10 @@ def summary_tables(full: Mapping[str, Any]) -> Iterator[Table]:
         yield _against_controls(full)
     if part(full, "edge_parts"):
         yield _edge_parts(full)
+
+
+def row_tables(full: Mapping[str, Any]) -> Iterator[Table]:
+    """Dictionaries over widths, one table for each row, hybrids and steering."""
     if part(full, "frontier"):
         yield _frontier(full)
     for row, (title, _) in ROWS.items():
