@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sparse_lens.errors import DataError, UnknownNameError
@@ -38,9 +38,10 @@ def harvest_activations(
 ) -> Iterator[dict[str, Float[Tensor, "token width"]]]:
     """Yield, for each batch of token ids `[batch, pos]`, the activations at `hooks`, flattened over positions.
 
-    Batches are integer tensors or arrays, no longer than the model's context. Hooks of the user stay on and take
+    Batches are integer tensors or arrays, no longer than the model's context. Negative ids at the end of a row (-1, -100) are
+    padding: a causal model's other positions do not see it, and nothing is yielded for it. Hooks of the user stay on and take
     effect; the ones set here are gone whenever the generator is not running. Raises `UnknownNameError` for a hook
-    that the bridge does not have, and `DataError` for tokens or activations of another shape.
+    that the bridge does not have, and `DataError` for tokens or activations of another shape, and for padding elsewhere.
     """
     points = _points(bridge, hooks)
     for batch in token_batches:
@@ -49,8 +50,8 @@ def harvest_activations(
         with ExitStack() as stack:
             for name, point in points.items():
                 stack.callback(point.register_forward_hook(_recorder(name, seen)).remove)
-            bridge(tokens, return_type=None)
-        yield {name: _flat(name, seen) for name in points}
+            bridge(tokens.clamp(min=0), return_type=None)
+        yield {name: _flat(name, seen, tokens >= 0) for name in points}
 
 
 def _points(bridge: Bridge, hooks: Sequence[str]) -> dict[str, nn.Module]:
@@ -78,14 +79,16 @@ def _checked_tokens(batch: Any, config: Any) -> Tensor:
             f"sequences of {tokens.shape[1]} tokens are longer than the model's context of {n_ctx}; "
             "cut them (of context + 1 tokens the last is a label only: batch[:, :-1])"
         )
+    if bool(((tokens[:, :-1] < 0) & (tokens[:, 1:] >= 0)).any()) or not bool((tokens >= 0).any()):
+        raise DataError("negative token ids are padding and stand at the end of a row; give rows that begin with their tokens")
     return tokens.long().to(getattr(config, "device", None) or "cpu")
 
 
-def _flat(name: str, seen: dict[str, Tensor]) -> Tensor:
+def _flat(name: str, seen: dict[str, Tensor], kept: Bool[Tensor, "batch pos"]) -> Tensor:
     if name not in seen:
         raise DataError(f"hook {name!r} did not run in the model's forward pass; choose one that does")
     if seen[name].ndim != 3:
         raise DataError(
             f"hook {name!r} gives {tuple(seen[name].shape)}, not [batch, pos, width]; choose one with one vector per position"
         )
-    return seen[name].flatten(0, 1)
+    return seen[name].flatten(0, 1) if bool(kept.all()) else seen[name][kept.to(seen[name].device)]

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from sparse_lens.comparisons import ModelPair
+from sparse_lens.comparisons.column_specs import ColumnSpec
+from sparse_lens.comparisons.full.full_jobs import curve_jobs, row_jobs
+from sparse_lens.comparisons.full.plan import quick_plan
 from sparse_lens.comparisons.jobs import Job, _one_thread_for_children, missing_jobs, run_jobs
 from sparse_lens.errors import ConfigError, DataError
 
@@ -44,6 +48,17 @@ def test_ray_gives_the_same_records(tmp_path: Path) -> None:
     jobs = [_facts("sparse"), _facts("dense_matched")]
     assert run_jobs(jobs, tmp_path, ray_address="local", progress=False) == run_jobs(jobs, workers=1, progress=False)
     assert not missing_jobs(jobs, tmp_path)
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_curve_and_row() -> None:
+    """A real curve with its searches, and a real row, number by number."""
+    pytest.importorskip("ray", reason="needs the extra [ray]")
+    pair, plan = ModelPair.open(), quick_plan()
+    spec = ColumnSpec("sparse_neurons", "sparse")
+    jobs = [*curve_jobs(pair, plan, [spec], plan.tasks), *row_jobs(pair, plan, [spec], ["superposition"])]
+    assert len(jobs) == 2
+    assert run_jobs(jobs, ray_address="local", progress=False) == run_jobs(jobs, workers=2, progress=False)
 
 
 def test_a_run_that_failed_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from sparse_lens.comparisons import ModelPair
+from sparse_lens.comparisons.rows.superposition import measure_superposition
 from sparse_lens.dictionaries import IdentityDictionary, harvest_activations, measure_dictionary
 from sparse_lens.errors import DataError, UnknownNameError
+from sparse_lens.hooks import load
 
 VALUES = torch.tensor([[1.0, 0, 2], [3, 0, 0], [0, 4, 0], [1, 1, 1]])
 """Activation of each of four token ids."""
@@ -64,6 +67,23 @@ def test_harvest_refuses(hook, tokens, message):
     with pytest.raises(DataError, match=message):
         list(harvest_activations(bridge, [hook], [tokens]))
     assert not bridge.hook_dict[hook]._forward_hooks
+
+
+@pytest.mark.parametrize("padding", [-1, -100])
+def test_padding_counts_nowhere(padding):
+    """Rows of unlike length in one padded batch give what they give by themselves: the same vectors, the same statistics."""
+    bridge, hook = load("python-sparse"), "blocks.1.mlp.hook_post"
+    rows = [torch.from_numpy(row[:n]) for row, n in zip(ModelPair.open().windows["heldout"], (20, 7, 33), strict=False)]
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
+    alone = torch.cat([found[hook] for found in harvest_activations(bridge, [hook], [row[None] for row in rows])])
+    (together,) = harvest_activations(bridge, [hook], [padded])
+    assert torch.allclose(together[hook], alone, atol=1e-5)
+    neurons = IdentityDictionary(alone.shape[1], hook)
+    found, expected = (measure_superposition(bridge, neurons, batches) for batches in ([padded], [row[None] for row in rows]))
+    assert found["psi"].value == pytest.approx(expected["psi"].value, rel=1e-5) and found["psi"].n == 60
+    for bad in (padded.flip(1), torch.full((1, 4), padding)):
+        with pytest.raises(DataError, match="padding"):
+            list(harvest_activations(bridge, [hook], [bad]))
 
 
 def test_unknown_hooks_are_named():
