@@ -120,13 +120,18 @@ def _means_by_target(
 
 
 def faithful_points(full: Mapping[str, Any], task: str, column: str) -> list[tuple[float, float]]:
-    """Nodes, and the share of the divergence of everything ablated that the circuit does away with on held-out templates."""
-    found = []
-    for _, results in points(full, task, column):
-        nodes, kl = (read_number(results.get(name)) for name in ("nodes", "kl_heldout"))
-        if nodes.value and kl.value is not None and kl.null:
-            found.append((nodes.value, 1 - kl.value / kl.null))
-    return sorted(found)
+    """Nodes, and the share of the divergence of everything ablated that the circuit does away with on held-out templates.
+
+    By target, means over search seeds (of nodes geometric ones).
+    """
+    by_target: dict[float, list[tuple[float, float]]] = {}
+    for curve in part(full, "curves", task).get(column) or []:
+        for point in sequence(curve, "points"):
+            nodes, kl = (read_number(part(point, "results").get(name)) for name in ("nodes", "kl_heldout"))
+            if nodes.value and kl.value is not None and kl.null:
+                by_target.setdefault(float(point["target"]), []).append((nodes.value, 1 - kl.value / kl.null))
+    means = [(_geometric([nodes for nodes, _ in at]), sum(share for _, share in at) / len(at)) for at in by_target.values()]
+    return sorted(means)
 
 
 def grids(full: Mapping[str, Any], row: str, column: str) -> Iterator[tuple[str, list[str], list[str], list[list[float | None]]]]:
