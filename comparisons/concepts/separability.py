@@ -53,15 +53,23 @@ class Separability:
 
 
 def measure_separability(
-    bridge: Bridge, dictionary: Dictionary, data: LabelledTokens, *, magnitude: bool = False, batch_size: int = 32, seed: int = 0
+    bridge: Bridge,
+    dictionary: Dictionary,
+    data: LabelledTokens,
+    *,
+    train: LabelledTokens | None = None,
+    magnitude: bool = False,
+    batch_size: int = 32,
+    seed: int = 0,
 ) -> Separability:
     """Separability of a dictionary's latents on all windows of `data`; what does not fire above zero is one bin of its own.
 
     Rows are over latents that fire on 200 tokens or more: of a rarer one nothing can be told.
 
+    Which tokens leave a label open is read from `train`, windows of other files, or without them from the data themselves.
     `magnitude` takes absolute values. Raises `DataError` for latents that are not finite.
     """
-    both, _ = with_ambiguous(data, data)
+    _, both = with_ambiguous(train or data, data)
     sums = SeparabilitySums(dictionary.n_latents, both.names, magnitude=magnitude, seed=seed)
     for latents, _, batch in labelled_latents(bridge, dictionary, both, batch_size=batch_size):
         sums.add(latents, batch)

@@ -18,6 +18,7 @@ from sparse_lens.comparisons.full.matching import ModelLosses, match_to_base
 from sparse_lens.comparisons.full.plan import FullPlan
 from sparse_lens.comparisons.jobs import Job, Record
 from sparse_lens.comparisons.rows.stability import circuit_overlap
+from sparse_lens.dictionaries import load_saelens
 from sparse_lens.results import Result, from_plain
 
 Cells = Sequence[tuple[Job, Record]]
@@ -192,9 +193,9 @@ def _first_seed(places: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _about(spec: ColumnSpec, hashes: Mapping[str, str]) -> dict[str, Any]:
-    """What a column is; `dictionaries` has the hashes of its dictionaries by seed and layer, as far as they were trained here."""
+    """What a column is; `dictionaries` has the hashes of its dictionaries by seed and layer."""
     return {"model": spec.model, "basis": spec.basis, "control": spec.control, "shuffled": spec.shuffled} | {
         "dictionary_seeds": len(spec.dictionaries),
-        "dictionaries": [[hashes.get(folder) for folder in folders] for folders in spec.dictionaries],
+        "dictionaries": [[hashes.get(folder) or load_saelens(folder).hash for folder in folders] for folders in spec.dictionaries],
         "error_mode": spec.error_mode,
     }

@@ -163,9 +163,14 @@ def _superposition(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dic
     return measure_superposition(column.bridge, units, _batches(_heldout(pair, spec, tokens)[:, :-1]), neurons=neurons)
 
 
+def _signed(units: Dictionary) -> bool:
+    """Whether units mean something below zero, too, so that they are scored by magnitude: neurons, and latents of AbsTopK."""
+    return units.exact or getattr(units, "architecture", "") == "abstopk"
+
+
 def _concepts(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> Plain:
     train, test = split_labels(pair.address, label_role(pair, spec.model), tokens)
-    scores = measure_concepts(column.bridge, units, train, test, magnitude=units.exact)
+    scores = measure_concepts(column.bridge, units, train, test, magnitude=_signed(units))
     of_labels = {name: result["f1"].value for name, result in scores.per_label.items() if result["f1"].value is not None}
     return {**scores.results, "map": concept_map(scores), "per_label": {"coverage_f1": of_labels}}
 
@@ -177,8 +182,8 @@ def _probes(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary
 
 
 def _separability(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> dict[str, Result]:
-    _, labelled = split_labels(pair.address, label_role(pair, spec.model), tokens)  # upper lines were fitted on the others
-    return dict(measure_separability(column.bridge, units, labelled, magnitude=units.exact).results)
+    train, test = split_labels(pair.address, label_role(pair, spec.model), tokens)  # upper lines were fitted on the first
+    return dict(measure_separability(column.bridge, units, test, train=train, magnitude=_signed(units)).results)
 
 
 def _absorption(pair: ModelPair, spec: ColumnSpec, column: Column, units: Dictionary, tokens: int) -> dict[str, Result]:
@@ -237,7 +242,7 @@ def _scores(pair: str, column: str, role: str, layer: int, tokens: int) -> Float
     """What every unit of a column's layer gains in F1 over firing everywhere, for every label."""
     found = open_column(pair, json.loads(column))
     units = mlp_units(found)[layer]
-    return measure_concepts(found.bridge, units, *split_labels(pair, role, tokens), magnitude=units.exact).gained.T
+    return measure_concepts(found.bridge, units, *split_labels(pair, role, tokens), magnitude=_signed(units)).gained.T
 
 
 def stability_cell(pair: str, column: Mapping[str, Any], layer: int, others: Sequence[str] = (), tokens: int = ROW_TOKENS) -> Plain:

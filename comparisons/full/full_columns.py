@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sparse_lens.circuits import node_space
 from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints, model_folder
+from sparse_lens.comparisons.full.headline import BEST_BASIS, FIRST_TRAINING
 from sparse_lens.comparisons.full.plan import BASE, FullPlan
 from sparse_lens.comparisons.jobs import Job, Record
 from sparse_lens.comparisons.pair import ModelPair
@@ -114,7 +115,8 @@ def column_specs(pair: ModelPair, plan: FullPlan, trained: Trained) -> list[Colu
     arms = {name: str(folder) for name, folder in pair.arms().items()} | dict(plan.arms)
     for folder in arms.values():
         pair.check_tokens(folder)
-    if taken := {spec.name for spec in specs} & {*arms, *plan.dictionaries} | {*arms} & {*plan.dictionaries}:
+    names = {spec.name for spec in specs} | {BEST_BASIS, FIRST_TRAINING}
+    if taken := names & {*arms, *plan.dictionaries} | {*arms} & {*plan.dictionaries}:
         raise ConfigError(f"{', '.join(sorted(taken))}: no arm or dictionary can have the name of another column; give it another")
     return [*specs, *given_dictionaries(pair, plan), *(ColumnSpec(name, folder, control=True) for name, folder in arms.items())]
 

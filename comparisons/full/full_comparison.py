@@ -13,7 +13,7 @@ from pathlib import Path
 from sparse_lens.comparisons.comparison import Comparison, compare
 from sparse_lens.comparisons.full.assembly import Cells, assemble
 from sparse_lens.comparisons.full.coupled import coupling_jobs, couplings_part, steering_jobs
-from sparse_lens.comparisons.full.full_columns import column_specs, frontier_specs, given_dictionaries, training_jobs
+from sparse_lens.comparisons.full.full_columns import column_specs, frontier_specs, training_jobs
 from sparse_lens.comparisons.full.full_jobs import FRONTIER_ROWS, grouped_jobs, row_jobs
 from sparse_lens.comparisons.full.plan import TRANSCODERS, FullPlan
 from sparse_lens.comparisons.jobs import run_jobs
@@ -41,7 +41,7 @@ def compare_fully(
     tasks = list(plan.tasks or pair.default_tasks or available_tasks())
     for task in tasks:
         get_task(task)
-    given_dictionaries(pair, plan)  # its errors now, not after an hour
+    column_specs(pair, plan, {})  # its errors now, not after an hour
     if set(plan.kinds) - {*TRANSCODERS}:
         require_sae_lens()  # now, not after an hour
     cache, how = Path(cache), {"workers": workers, "ray_address": ray_address, "progress": progress}

@@ -90,7 +90,8 @@ def capability_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnSpec]
     jobs = []
     for spec in _measured(specs):
         where = _for(pair) | {"column": spec.to_plain(), "tokens": plan.row_tokens}
-        jobs.append(Job(f"capability {spec.name}", f"{_CELLS}:capability_cell", where, fingerprints(pair, spec)))
+        depends = fingerprints(pair, spec) + (list(labels_read(pair.address)) if spec.basis == "supervised" else [])
+        jobs.append(Job(f"capability {spec.name}", f"{_CELLS}:capability_cell", where, depends))
     return jobs
 
 
@@ -141,7 +142,7 @@ def stability_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnSpec])
         others = again if spec in _neurons_of_matched_loss(specs) else []
         if not others and len(spec.dictionaries) < 2:
             continue
-        depends = [part for of in (pair, *others) for part in fingerprints(of, spec)]
+        depends = [*(part for of in (pair, *others) for part in fingerprints(of, spec)), _ROWS]
         for layer in plan.layers(shape_of(pair.address, spec.model).layers):
             place = {"column": spec.to_plain(), "layer": layer, "others": [of.address for of in others], "tokens": plan.row_tokens}
             name = f"stability {spec.name}, layer {layer}"

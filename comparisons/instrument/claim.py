@@ -103,7 +103,8 @@ CLAIMS = (
         "superposition and small circuits coexist in one model",
         "perishable",
         "seed question",
-        unit="cells with more features than neurons and a circuit smaller than the dense one",
+        unit="pairs whose sparse model has superposition (more features than neurons, or as many per neuron as the dense one) "
+        "and smaller circuits",
     ),
     Claim(
         "T3a",

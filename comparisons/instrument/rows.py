@@ -190,6 +190,8 @@ def _superposed_and_small(seed: Seed) -> tuple[bool, str, float] | None:
         f"{psi['sparse']:.2f} features per neuron against {psi['dense']:.2f}, "
         f"{2 ** nodes['sparse']:,.0f} nodes against {2 ** nodes['dense']:,.0f}"
     )
+    if margin["sparse"] < NONSENSE_MARGIN:
+        told += f", of nonsense labels 2^{margin['sparse']:.2f} times as many"
     return superposed and small, told, loss_gaps([seed])[0]
 
 

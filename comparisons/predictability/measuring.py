@@ -21,6 +21,7 @@ from sparse_lens.circuits.trust.controls import random_weights
 from sparse_lens.comparisons.predictability.feature_sums import PARTS, FeatureSums, Products, ShuffledSample, part_of_windows
 from sparse_lens.comparisons.predictability.predicted_features import Predictability, best_ridge, deviations, predict_features
 from sparse_lens.dictionaries import Bridge, Dictionary, harvest_activations, random_rotation
+from sparse_lens.dictionaries.harvest import refuse_padding
 from sparse_lens.errors import ConfigError, DataError
 from sparse_lens.results import Result, exact, not_measurable
 
@@ -147,6 +148,7 @@ def collect_sums(bridge: Bridge, dictionary: Dictionary, token_batches: Iterable
     """Run the bridge on batches of token ids `[batch, pos]` and take in what the dictionary makes of them."""
     sums = PredictabilitySums(dictionary, seed=seed)
     for batch in token_batches:
+        refuse_padding(batch)
         (activations,) = harvest_activations(bridge, [dictionary.hook_in], [batch])
         sums.add(batch, activations[dictionary.hook_in])
     return sums

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sparse_lens.comparisons.rows.superposition import finite_latents
 from sparse_lens.dictionaries import Bridge, Dictionary, harvest_activations
+from sparse_lens.dictionaries.harvest import refuse_padding
 from sparse_lens.errors import DataError
 from sparse_lens.results import Result, exact, not_measurable
 
@@ -43,6 +44,7 @@ def measure_correspondence(
     sums = CorrelationSums()
     for batch in token_batches:
         tokens = torch.as_tensor(batch)
+        refuse_padding(tokens)
         sides = []
         for bridge, dictionary in ((first, first_dictionary), (second, second_dictionary)):
             (activations,) = harvest_activations(bridge, [dictionary.hook_in], [tokens])

@@ -78,6 +78,7 @@ def _compare(options: argparse.Namespace) -> None:
 
     check_report_folder(options.out)
     from sparse_lens.comparisons import ModelPair, compare
+    from sparse_lens.errors import ConfigError
     from sparse_lens.report import comparison_table, models_table, patching_table, write_report
     from sparse_lens.results import to_plain
     from sparse_lens.tasks import available_tasks
@@ -86,6 +87,9 @@ def _compare(options: argparse.Namespace) -> None:
     config = search_config(options)
     given = {"sparse": options.sparse, "dense": options.dense, "dense_matched": options.dense_matched}
     pair = ModelPair.open(options.pair).with_models(**{role: folder for role, folder in given.items() if folder is not None})
+    alone = [f"--{name}" for name in ("arm", "dictionary", "quick", "ray") if getattr(options, name)]
+    if alone and not options.full:
+        raise ConfigError(f"{', '.join(alone)}: of the full comparison alone; give --full, too")
     if options.full:
         comparison = _compare_fully(options, pair, tasks, config)
     else:

@@ -54,6 +54,12 @@ def harvest_activations(
         yield {name: _flat(name, seen, tokens >= 0) for name in points}
 
 
+def refuse_padding(tokens: Any) -> None:
+    """Raise `DataError` where a batch has padding: for what goes by windows, not token by token."""
+    if bool((torch.as_tensor(tokens) < 0).any()):
+        raise DataError("negative token ids are padding, which this does not leave out; give windows that are whole")
+
+
 def _points(bridge: Bridge, hooks: Sequence[str]) -> dict[str, nn.Module]:
     known = bridge.hook_dict
     for name in hooks:

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from sparse_lens.comparisons import ModelPair
+from sparse_lens.comparisons.predictability.measuring import collect_sums
+from sparse_lens.comparisons.rows.correspondence import measure_correspondence
 from sparse_lens.comparisons.rows.superposition import measure_superposition
 from sparse_lens.dictionaries import IdentityDictionary, harvest_activations, measure_dictionary
 from sparse_lens.errors import DataError, UnknownNameError
@@ -81,6 +83,10 @@ def test_padding_counts_nowhere(padding):
     neurons = IdentityDictionary(alone.shape[1], hook)
     found, expected = (measure_superposition(bridge, neurons, batches) for batches in ([padded], [row[None] for row in rows]))
     assert found["psi"].value == pytest.approx(expected["psi"].value, rel=1e-5) and found["psi"].n == 60
+    with pytest.raises(DataError, match="windows that are whole"):
+        measure_correspondence(bridge, neurons, bridge, neurons, [padded])
+    with pytest.raises(DataError, match="windows that are whole"):
+        collect_sums(bridge, neurons, [padded])
     for bad in (padded.flip(1), torch.full((1, 4), padding)):
         with pytest.raises(DataError, match="padding"):
             list(harvest_activations(bridge, [hook], [bad]))

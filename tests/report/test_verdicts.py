@@ -43,7 +43,10 @@ def test_everything_is_written(tmp_path: Path) -> None:
     assert page.count("<section") == 6 and "1.25 [1.00\N{EN DASH}1.50]" in page and page.count("<svg") == 3
     assert json.loads((tmp_path / "claims" / "claims.json").read_text())["claims"][0]["id"] == "X1"
     rows = (tmp_path / "claims" / "claims.csv").read_text().splitlines()
-    assert rows[0].startswith("seed,measure,side,metric,value") and len(rows) == 3
+    assert rows[0].startswith("arm,seed,measure,side,metric,value") and len(rows) == 3
+    with_arm = content() | {"arms": {"pruned": content()["measured"]}}
+    rows = (write_claims(with_arm, tmp_path / "arms").parent / "claims.csv").read_text().splitlines()
+    assert len(rows) == 5 and rows[1].startswith(",0,") and rows[3].startswith("pruned,0,")
     table = (tmp_path / "claims" / "table.md").read_text()
     assert table.startswith(claims_markdown(content()) + "\n\n- ") and "covered until 2026-07" in table and "Not grounded" in table
     write_claims(content("another"), tmp_path / "claims")

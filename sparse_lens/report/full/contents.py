@@ -75,8 +75,8 @@ def points(full: Mapping[str, Any], task: str, column: str) -> Iterator[tuple[li
 
 def is_measured(full: Mapping[str, Any], metric: str) -> bool:
     """Whether any point of any curve has a number of this name."""
-    tasks = part(full, "curves")
-    return any(metric in results for task in tasks for column in columns(full) for _, results in points(full, task, column))
+    measured = (points(full, task, column) for task in part(full, "curves") for column in columns(full))
+    return any(read_number(results.get(metric)).value is not None for of in measured for _, results in of)
 
 
 def mean_points(full: Mapping[str, Any], task: str, column: str, x: str, y: str) -> list[tuple[float, float, float, float, float]]:

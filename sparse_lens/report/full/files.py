@@ -75,12 +75,14 @@ def _curves(by_task: Mapping[str, Any], which: str) -> Iterator[dict[str, Any]]:
 
 
 def _dictionary(full: Mapping[str, Any], column: str, place: str) -> str:
-    """The hash of the dictionary that a number of a layer and a dictionary seed is of; empty for neurons."""
+    """The hash of the dictionary that a number of a layer and a dictionary seed is of; empty for neurons, and for all seeds."""
     found = re.fullmatch(r"layer (\d+)(?:, seed (\d+))?", place)
     if found is None:
         return ""
-    layer, seed = int(found[1]), int(found[2] or 0)
     by_seed = sequence(part(full, "columns", column), "dictionaries")
+    if found[2] is None and len(by_seed) > 1:
+        return ""
+    layer, seed = int(found[1]), int(found[2] or 0)
     of_seed = by_seed[seed] if seed < len(by_seed) and isinstance(by_seed[seed], list) else []
     return visible(of_seed[layer] or "") if layer < len(of_seed) else ""
 

@@ -60,8 +60,9 @@ def check_claims_folder(folder: str | Path) -> None:
 
 
 def _csv(plain: Mapping[str, Any]) -> str:
-    seeds = {str(number): from_plain(seed) for number, seed in enumerate(plain["measured"])}
-    frame = to_frame(seeds, ("seed", "measure", "side"))
+    groups = {"": plain["measured"], **plain.get("arms", {})}
+    content = {arm: {str(number): from_plain(seed) for number, seed in enumerate(seeds)} for arm, seeds in groups.items()}
+    frame = to_frame(content, ("arm", "seed", "measure", "side"))
     return frame.map(csv_cell).to_csv(index=False)
 
 

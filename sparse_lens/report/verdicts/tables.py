@@ -72,7 +72,7 @@ def row_cells(claim: Mapping[str, Any]) -> list[str]:
     """The cells of a claim's row as plain text, in the order of `HEAD`."""
     controls = ", ".join(f"{visible(name).replace('_', ' ')} {shown(value)}" for name, value in claim["controls"].items())
     held = claim.get("against")
-    from_fixed = "" if held is None else f" from {held:g}"
+    from_fixed = "" if held is None or read_number(claim["difference"]).value is None else f" from {held:g}"
     return [
         visible(claim["id"]),
         visible(claim["unit"]) or DASH,

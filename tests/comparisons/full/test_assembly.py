@@ -59,7 +59,7 @@ def test_the_frontier_has_the_columns_own_dictionary_with_its_first_seed() -> No
     further = ColumnSpec("topk 448 k8", "dense_matched", "dictionaries", (("z",),))
     trained = [
         {"folder": folder, "hash": f"hash of {folder}", "kind": "topk", "d_sae": d_sae, "k": k}
-        for folder, d_sae, k in (("x", 896, 16), ("z", 448, 8))
+        for folder, d_sae, k in (("x", 896, 16), ("y", 896, 16), ("z", 448, 8))
     ]
     full = assemble(
         FullPlan(),
@@ -103,7 +103,7 @@ def test_every_number_is_in_one_table() -> None:
     further = {"1": [curve(NEURONS, 0, [1])]}
     trained = [
         {"folder": folder, "hash": f"hash of {folder}", "kind": "topk", "d_sae": d_sae, "k": k}
-        for folder, d_sae, k in (("x", 896, 16), ("z", 448, 8))
+        for folder, d_sae, k in (("x", 896, 16), ("y", 896, 16), ("z", 448, 8))
     ]
     full = assemble(FullPlan(), [NEURONS, LATENTS], trained, curves=cells, rows=rows, further=further, frontier=width)
     effects = {"blocks.0.hook_in": {"channels": [3], "results": {"effect": vars(exact(0.25))}}}

@@ -63,7 +63,9 @@ def test_dictionaries_of_ones_own_are_columns(pair: ModelPair) -> None:
         given_dictionaries(pair.with_models(dense_matched=pair.model_folder("dense")), plan)
     taken = FullPlan(dictionaries={"dense_topk": folders})
     with pytest.raises(ConfigError, match="dense_topk: no arm or dictionary"):
-        column_specs(pair, taken, trained(pair, taken))
+        column_specs(pair, taken, {})  # before anything is trained
+    with pytest.raises(ConfigError, match="dense_matched_best_basis"):
+        column_specs(pair, FullPlan(dictionaries={"dense_matched_best_basis": folders}), {})
 
 
 def test_the_frontier_is_a_grid_with_the_columns_own_dictionary_in_it(pair: ModelPair) -> None:

@@ -12,9 +12,9 @@ from sparse_lens.comparisons.rows.correspondence import Correspondence
 
 def test_the_best_labels_with_their_units() -> None:
     f1 = np.array([[0.1, 0.2, 0.0], [0.9, 0.1, 0.3], [0.2, 0.1, 0.8]])
-    found = concept_map(ConceptScores({}, ("a", "b", "c"), f1, {}), most=2)
+    found = concept_map(ConceptScores({}, ("a", "b", "c"), f1, f1, {}), most=2)
     assert found == {"rows": ["b", "c"], "columns": ["0", "2"], "values": [[0.9, 0.3], [0.2, 0.8]]}
-    empty = concept_map(ConceptScores({}, (), np.zeros((0, 3)), {}))
+    empty = concept_map(ConceptScores({}, (), np.zeros((0, 3)), np.zeros((0, 3)), {}))
     assert empty["values"] == []
 
 
