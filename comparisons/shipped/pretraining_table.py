@@ -124,8 +124,8 @@ def page(effects: Mapping[str, Sequence[Results]]) -> str:
         for measured in COMPARED:
             sides = [found[f"{part}_{measured}"] for part in (*ARMS, "difference")]
             rows.append("| " + " | ".join([recipe, f"`{measured}`", *map(str, sides), str(len(of))]) + " |")
-            missing += [result.reason for result in sides if result.reason]
-        rows += [f"| {recipe} | no number: {reason} |||||" for reason in dict.fromkeys(missing)]
+            missing += [f"{arm}: {side.reason}" for arm, side in zip(ARMS, sides, strict=False) if side.reason]
+        rows += [f"| {recipe} | no number, {reason} |||||" for reason in dict.fromkeys(missing)]
     return "\n".join(rows)
 
 

@@ -16,7 +16,7 @@ from sparse_lens.comparisons.mixed_data import MixedData
 from sparse_lens.comparisons.shipped.pretraining_table import KEPT, TABLE, main, over_trainings, page
 from sparse_lens.data import DataConfig, SourceFolder, TokenData, generate_program, prepare_data
 from sparse_lens.errors import ConfigError, UnknownNameError
-from sparse_lens.results import Result, exact, not_measurable
+from sparse_lens.results import Result, exact, from_plain, not_measurable
 from sparse_lens.training.recipes import get_recipe
 
 
@@ -51,10 +51,13 @@ def test_trainings_are_the_samples() -> None:
     half = stats.t.ppf(0.975, 2) * np.std([0.2, 0.3, 0.7], ddof=1) / 3**0.5
     assert (difference.value, difference.lo, difference.hi) == pytest.approx((0.4, 0.4 - half, 0.4 + half))
     some = effects((0.2, 0.3))
-    some[1]["difference_d_abl"] = not_measurable("below the gate")
+    some[1] |= dict.fromkeys(("pretrained_d_abl", "difference_d_abl"), not_measurable("below the gate"))
     assert over_trainings(some)["difference_d_abl"].reason == "below the gate"
     table = page({"tiny": some})
-    assert "| tiny | `d_sub` | 0.35 [0.3, 0.4] | 0.1 [0.1, 0.1] |" in table and "| tiny | no number: below the gate |" in table
+    assert (
+        "| tiny | `d_sub` | 0.35 [0.3, 0.4] | 0.1 [0.1, 0.1] |" in table
+        and "| tiny | no number, pretrained: below the gate |" in table
+    )
 
 
 def test_arms_differ_in_what_they_read_first(corpus: Path, tmp_path: Path) -> None:
@@ -94,3 +97,10 @@ def test_arms_are_trained_measured_and_taken_up_again(corpus: Path, tmp_path: Pa
     main(arguments)
     assert len(written) == 2 and all(path.stat().st_mtime_ns == time for path, time in written.items())
     assert "| smoke | `d_abl` |" in capsys.readouterr().out
+
+
+def test_the_page_shows_the_kept_numbers() -> None:
+    docs = Path(__file__).parents[3] / "docs"
+    kept = json.loads((docs / "pretraining" / KEPT).read_text(encoding="utf-8"))
+    table = page(from_plain(kept["effects"]))
+    assert f"<!-- table: {TABLE} -->\n{table}\n<!-- end -->" in (docs / "pages" / "claims-details.md").read_text(encoding="utf-8")
