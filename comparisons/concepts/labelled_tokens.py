@@ -26,6 +26,7 @@ LEAST_POSITIVES = 200
 
 TEST_SHARE = 0.3
 _LEAST_FILES = 20
+_TOKENS_OF_A_FILE = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,10 +137,13 @@ def label_pair(
 
     The held-out files of the pair's corpus are read where they are installed as they were, byte by byte. Where fewer than 20 are,
     files of the standard library stand in that are no training files, by content or by path. `source` says which. `max_files`
-    reads no more than the first so many in the order of their hashes; `n_tokens` draws about so many from all windows, with
-    `seed`. Raises `DataError` where there are no such files.
+    reads no more than the first so many in the order of their hashes; `n_tokens` draws about so many from all their windows, with
+    `seed`, and without `max_files` reads a file for every 500 of them, at least 20. Raises `DataError` where there are no such
+    files.
     """
     documents, source = held_out_files(pair)
+    if max_files is None and n_tokens is not None:
+        max_files = max(_LEAST_FILES, n_tokens // _TOKENS_OF_A_FILE)
     documents = documents[:max_files]
     labelled = label_texts(documents, load_tokenizer(pair.model_folder(role)), context=context, names=names, source=source)
     if n_tokens is None or n_tokens >= labelled.n_tokens:

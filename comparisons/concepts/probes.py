@@ -7,7 +7,7 @@ decision tree: whether a label sits in one latent, and in that one alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +55,8 @@ def measure_probes(
 def probe_scores(sample: ActivationSample) -> ProbeScores:
     """Probes of all labels on a sample of activations; those named `…_ambiguous` (`with_ambiguous`) have rows of their own.
 
+    These have no FMS, whose trees would be most of the work.
+
     Rows: `probe_accuracy_k<k>` and `_all`, `probe_gap_k<k>` (accuracy above that of one latent), `probe_accuracy_dense` (the whole
     activation that the dictionary reads), `fms` and `fms_5`. The null of an accuracy is that of the best table from token ids.
     """
@@ -64,12 +66,14 @@ def probe_scores(sample: ActivationSample) -> ProbeScores:
             dense = sample.examples(label, "read")
             assert dense is not None
             per_label[name] = _accuracies(*examples) | {"probe_accuracy_dense": _accuracy(*dense)}
-            per_label[name] |= _monosemanticity(*examples) | {"tokens": _token_accuracy(*sample.examples_tokens(label))}
+            per_label[name] |= {"tokens": _token_accuracy(*sample.examples_tokens(label))}
+            if not name.endswith(AMBIGUOUS):
+                per_label[name] |= _monosemanticity(*examples)
     plain = {name: numbers for name, numbers in per_label.items() if not name.endswith(AMBIGUOUS)}
     results = _results(plain)
     if any(name.endswith(AMBIGUOUS) for name in sample.names):
         ambiguous = {name: numbers for name, numbers in per_label.items() if name.endswith(AMBIGUOUS)}
-        results |= {row + AMBIGUOUS: result for row, result in _results(ambiguous).items()}
+        results |= {row + AMBIGUOUS: result for row, result in _results(ambiguous, _OF_PROBES).items()}
     return ProbeScores(results, plain)
 
 
@@ -109,14 +113,17 @@ def _token_accuracy(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray
     return float(((votes[test[0]] > 0) == test[1]).mean())
 
 
-def _results(per_label: Mapping[str, Mapping[str, float]]) -> dict[str, Result]:
-    gaps = tuple(f"probe_gap_k{size}" for size in SIZES[1:])
-    accuracies = tuple(f"probe_accuracy_{what}" for what in (*(f"k{size}" for size in SIZES), "all", "dense"))
-    rows = (*accuracies, *gaps, "fms", f"fms_{REMOVED}")
+_ACCURACIES = tuple(f"probe_accuracy_{what}" for what in (*(f"k{size}" for size in SIZES), "all", "dense"))
+_OF_PROBES = (*_ACCURACIES, *(f"probe_gap_k{size}" for size in SIZES[1:]))
+
+
+def _results(
+    per_label: Mapping[str, Mapping[str, float]], rows: Sequence[str] = (*_OF_PROBES, "fms", f"fms_{REMOVED}")
+) -> dict[str, Result]:
     if not per_label:
         reason = f"no label has {LEAST_POSITIVES} tokens with and without it among the test examples"
         return {row: not_measurable(reason) for row in rows}
     columns = {row: np.array([numbers[row] for numbers in per_label.values()]) for row in (*rows, "tokens")}
     chance = float(columns["tokens"].mean())
-    found = {row: bootstrap_mean(columns[row], null=chance if row in accuracies else None) for row in rows}
+    found = {row: bootstrap_mean(columns[row], null=chance if row in _ACCURACIES else None) for row in rows}
     return found | {"probe_labels": exact(len(per_label))}

@@ -65,7 +65,7 @@ def test_without_tokens_there_are_no_components() -> None:
 @pytest.mark.slow
 def test_a_rotated_copy_of_the_sparse_model_loses_its_small_circuit() -> None:
     """The same function in a basis that means nothing: at one target of one search the circuit takes several times the nodes."""
-    config = SearchConfig(steps=60, search_pairs=128, evaluation_pairs=64, evaluations=12)
+    config = SearchConfig(steps=40, search_pairs=64, evaluation_pairs=32, evaluations=6)
     pair = ModelPair.open()
     columns = [open_column(pair.address, spec) for spec in (ColumnSpec("own", "sparse"), ColumnSpec("turned", "sparse", "rotated"))]
     settings = [prepare_setting(column, "single_double_quote", config, seed=0) for column in columns]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,21 +45,14 @@ def test_processes_give_the_same_records_as_running_here() -> None:
 
 @pytest.mark.slow
 def test_ray_gives_the_same_records(tmp_path: Path) -> None:
+    """Losses, a real curve with its searches, and a real row, number by number."""
     pytest.importorskip("ray", reason="needs the extra [ray]")
-    jobs = [_facts("sparse"), _facts("dense_matched")]
-    assert run_jobs(jobs, tmp_path, ray_address="local", progress=False) == run_jobs(jobs, workers=1, progress=False)
-    assert not missing_jobs(jobs, tmp_path)
-
-
-@pytest.mark.slow
-def test_ray_gives_the_same_curve_and_row() -> None:
-    """A real curve with its searches, and a real row, number by number."""
-    pytest.importorskip("ray", reason="needs the extra [ray]")
-    pair, plan = ModelPair.open(), quick_plan()
+    pair, plan = ModelPair.open(), replace(quick_plan(), targets=(2.0,), edge_targets=(), functional_targets=())
     spec = ColumnSpec("sparse_neurons", "sparse")
-    jobs = [*curve_jobs(pair, plan, [spec], plan.tasks), *row_jobs(pair, plan, [spec], ["superposition"])]
-    assert len(jobs) == 2
-    assert run_jobs(jobs, ray_address="local", progress=False) == run_jobs(jobs, workers=2, progress=False)
+    jobs = [*curve_jobs(pair, plan, [spec], plan.tasks), *row_jobs(pair, plan, [spec], ["superposition"]), _facts("dense_matched")]
+    assert len(jobs) == 3
+    assert run_jobs(jobs, tmp_path, ray_address="local", progress=False) == run_jobs(jobs, workers=2, progress=False)
+    assert not missing_jobs(jobs, tmp_path)
 
 
 def test_a_run_that_failed_goes_on_where_it_was(tmp_path: Path) -> None:
