@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,7 +36,8 @@ def mix_heads(
         q = _at(query, grid) if everywhere else _of_prompts(query, prompts)
         hidden = _hidden(rows.length[prompts], longest, everywhere)
         keys, mixed = _at(key, grid), None if values[2] is None else values[2][grid]
-        found = torch.cat([_head(head, part.scale, q, keys, mixed, hidden) for head in part.heads], dim=-1)
+        by_head = zip(part.heads, *_by_head(part.heads, q, keys, mixed), strict=True)
+        found = torch.cat([_head(head, part.scale, *operands, hidden) for head, *operands in by_head], dim=-1)
         if everywhere:
             first = rows.first[prompts, :longest]
             out[rows.grid["prefix"][prompts, :longest][first]] = found.expand(len(grid), -1, -1)[first]
@@ -47,6 +48,14 @@ def mix_heads(
 
 def _width(head: Head) -> int:
     return head.values.stop - head.values.start + head.summed
+
+
+def _by_head(heads: tuple[Head, ...], q: Tensor, k: Tensor, v: Tensor | None) -> Iterator[Sequence[Tensor | None]]:
+    """Queries, keys and values of each head. They stand side by side in the heads' order: as one split, backwards is one copy."""
+    scored = [head.channels.stop - head.channels.start for head in heads]
+    yield q.split(scored, dim=-1)
+    yield k.split(scored, dim=-1)
+    yield [None] * len(heads) if v is None else v.split([head.values.stop - head.values.start for head in heads], dim=-1)
 
 
 def _side_by_side(operand: Operand, values: Tensor | None) -> Float[Tensor, "row channel"]:
@@ -85,13 +94,13 @@ def _head(
     head: Head, scale: float, q: Tensor, k: Tensor, v: Tensor | None, hidden: Tensor
 ) -> Float[Tensor, "prompt query feature"]:
     """Weighted sums of a head's varying values, and the sum of its weights, of which the sink gets the rest."""
-    scores = (q[..., head.channels] * scale) @ k[..., head.channels].transpose(1, 2) + head.score * scale
+    scores = (q * scale) @ k.transpose(1, 2) + head.score * scale
     scores = scores.masked_fill(hidden, -math.inf)
     top = scores.detach().amax(-1, keepdim=True)  # of no effect but on rounding, so of no gradient
     top = top if head.sink is None else top.clamp(min=head.sink)
     weights = scores.sub_(top).exp_()
     total = weights.sum(-1, keepdim=True)
     norm = total if head.sink is None else total + (head.sink - top).exp()
-    found = [] if v is None else [weights @ v[..., head.values] / norm]
+    found = [] if v is None else [weights @ v / norm]
     found += [total / norm] if head.summed else []
     return torch.cat(found, dim=-1) if found else scores.new_zeros(*scores.shape[:2], 0)

@@ -18,7 +18,8 @@ from torch import Tensor
 from sparse_lens.circuits.ablation import Ablation
 from sparse_lens.circuits.compiled.latents import MaskedMLP
 from sparse_lens.circuits.compiled.nodes import Logits, compiled_logits, compiles, gates_compile, node_plan
-from sparse_lens.circuits.compiled.plan import LatentPart, Plan, SiteChoice
+from sparse_lens.circuits.compiled.open_channels import open_channels, product_of_open
+from sparse_lens.circuits.compiled.plan import LatentPart, Plan, Projection, SiteChoice
 from sparse_lens.circuits.compiled.prefixes import PrefixRows, prefix_rows
 from sparse_lens.circuits.compiled.run import Run
 from sparse_lens.circuits.masking import Reference, blend
@@ -89,6 +90,10 @@ class MaskedRun(Run):
         super().__init__(model.plan, rows, model.tokens)
         self._model, self._masks = model, masks
 
+    def multiply(self, projection: Projection, inputs: Tensor, source: str | None = None) -> Float[Tensor, "row out"]:
+        read = None if source is None else self._open(source)
+        return product_of_open(projection.matrix, inputs, read, self._open(projection.site.name))
+
     def choose(self, site: SiteChoice, values: Tensor) -> Float[Tensor, "row kept"]:
         return self._masked(site, super().choose(site, values))
 
@@ -98,6 +103,11 @@ class MaskedRun(Run):
     def latents(self, part: LatentPart, layer: int, u: Tensor) -> Float[Tensor, "row d_model"]:
         assert isinstance(part.write, MaskedMLP)
         return part.write(u, self._masks[f"mlp_neuron.{layer}"])
+
+    def _open(self, site: str) -> Int[Tensor, " open"] | None:
+        """The channels of a site that have an open gate; None where that is nearly all, or where channels have no gates."""
+        is_identity = isinstance(self._model.sites[site].dictionary, IdentityDictionary)
+        return open_channels(self._masks[site]) if is_identity else None
 
     def _masked(self, site: SiteChoice, x: Float[Tensor, "row channel"]) -> Float[Tensor, "row channel"]:
         return blend(self._model.sites[site.name], self._masks[site.name], self._model.values[site.name], x, x)

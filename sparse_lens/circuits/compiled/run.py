@@ -63,6 +63,10 @@ class Run:
         values = values if site.k is None else abs_topk(values, site.k, fast=True)
         return values if values.shape[1] == len(site.kept) else values[:, site.kept]
 
+    def multiply(self, projection: Projection, inputs: Tensor, source: str | None = None) -> Float[Tensor, "row out"]:  # noqa: ARG002
+        """What a matrix gives for its inputs, the channels of the site `source`; those of no site are heads' features."""
+        return projection.matrix(inputs)
+
     def activate(self, part: MLPPart, pre: Tensor, inputs: Tensor) -> Float[Tensor, "row kept"]:
         """The kept neurons."""
         return self.choose(part.neuron.site, neurons(pre, inputs, part.gelu, part.routing))
@@ -108,7 +112,8 @@ class Run:
     def _projected(self, projection: Projection | None, letter: str, layer: int, level: Level) -> Tensor:
         assert projection is not None  # nobody asks for constants
         inputs = self.value(f"attn_in.{layer}", level)
-        return self.choose(projection.site, self.cut(f"{letter}.{layer}", projection.matrix(inputs), projection.site, inputs))
+        pre = self.multiply(projection, inputs, f"attn_in.{layer}")
+        return self.choose(projection.site, self.cut(f"{letter}.{layer}", pre, projection.site, inputs))
 
     def _heads(self, layer: int) -> Tensor:
         plan, part = self.plan.layers[layer], self._attention(layer)
@@ -119,7 +124,7 @@ class Run:
     def _attn_out(self, layer: int) -> Tensor:
         part, level = self._attention(layer), self.plan.layers[layer].level_out
         features = self.value(f"heads.{layer}")
-        pre = part.output.matrix(features).add_(part.table[self.rows.position[level]])
+        pre = self.multiply(part.output, features).add_(part.table[self.rows.position[level]])
         return self.choose(part.output.site, self.cut(f"output.{layer}", pre, part.output.site, features))
 
     def _resid_mid(self, layer: int) -> Tensor:
@@ -140,7 +145,7 @@ class Run:
 
     def _mlp_neuron(self, layer: int) -> Tensor:
         part, inputs = self._mlp(layer), self.value(f"mlp_in.{layer}")
-        pre = self.cut(f"mlp_in.{layer}", part.neuron.matrix(inputs), part.neuron.site, inputs)
+        pre = self.cut(f"mlp_in.{layer}", self.multiply(part.neuron, inputs, f"mlp_in.{layer}"), part.neuron.site, inputs)
         return self.activate(part, pre, inputs)
 
     def _mlp_out(self, layer: int) -> Tensor:
@@ -149,7 +154,7 @@ class Run:
             inputs = self.value(f"mlp_in.{layer}")
             return self.choose(through.site, self.latents(through, layer, _all_channels(through.read.site, inputs)))
         part, inputs = self._mlp(layer), self.value(f"mlp_neuron.{layer}")
-        pre = self.cut(f"mlp_out.{layer}", part.output.matrix(inputs), part.output.site, inputs)
+        pre = self.cut(f"mlp_out.{layer}", self.multiply(part.output, inputs, f"mlp_neuron.{layer}"), part.output.site, inputs)
         return self.choose(part.output.site, pre)
 
     def _resid_post(self, layer: int) -> Tensor:

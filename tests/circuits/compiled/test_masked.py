@@ -30,14 +30,15 @@ def slopes(run: Any, mask: torch.Tensor, prompts: Prompts) -> tuple[torch.Tensor
 @pytest.mark.parametrize("ablation", ["mean", "zero"])
 @pytest.mark.parametrize("model", MODELS)
 def test_logits_and_slopes_equal_those_under_hooks(model: str, ablation: Any) -> None:
-    """Mixtures, a mask of zeros and ones, and everything kept."""
+    """Mixtures, with closed gates between them, too, masks of zeros and ones, from nearly nothing kept to everything."""
     bridge = random_bridge(1, density=0.6, **MODELS[model])
     circuit, prompts = random_circuit(bridge, 0.5), some_prompts(seed=1)
     space, how = circuit.space, Ablation(circuit.reference, ablation)
     compiled = masked_model(bridge, space, how)
     assert isinstance(compiled, MaskedModel)
     drawn = torch.rand(space.n_nodes, generator=torch.Generator().manual_seed(3))
-    for mask in (drawn, (drawn < 0.7).float(), torch.ones_like(drawn)):
+    shares = [(drawn < share).float() for share in (0.0, 0.03, 0.3, 0.7, 1.0)]
+    for mask in (drawn, drawn * (drawn > 0.6), *shares):
         found = slopes(lambda gates: compiled.logits(gates, prompts), mask, prompts)
         expected = slopes(
             lambda gates: answer_logits(bridge, prompts, how.hooks(bridge, space, gates, prompts), alike=True), mask, prompts
