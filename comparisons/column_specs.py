@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,12 +138,31 @@ def windows_of(pair: ModelPair, spec: ColumnSpec) -> dict[str, np.ndarray]:
 
 def fingerprints(pair: ModelPair, spec: ColumnSpec) -> list[str]:
     """What a column's numbers depend on: its weights, its dictionaries' files, and the windows that it reads."""
-    bridge, windows = load(model_folder(pair, spec)), hashlib.sha256()
+    folder, windows = model_folder(pair, spec), hashlib.sha256()
     for name, tokens in sorted(windows_of(pair, spec).items()):
         windows.update(f"{name} {tokens.shape} {tokens.dtype}".encode())
         windows.update(np.ascontiguousarray(tokens).tobytes())
-    dictionaries = (load_saelens(folder).hash for folders in spec.dictionaries for folder in folders)
-    return [model_fingerprint(bridge), f"windows {windows.hexdigest()[:16]}", *dictionaries]
+    dictionaries = (_dictionary_hash(one, _stamp(Path(one))) for folders in spec.dictionaries for one in folders)
+    return [_model_hash(folder, _stamp(folder)), f"windows {windows.hexdigest()[:16]}", *dictionaries]
+
+
+Stamp = tuple[tuple[str, int, int], ...]
+
+
+def _stamp(folder: Path) -> Stamp:
+    """Names, sizes and times of a folder's files: what was read from it is read again when they change."""
+    files = sorted((path for path in folder.iterdir() if path.is_file()), key=lambda path: path.name) if folder.is_dir() else []
+    return tuple((path.name, (found := path.stat()).st_size, found.st_mtime_ns) for path in files)
+
+
+@cache
+def _model_hash(folder: Path, stamp: Stamp) -> str:  # noqa: ARG001 - of the cache's key
+    return model_fingerprint(load(folder))
+
+
+@cache
+def _dictionary_hash(folder: str, stamp: Stamp) -> str:  # noqa: ARG001 - of the cache's key
+    return load_saelens(folder).hash
 
 
 def mlp_units(column: Column) -> list[Dictionary]:
