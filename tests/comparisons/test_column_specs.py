@@ -13,6 +13,7 @@ from sparse_lens.hooks import load
 
 
 def test_fingerprints_follow_the_files_and_read_them_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    column_specs._model_hash.cache_clear()
     pair, folder, reads = ModelPair.open(), tmp_path / "model", []
     monkeypatch.setattr(column_specs, "load", lambda path: reads.append(path) or load(path))
     shutil.copytree(pair.model_folder("dense_matched"), folder)

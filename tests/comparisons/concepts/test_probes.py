@@ -64,6 +64,15 @@ def test_probe_is_at_the_minimum_of_its_loss():
     assert (probe.says_yes(inputs) == labels).mean() > 0.65
 
 
+def test_probe_on_mostly_silent_latents_is_that_on_the_same_numbers_moved():
+    generator = np.random.default_rng(0)
+    inputs = generator.lognormal(size=(400, 30)) * (generator.random((400, 30)) < 0.1)
+    labels = inputs[:, :5].sum(1) + 0.5 * generator.random(400) > 0.6
+    probe, moved = fit_probe(inputs, labels), fit_probe(inputs + 1, labels)
+    np.testing.assert_allclose(probe.weight, moved.weight, atol=1e-6)
+    assert probe.bias == pytest.approx(moved.bias + moved.weight.sum(), abs=1e-5)
+
+
 def test_units_are_chosen_by_difference_of_means():
     inputs = np.array([[1.0, 5, 0], [1, 6, 4], [0, 1, 1], [0, 1, 2]])
     assert top_units(inputs, np.array([True, True, False, False]), 2).tolist() == [1, 0]
