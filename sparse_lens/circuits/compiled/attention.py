@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,8 +36,8 @@ def mix_heads(
         q = _at(query, grid) if everywhere else _of_prompts(query, prompts)
         hidden = _hidden(rows.length[prompts], longest, everywhere)
         keys, mixed = _at(key, grid), None if values[2] is None else values[2][grid]
-        by_head = zip(part.heads, *_by_head(part.heads, q, keys, mixed), strict=True)
-        found = torch.cat([_head(head, part.scale, *operands, hidden) for head, *operands in by_head], dim=-1)
+        by_head = _by_head(part.heads, q, keys, mixed)
+        found = torch.cat([_head(head, part.scale, *operands, hidden) for head, operands in by_head], dim=-1)
         if everywhere:
             first = rows.first[prompts, :longest]
             out[rows.grid["prefix"][prompts, :longest][first]] = found.expand(len(grid), -1, -1)[first]
@@ -50,12 +50,14 @@ def _width(head: Head) -> int:
     return head.values.stop - head.values.start + head.summed
 
 
-def _by_head(heads: tuple[Head, ...], q: Tensor, k: Tensor, v: Tensor | None) -> Iterator[Sequence[Tensor | None]]:
+def _by_head(
+    heads: tuple[Head, ...], q: Tensor, k: Tensor, v: Tensor | None
+) -> Iterator[tuple[Head, tuple[Tensor, Tensor, Tensor | None]]]:
     """Queries, keys and values of each head. They stand side by side in the heads' order: as one split, backwards is one copy."""
     scored = [head.channels.stop - head.channels.start for head in heads]
-    yield q.split(scored, dim=-1)
-    yield k.split(scored, dim=-1)
-    yield [None] * len(heads) if v is None else v.split([head.values.stop - head.values.start for head in heads], dim=-1)
+    valued = [head.values.stop - head.values.start for head in heads]
+    values = [None] * len(heads) if v is None else v.split(valued, dim=-1)
+    yield from zip(heads, zip(q.split(scored, dim=-1), k.split(scored, dim=-1), values, strict=True), strict=True)
 
 
 def _side_by_side(operand: Operand, values: Tensor | None) -> Float[Tensor, "row channel"]:
