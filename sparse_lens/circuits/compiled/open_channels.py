@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from sparse_lens.circuits.compiled.plan import Affine
 
 _MOST_OPEN = 0.75
-"""Share of open channels from which gathering them costs more than it saves."""
+"""Share of open channels above which they are not gathered: little would be saved."""
 
 
 def open_channels(mask: Float[Tensor, " channel"]) -> Int[Tensor, " open"] | None:
