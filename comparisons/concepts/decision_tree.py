@@ -19,18 +19,43 @@ class Split:
     gain: float
 
 
-def best_split(
-    inputs: Float[np.ndarray, "row unit"], labels: Bool[np.ndarray, " row"], levels: Float[np.ndarray, "level unit"]
-) -> Split:
-    """The cut with the greatest gain over all units and levels."""
-    gains = np.zeros(levels.shape)
-    n, n_with = len(labels), int(labels.sum())
-    for index, cuts in enumerate(levels):
-        right = inputs > cuts
-        n_right, with_right = right.sum(0), right[labels].sum(0)
-        gains[index] = _impurity(n_with, n) - _impurity(with_right, n_right) - _impurity(n_with - with_right, n - n_right)
-    level, unit = np.unravel_index(int(gains.argmax()), gains.shape)
-    return Split(int(unit), float(levels[level, unit]), float(gains[level, unit]))
+@dataclass(frozen=True, eq=False)
+class Cuts:
+    """Rows by the cuts that they lie above, counted once, so that any rows' counts for all cuts are two histograms.
+
+    `levels` are tried in their order, of equal gains the first; `order` sorts each unit's. `places` holds for each row and unit
+    the bin of that unit that it falls into: how many of the unit's levels are below its value.
+    """
+
+    levels: Float[np.ndarray, "level unit"]
+    order: Int[np.ndarray, "level unit"]
+    places: Int[np.ndarray, "row unit"]
+
+    @classmethod
+    def of(cls, inputs: Float[np.ndarray, "row unit"], levels: Float[np.ndarray, "level unit"]) -> Cuts:
+        below = np.zeros(inputs.shape, dtype=np.int64)
+        for cuts in levels:
+            below += inputs > cuts
+        return cls(levels, np.argsort(levels, axis=0, kind="stable"), below + np.arange(levels.shape[1]) * (len(levels) + 1))
+
+    def gains(self, rows: Int[np.ndarray, " some"], labels: Bool[np.ndarray, " row"]) -> Float[np.ndarray, "level unit"]:
+        """How much the impurity of these rows falls by each cut."""
+        n, n_with = len(rows), int(labels[rows].sum())
+        n_right, with_right = self._above(rows), self._above(rows[labels[rows]])
+        return _impurity(n_with, n) - _impurity(with_right, n_right) - _impurity(n_with - with_right, n - n_right)
+
+    def _above(self, rows: Int[np.ndarray, " some"]) -> Int[np.ndarray, "level unit"]:
+        """How many of these rows lie above each level."""
+        bins = len(self.levels) + 1
+        counts = np.bincount(self.places[rows].ravel(), minlength=bins * self.levels.shape[1]).reshape(-1, bins).T
+        above = np.empty(self.levels.shape, dtype=np.int64)
+        np.put_along_axis(above, self.order, counts[::-1].cumsum(0)[-2::-1], axis=0)
+        return above
+
+    def best(self, gains: Float[np.ndarray, "level unit"]) -> Split:
+        """The cut with the greatest gain."""
+        level, unit = np.unravel_index(int(gains.argmax()), gains.shape)
+        return Split(int(unit), float(self.levels[level, unit]), float(gains[level, unit]))
 
 
 def _impurity(n_with: np.ndarray | int, n: np.ndarray | int) -> np.ndarray:
@@ -65,14 +90,14 @@ def tree_accuracies(
     n_grown: int,
 ) -> TreeAccuracies:
     """Grow on the training rows, measure on the test rows; units are removed in the order in which they make the best first cut."""
-    levels = levels_of(train[0])
-    kept: Int[np.ndarray, " unit"] = np.arange(train[0].shape[1])
-    single = []
-    for _ in range(1 + n_removed):
-        split = best_split(train[0][:, kept], train[1], levels[:, kept]) if len(kept) else Split(0, np.inf, 0.0)
-        single.append(_accuracy_of_cut(train, test, int(kept[split.unit]) if len(kept) else 0, split.level))
-        kept = np.delete(kept, split.unit) if len(kept) else kept
-    return TreeAccuracies(single[0], np.array(single[1:]), _growing(train, test, levels, n_grown))
+    cuts = Cuts.of(train[0], levels_of(train[0]))
+    gains = cuts.gains(np.arange(len(train[1])), train[1])
+    root, single = cuts.best(gains), []
+    for removed in range(1 + n_removed):
+        split = cuts.best(gains) if removed < gains.shape[1] else Split(0, np.inf, 0.0)
+        single.append(_accuracy_of_cut(train, test, split.unit, split.level))
+        gains[:, split.unit] = -np.inf
+    return TreeAccuracies(single[0], np.array(single[1:]), _growing(train, test, cuts, root, n_grown))
 
 
 def _accuracy_of_cut(train: tuple, test: tuple, unit: int, level: float) -> float:
@@ -85,10 +110,10 @@ def _majority(labels: np.ndarray, every: np.ndarray) -> bool:
     return bool((labels if len(labels) else every).mean() > 0.5)
 
 
-def _growing(train: tuple, test: tuple, levels: np.ndarray, n_grown: int) -> np.ndarray:
+def _growing(train: tuple, test: tuple, cuts: Cuts, root: Split, n_grown: int) -> np.ndarray:
     """Accuracy after the second split, the third, and so on: always the one that gains most, over all leaves."""
     leaves = [(np.arange(len(train[1])), np.arange(len(test[1])))]
-    splits = [best_split(train[0], train[1], levels)]
+    splits = [root]
     accuracies: list[float] = []
     for _ in range(1 + n_grown):
         best = max(range(len(leaves)), key=lambda leaf: splits[leaf].gain)
@@ -97,7 +122,7 @@ def _growing(train: tuple, test: tuple, levels: np.ndarray, n_grown: int) -> np.
             right, others_right = train[0][rows, split.unit] > split.level, test[0][others, split.unit] > split.level
             for side, others_side in ((~right, ~others_right), (right, others_right)):
                 leaves.append((rows[side], others[others_side]))
-                splits.append(best_split(train[0][rows[side]], train[1][rows[side]], levels))
+                splits.append(cuts.best(cuts.gains(rows[side], train[1])))
         right_ones = sum(int((test[1][others] == _majority(train[1][rows], train[1])).sum()) for rows, others in leaves)
         accuracies.append(right_ones / len(test[1]))
     return np.array(accuracies[1:])

@@ -257,7 +257,7 @@ def stability_cell(pair: str, column: Mapping[str, Any], layer: int, others: Seq
         columns = [open_column(pair, spec, seed=seed) for seed in range(len(spec.dictionaries))]
     units = [(found.bridge, mlp_units(found)[layer]) for found in columns]
     windows = _heldout(opened, spec, tokens)[:, :-1]
-    results = matched_units(units, lambda: _batches(windows))
+    results = matched_units(units, _batches(windows))
     if others:
         return dict(results)
     alike = [decoder_similarity(a.W_dec, b.W_dec) for (_, a), (_, b) in combinations(units, 2)]

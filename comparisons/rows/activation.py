@@ -50,7 +50,8 @@ class ActivationSums:
         latents = self.dictionary.encode(source).double()
         if bad := int((~latents.isfinite()).sum()):
             raise DataError(f"{self.dictionary.name} gives {bad} latents that are not finite numbers; is it damaged?")
-        powers = torch.stack([latents.pow(power).sum(0) for power in (1, 2, 3, 4)])
+        squares = latents.square()
+        powers = torch.stack([sums.sum(0) for sums in (latents, squares, squares * latents, squares.square())])
         fired = (latents != 0).sum(0)
         self.n += len(latents)
         self.fired = fired if self.fired is None else self.fired + fired

@@ -8,14 +8,16 @@ correlations.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from sparse_lens.comparisons.rows.superposition import finite_latents
@@ -26,6 +28,9 @@ from sparse_lens.results import Result, exact, not_measurable
 
 PARTNER = 0.7
 """Above this correlation two units are partners."""
+
+_MOST_NONZERO = 0.1
+"""Share of nonzero latents from which a dense product is the faster one."""
 
 
 def measure_correspondence(
@@ -40,17 +45,28 @@ def measure_correspondence(
     Raises `DataError` for models whose tokenizers differ: token by token there is nothing to correlate; and what
     `harvest_activations` raises.
     """
-    check_same_tokens(first, second)
-    sums = CorrelationSums()
+    (found,) = match_each_pair([(first, first_dictionary), (second, second_dictionary)], token_batches)
+    return found
+
+
+def match_each_pair(sides: Sequence[tuple[Bridge, Dictionary]], token_batches: Iterable[Any]) -> list[Correspondence]:
+    """`measure_correspondence` of every two of the sides, in `itertools.combinations`' order; each side reads a batch once."""
+    pairs = list(combinations(range(len(sides)), 2))
+    for a, b in pairs:
+        check_same_tokens(sides[a][0], sides[b][0])
+    sums = [CorrelationSums() for _ in pairs]
     for batch in token_batches:
         tokens = torch.as_tensor(batch)
         refuse_padding(tokens)
-        sides = []
-        for bridge, dictionary in ((first, first_dictionary), (second, second_dictionary)):
-            (activations,) = harvest_activations(bridge, [dictionary.hook_in], [tokens])
-            sides.append(finite_latents(dictionary, activations[dictionary.hook_in]).unflatten(0, tuple(tokens.shape)))
-        sums.add(*sides)
-    return sums.correspondence()
+        latents = [_latents(bridge, dictionary, tokens) for bridge, dictionary in sides]
+        for of_pair, (a, b) in zip(sums, pairs, strict=True):
+            of_pair.add(latents[a], latents[b])
+    return [of_pair.correspondence() for of_pair in sums]
+
+
+def _latents(bridge: Bridge, dictionary: Dictionary, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos latent"]:
+    (activations,) = harvest_activations(bridge, [dictionary.hook_in], [tokens])
+    return finite_latents(dictionary, activations[dictionary.hook_in]).unflatten(0, tuple(tokens.shape))
 
 
 def check_same_tokens(first: Bridge, second: Bridge) -> None:
@@ -91,8 +107,8 @@ class CorrelationSums:
             self._sum(f"{kind}.second", b.sum(0))
             self._sum(f"{kind}.first_squares", a.square().sum(0))
             self._sum(f"{kind}.second_squares", b.square().sum(0))
-            self._sum(f"{kind}.products", a.T @ b)
-            self._sum(f"{kind}.shifted_products", a.T @ shifted)
+            self._sum(f"{kind}.products", _products(a, b))
+            self._sum(f"{kind}.shifted_products", _products(a, shifted))
 
     def _sum(self, name: str, value: Tensor) -> None:
         self.moments[name] = self.moments[name] + value if name in self.moments else value
@@ -118,6 +134,16 @@ class CorrelationSums:
             variance = squares - (of[side] / n).square()
             deviations.append(torch.where(variance > 1e-12 * squares, variance, torch.nan).sqrt())
         return covariance / torch.outer(*deviations)
+
+
+def _products(a: Float[Tensor, "token n1"], b: Float[Tensor, "token n2"]) -> Float[Tensor, "n1 n2"]:
+    """`a.T @ b`, through the nonzeros of the sparser side if it has few, as latents have (scipy's product is the faster one)."""
+    shares = [float(torch.count_nonzero(side)) / side.numel() for side in (a, b)]
+    if a.device.type != "cpu" or min(shares) > _MOST_NONZERO:
+        return a.T @ b
+    if shares[1] < shares[0]:
+        return _products(b, a).T
+    return torch.from_numpy(csr_array(a.numpy()).T @ b.numpy())
 
 
 def _assignment(correlations: Float[Tensor, "n1 n2"]) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
-from sparse_lens.comparisons.rows.correspondence import measure_correspondence
+from sparse_lens.comparisons.rows.correspondence import match_each_pair
 from sparse_lens.dictionaries import Bridge, Dictionary
 from sparse_lens.errors import DataError
 from sparse_lens.results import Result, exact, not_measurable
@@ -63,18 +63,18 @@ def stability(
     return {name: spread(runs) for name, runs in varied.items() if runs}
 
 
-def matched_units(columns: Sequence[tuple[Bridge, Dictionary]], token_batches: Callable[[], Iterable[Any]]) -> dict[str, Result]:
+def matched_units(columns: Sequence[tuple[Bridge, Dictionary]], token_batches: Iterable[Any]) -> dict[str, Result]:
     """Do the same units come back? `Correspondence` of every pair of seeds, and the mean of each of its numbers over the pairs.
 
-    `columns` are one dictionary a seed with the model it belongs to (the same model for dictionary seeds); `token_batches` is
-    called once for each pair and yields the same batches of ids `[batch, pos]`. `seeds` counts seeds, `lo` and `hi` are over
+    `columns` are one dictionary a seed with the model it belongs to (the same model for dictionary seeds), `token_batches` ids
+    `[batch, pos]`. `seeds` counts seeds, `lo` and `hi` are over
     pairs, which share seeds and so are not independent. The null of turned tokens is not enough here: where a few directions
     carry most of the variance, rotated neurons correlate, too; match three rotations beside. Raises `DataError` for fewer than
     two, and what `measure_correspondence` raises.
     """
     if len(columns) < 2:
         raise DataError(f"{len(columns)} seed(s) cannot be matched with each other; give at least two")
-    found = [measure_correspondence(*a, *b, token_batches()).results for a, b in combinations(columns, 2)]
+    found = [pair.results for pair in match_each_pair(columns, token_batches)]
     means = {name: result for name, result in spread(found).items() if not name.endswith("_sd")}
     return {name: replace(result, seeds=len(columns)) for name, result in means.items()}
 

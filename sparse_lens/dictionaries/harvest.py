@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -39,8 +39,9 @@ def harvest_activations(
     """Yield, for each batch of token ids `[batch, pos]`, the activations at `hooks`, flattened over positions.
 
     Batches are integer tensors or arrays, no longer than the model's context. Negative ids at the end of a row (-1, -100) are
-    padding: a causal model's other positions do not see it, and nothing is yielded for it. Hooks of the user stay on and take
-    effect; the ones set here are gone whenever the generator is not running. Raises `UnknownNameError` for a hook
+    padding: a causal model's other positions do not see it, and nothing is yielded for it. A forward pass ends at the last of the
+    hooks. Hooks of the user stay on and take effect up to there; the ones set here are gone whenever the generator is not running.
+    Raises `UnknownNameError` for a hook
     that the bridge does not have, and `DataError` for tokens or activations of another shape, and for padding elsewhere.
     """
     points = _points(bridge, hooks)
@@ -49,7 +50,8 @@ def harvest_activations(
         seen: dict[str, Tensor] = {}
         with ExitStack() as stack:
             for name, point in points.items():
-                stack.callback(point.register_forward_hook(_recorder(name, seen)).remove)
+                stack.callback(point.register_forward_hook(_recorder(name, seen, len(points))).remove)
+            stack.enter_context(suppress(_AllSeen))
             bridge(tokens.clamp(min=0), return_type=None)
         yield {name: _flat(name, seen, tokens >= 0) for name in points}
 
@@ -68,9 +70,15 @@ def _points(bridge: Bridge, hooks: Sequence[str]) -> dict[str, nn.Module]:
     return {name: known[name] for name in hooks}
 
 
-def _recorder(name: str, seen: dict[str, Tensor]) -> Callable[..., None]:
+class _AllSeen(Exception):
+    """Ends a forward pass: what comes after the last hook, the unembedding among it, is often most of the work."""
+
+
+def _recorder(name: str, seen: dict[str, Tensor], wanted: int) -> Callable[..., None]:
     def record(module: nn.Module, args: Any, output: Tensor) -> None:  # noqa: ARG001 - torch's signature
         seen[name] = output.detach()
+        if len(seen) == wanted:
+            raise _AllSeen
 
     return record
 

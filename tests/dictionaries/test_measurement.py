@@ -92,6 +92,22 @@ def test_padding_counts_nowhere(padding):
             list(harvest_activations(bridge, [hook], [bad]))
 
 
+def test_a_pass_ends_at_the_last_hook_with_what_the_whole_pass_has():
+    """Hooks of the user before it take effect, later modules do not run, and the model is as it was."""
+    bridge, hooks = load("python-sparse"), ["blocks.0.mlp.hook_post", "blocks.1.attn.hook_z", "blocks.0.hook_mlp_out"]
+    tokens, ran = torch.from_numpy(ModelPair.open().windows["heldout"][:2, :30]), []
+    _, cache = bridge.run_with_cache(tokens)
+    handle = bridge.hook_dict["blocks.1.hook_mlp_out"].register_forward_hook(lambda *_: ran.append(True))
+    (found,) = harvest_activations(bridge, hooks[::2], [tokens])
+    assert not ran and all(torch.equal(found[hook], cache[hook].flatten(0, 1)) for hook in hooks[::2])
+    with bridge.hooks(fwd_hooks=[(hooks[0], lambda value, hook: value * 0)]):
+        (silenced,) = harvest_activations(bridge, [hooks[0]], [tokens])
+    assert not silenced[hooks[0]].any()
+    bridge(tokens)
+    assert ran and torch.equal(bridge.run_with_cache(tokens)[1][hooks[1]], cache[hooks[1]])
+    handle.remove()
+
+
 def test_unknown_hooks_are_named():
     with pytest.raises(UnknownNameError, match="unknown hook 'row': did you mean 'rows'"):
         list(harvest_activations(ToyBridge(), ["row"], []))

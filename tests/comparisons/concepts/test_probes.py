@@ -9,7 +9,7 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from sparse_lens.comparisons.concepts.activation_sample import ActivationSample
-from sparse_lens.comparisons.concepts.decision_tree import best_split, levels_of, tree_accuracies
+from sparse_lens.comparisons.concepts.decision_tree import Cuts, levels_of, tree_accuracies
 from sparse_lens.comparisons.concepts.labelled_tokens import LabelledTokens, label_pair
 from sparse_lens.comparisons.concepts.linear_probe import fit_probe, top_units
 from sparse_lens.comparisons.concepts.probes import measure_probes, probe_scores
@@ -133,20 +133,24 @@ def test_rare_labels_are_left_out():
     assert not found.per_label and not found.results["fms"].measurable
 
 
-def test_best_split_equals_brute_force():
+@pytest.mark.parametrize("rows", [np.arange(60), np.arange(7, 31), np.arange(0)])
+def test_cuts_equal_brute_force(rows):
+    """Of all rows and of some, with levels in no order and repeated."""
     generator = np.random.default_rng(0)
     inputs, labels = generator.integers(0, 4, (60, 3)).astype(float), generator.random(60) < 0.4
-    levels = np.tile(np.arange(4.0)[:, None], (1, 3))
+    levels = np.array([[0.0, 2, 1], [3, 2, -1], [1, 0, 5], [2, 1, 1]])
 
-    def gini(rows):
-        return 2 * rows.sum() * (1 - rows.mean()) if len(rows) else 0
+    def gini(with_label):
+        return 2 * with_label.sum() * (1 - with_label.mean()) if len(with_label) else 0
 
-    gains = {
-        (unit, level): gini(labels) - gini(labels[inputs[:, unit] > level]) - gini(labels[inputs[:, unit] <= level])
-        for unit, level in itertools.product(range(3), range(4))
-    }
-    split = best_split(inputs, labels, levels)
-    assert split.gain == pytest.approx(max(gains.values())) == pytest.approx(gains[split.unit, int(split.level)])
+    cuts = Cuts.of(inputs, levels)
+    gains = cuts.gains(rows, labels)
+    some, of_them = inputs[rows], labels[rows]
+    for index, unit in itertools.product(range(4), range(3)):
+        above = some[:, unit] > levels[index, unit]
+        assert gains[index, unit] == pytest.approx(gini(of_them) - gini(of_them[above]) - gini(of_them[~above]))
+    split = cuts.best(gains)
+    assert split.gain == gains.max() and split.level in levels[:, split.unit]
 
 
 def test_levels_lie_among_what_fires():

@@ -12,8 +12,10 @@ import torch
 from sparse_lens.comparisons import ModelPair
 from sparse_lens.comparisons.rows.correspondence import (
     CorrelationSums,
+    _products,
     check_same_tokens,
     concept_agreement,
+    match_each_pair,
     measure_correspondence,
 )
 from sparse_lens.dictionaries import IdentityDictionary
@@ -140,3 +142,24 @@ def test_the_shipped_pair() -> None:
     ).results
     assert across["best_correlation"].null < across["best_correlation"].value < 1
     assert across["matched_mcc"].measurable
+
+
+@pytest.mark.parametrize("sparse", [(True, False), (False, True), (True, True)])
+def test_products_of_sparse_latents_are_those_of_dense_ones(sparse: tuple[bool, bool]) -> None:
+    sides = [torch.randn(50, width, dtype=torch.float64, generator=GENERATOR) for width in (12, 9)]
+    for side, few in zip(sides, sparse, strict=True):
+        if few:
+            side[torch.rand(side.shape, generator=GENERATOR) > 0.05] = 0
+    assert torch.allclose(_products(*sides), sides[0].T @ sides[1], rtol=0, atol=1e-13)
+
+
+def test_every_two_of_three_sides() -> None:
+    """As one after the other, in the order of `itertools.combinations`."""
+    pair = ModelPair.open()
+    matched_model, batches = pair.open_model("dense_matched"), np.array_split(pair.windows["reference"][:8], 2)
+    layers = [IdentityDictionary(224, f"blocks.{layer}.mlp.hook_post") for layer in (0, 1, 0)]
+    found = match_each_pair([(matched_model, layer) for layer in layers], batches)
+    for pair, (a, b) in zip(found, [(0, 1), (0, 2), (1, 2)], strict=True):
+        alone = measure_correspondence(matched_model, layers[a], matched_model, layers[b], batches)
+        assert torch.equal(pair.correlation, alone.correlation) and pair.results == alone.results
+    assert found[1].results["matched_correlation"].value == pytest.approx(1)

@@ -67,7 +67,7 @@ def test_units_of_a_column_come_back_or_do_not() -> None:
     """
     pair = ModelPair.open()
     bridge, hook = pair.open_model("dense_matched"), "blocks.1.mlp.hook_post"
-    batches = lambda: [pair.windows["reference"][:8]]  # noqa: E731
+    batches = [pair.windows["reference"][:8]]
     same = matched_units([(bridge, IdentityDictionary(224, hook))] * 3, batches)
     assert same["matched_correlation"].value == pytest.approx(1) and same["matched_correlation"].seeds == 3
     rotations = [(bridge, RotationDictionary(random_rotation(224, seed), hook)) for seed in range(3)]
