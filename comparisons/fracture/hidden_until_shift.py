@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from sparse_lens.circuits.prompts import both_sides, per_pair
 from sparse_lens.circuits.scoring import answer_differences, answer_logits, task_loss
+from sparse_lens.comparisons.rank_correlation import rank_correlation
 from sparse_lens.errors import ConfigError
 from sparse_lens.results import Result, bootstrap_mean, not_measurable
 from sparse_lens.tasks import get_task
@@ -92,41 +93,29 @@ def hidden_until_shift(points: Sequence[ShiftPoint]) -> dict[str, Result]:
         few = not_measurable(f"{len(points)} models, a correlation over fewer than {_FEWEST_MODELS} says nothing", n=len(points))
         return dict.fromkeys(names, few)
     columns = np.array([[point.fracture, point.lost, point.task_loss] for point in points])
-    statistics: tuple[Callable[[np.ndarray], float], ...] = (
-        lambda rows: spearman(rows[:, 0], rows[:, 1]),
-        lambda rows: spearman(rows[:, 0], rows[:, 2]),
+    statistics: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
+        lambda rows: rank_correlation(rows[..., 0], rows[..., 1]),
+        lambda rows: rank_correlation(rows[..., 0], rows[..., 2]),
         _partial,
     )
     return {name: _bootstrapped(statistic, columns) for name, statistic in zip(names, statistics, strict=True)}
 
 
-def spearman(first: Float[np.ndarray, " model"], second: Float[np.ndarray, " model"]) -> float:
-    """Rank correlation with mean ranks for ties; NaN where one side is constant."""
-    ranks = [_ranks(values) for values in (first, second)]
-    spread = ranks[0].std() * ranks[1].std()
-    return float(np.mean((ranks[0] - ranks[0].mean()) * (ranks[1] - ranks[1].mean())) / spread) if spread > 0 else float("nan")
-
-
-def _partial(rows: Float[np.ndarray, "model 3"]) -> float:
+def _partial(rows: Float[np.ndarray, "draw model 3"]) -> Float[np.ndarray, " draw"]:
     """Of the first two columns, the third held constant."""
-    a, b, c = (spearman(rows[:, i], rows[:, j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    a, b, c = (rank_correlation(rows[..., i], rows[..., j]) for i, j in ((0, 1), (0, 2), (1, 2)))
     rest = (1 - b**2) * (1 - c**2)
-    return (a - b * c) / rest**0.5 if rest > 1e-12 else float("nan")
+    return (a - b * c) / np.sqrt(np.where(rest > 1e-12, rest, np.nan))
 
 
-def _bootstrapped(statistic: Callable[[np.ndarray], float], rows: Float[np.ndarray, "model 3"]) -> Result:
-    value = statistic(rows)
+def _bootstrapped(statistic: Callable[[np.ndarray], np.ndarray], rows: Float[np.ndarray, "model 3"]) -> Result:
+    value = float(statistic(rows[None])[0])
     if not np.isfinite(value):
         return not_measurable("all models have the same fracture, loss or change, so there is nothing to correlate", n=len(rows))
     picks = np.random.default_rng(0).integers(0, len(rows), (_RESAMPLES, len(rows)))
-    drawn = np.array([statistic(rows[pick]) for pick in picks])
+    drawn = statistic(rows[picks])
     lo, hi = np.percentile(drawn[np.isfinite(drawn)], [2.5, 97.5])
     return Result(value, float(lo), float(hi), 0.0, len(rows))
-
-
-def _ranks(values: Float[np.ndarray, " model"]) -> Float[np.ndarray, " model"]:
-    ordered = np.sort(values)
-    return (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right") - 1) / 2
 
 
 @torch.no_grad()

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
 
 from sparse_lens.comparisons.curves.loss_matching import TOLERANCE, Matched, match_losses
+from sparse_lens.comparisons.rank_correlation import rank_correlation
 from sparse_lens.errors import ConfigError, UnknownNameError
 from sparse_lens.results import Result, bootstrap_mean, exact, not_measurable
 from sparse_lens.training import window_losses
@@ -115,9 +115,9 @@ def _measured(density: Float[np.ndarray, " point"], found: list[Result], n_resam
     picks = rng.integers(0, len(values), (n_resamples, len(values)))
     noisy = values[picks] + errors[picks] * rng.standard_normal(picks.shape)
     varied = (np.ptp(dose[picks], axis=1) > 0) & (np.ptp(noisy, axis=1) > 0)
-    drawn = [measure(dose[picks[varied]], noisy[varied]) for measure in (_spearman, _slope)]
+    drawn = [measure(dose[picks[varied]], noisy[varied]) for measure in (rank_correlation, _slope)]
     ends = np.percentile(np.stack(drawn, axis=1), [2.5, 97.5], axis=0)
-    rho, slope = (float(measure(dose[None], values[None])[0]) for measure in (_spearman, _slope))
+    rho, slope = (float(measure(dose[None], values[None])[0]) for measure in (rank_correlation, _slope))
     n = len(values)
     return {
         "spearman": Result(rho, float(ends[0, 0]), float(ends[1, 0]), 0.0, n),
@@ -129,12 +129,6 @@ def _measured(density: Float[np.ndarray, " point"], found: list[Result], n_resam
 def _error(result: Result) -> float:
     """Standard error of a value from its interval; 0 without one."""
     return 0.0 if result.lo is None or result.hi is None else (result.hi - result.lo) / (2 * 1.96)
-
-
-def _spearman(dose: Float[np.ndarray, "row point"], values: Float[np.ndarray, "row point"]) -> Float[np.ndarray, " row"]:
-    """Pearson's correlation of the ranks, row by row."""
-    x, y = (rank - rank.mean(-1, keepdims=True) for rank in (stats.rankdata(side, axis=-1) for side in (dose, values)))
-    return (x * y).sum(-1) / np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
 
 
 def _slope(dose: Float[np.ndarray, "row point"], values: Float[np.ndarray, "row point"]) -> Float[np.ndarray, " row"]:
@@ -151,5 +145,5 @@ def _permutation_p(
     orders = (
         np.array(list(itertools.permutations(range(n)))) if everything else rng.permuted(np.tile(np.arange(n), (_DRAWN, 1)), axis=1)
     )
-    strong = int((np.abs(_spearman(np.broadcast_to(dose, orders.shape), values[orders])) >= strength - 1e-9).sum())
+    strong = int((np.abs(rank_correlation(np.broadcast_to(dose, orders.shape), values[orders])) >= strength - 1e-9).sum())
     return strong / len(orders) if everything else (strong + 1) / (_DRAWN + 1)

@@ -14,7 +14,6 @@ from sparse_lens.comparisons.fracture.hidden_until_shift import (
     disturbed_weights,
     hidden_until_shift,
     losses_under_change,
-    spearman,
 )
 from sparse_lens.errors import ConfigError
 
@@ -53,15 +52,6 @@ def test_what_the_loss_explains_is_taken_out() -> None:
     ranks = [np.argsort(np.argsort(values)) for values in (loss + noise[1], loss + noise[0], loss)]
     left, right = (values - np.polyval(np.polyfit(ranks[2], values, 1), ranks[2]) for values in ranks[:2])
     assert found["fracture_with_lost_given_loss"].value == pytest.approx(np.corrcoef(left, right)[0, 1], abs=1e-9)
-
-
-def test_rank_correlation_with_ties_is_scipys() -> None:
-    """Mean ranks for ties."""
-    from scipy.stats import spearmanr
-
-    first, second = np.array([1.0, 2, 2, 3, 5]), np.array([4.0, 4, 1, 2, 2])
-    assert spearman(first, second) == pytest.approx(spearmanr(first, second).statistic)
-    assert np.isnan(spearman(first, np.ones(5)))
 
 
 def test_few_or_equal_models_are_not_measurable() -> None:
