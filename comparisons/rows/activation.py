@@ -51,7 +51,7 @@ class ActivationSums:
         if bad := int((~latents.isfinite()).sum()):
             raise DataError(f"{self.dictionary.name} gives {bad} latents that are not finite numbers; is it damaged?")
         squares = latents.square()
-        powers = torch.stack([sums.sum(0) for sums in (latents, squares, squares * latents, squares.square())])
+        powers = torch.stack([latents.sum(0), squares.sum(0), (squares * latents).sum(0), squares.square().sum(0)])
         fired = (latents != 0).sum(0)
         self.n += len(latents)
         self.fired = fired if self.fired is None else self.fired + fired

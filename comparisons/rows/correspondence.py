@@ -8,7 +8,7 @@ correlations.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -49,8 +49,11 @@ def measure_correspondence(
     return found
 
 
-def match_each_pair(sides: Sequence[tuple[Bridge, Dictionary]], token_batches: Iterable[Any]) -> list[Correspondence]:
-    """`measure_correspondence` of every two of the sides, in `itertools.combinations`' order; each side reads a batch once."""
+def match_each_pair(sides: Sequence[tuple[Bridge, Dictionary]], token_batches: Iterable[Any]) -> Iterator[Correspondence]:
+    """`measure_correspondence` of every two of the sides, in `itertools.combinations`' order; each side reads a batch once.
+
+    Until it is yielded each pair holds four matrices `[n1 n2]` in float64.
+    """
     pairs = list(combinations(range(len(sides)), 2))
     for a, b in pairs:
         check_same_tokens(sides[a][0], sides[b][0])
@@ -61,7 +64,8 @@ def match_each_pair(sides: Sequence[tuple[Bridge, Dictionary]], token_batches: I
         latents = [_latents(bridge, dictionary, tokens) for bridge, dictionary in sides]
         for of_pair, (a, b) in zip(sums, pairs, strict=True):
             of_pair.add(latents[a], latents[b])
-    return [of_pair.correspondence() for of_pair in sums]
+    while sums:
+        yield sums.pop(0).correspondence()
 
 
 def _latents(bridge: Bridge, dictionary: Dictionary, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos latent"]:
@@ -111,7 +115,7 @@ class CorrelationSums:
             self._sum(f"{kind}.shifted_products", _products(a, shifted))
 
     def _sum(self, name: str, value: Tensor) -> None:
-        self.moments[name] = self.moments[name] + value if name in self.moments else value
+        self.moments[name] = self.moments[name].add_(value) if name in self.moments else value
 
     def correspondence(self) -> Correspondence:
         """The matching over everything taken in; raises `DataError` if that is nothing."""
@@ -138,8 +142,10 @@ class CorrelationSums:
 
 def _products(a: Float[Tensor, "token n1"], b: Float[Tensor, "token n2"]) -> Float[Tensor, "n1 n2"]:
     """`a.T @ b`, through the nonzeros of the sparser side if it has few, as latents have (scipy's product is the faster one)."""
-    shares = [float(torch.count_nonzero(side)) / side.numel() for side in (a, b)]
-    if a.device.type != "cpu" or min(shares) > _MOST_NONZERO:
+    if a.device.type != "cpu":
+        return a.T @ b
+    shares = [float(torch.count_nonzero(side)) / max(1, side.numel()) for side in (a, b)]
+    if min(shares) > _MOST_NONZERO:
         return a.T @ b
     if shares[1] < shares[0]:
         return _products(b, a).T

@@ -67,10 +67,9 @@ def matched_units(columns: Sequence[tuple[Bridge, Dictionary]], token_batches: I
     """Do the same units come back? `Correspondence` of every pair of seeds, and the mean of each of its numbers over the pairs.
 
     `columns` are one dictionary a seed with the model it belongs to (the same model for dictionary seeds), `token_batches` ids
-    `[batch, pos]`. `seeds` counts seeds, `lo` and `hi` are over
-    pairs, which share seeds and so are not independent. The null of turned tokens is not enough here: where a few directions
-    carry most of the variance, rotated neurons correlate, too; match three rotations beside. Raises `DataError` for fewer than
-    two, and what `measure_correspondence` raises.
+    `[batch, pos]`. `seeds` counts seeds, `lo` and `hi` are over pairs, which share seeds and so are not independent. The null of
+    turned tokens is not enough here: where a few directions carry most of the variance, rotated neurons correlate, too; match
+    three rotations beside. Raises `DataError` for fewer than two, and what `measure_correspondence` raises.
     """
     if len(columns) < 2:
         raise DataError(f"{len(columns)} seed(s) cannot be matched with each other; give at least two")

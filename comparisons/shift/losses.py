@@ -45,7 +45,7 @@ def harvest_with_logits(
     """For each batch of windows `[pos + 1]` which they are, the activation at a hook, and the model's logits."""
     keeper = LogitKeeper(bridge)
     parts = [slice(first, first + batch_size) for first in range(0, len(windows), batch_size)]
-    harvested = harvest_activations(keeper, [hook], (windows[part, :-1] for part in parts))
+    harvested = harvest_activations(keeper, [hook], (windows[part, :-1] for part in parts), whole=True)
     for part, activations in zip(parts, harvested, strict=True):
         yield part, activations[hook], keeper.logits
 

@@ -34,23 +34,26 @@ class Bridge(Protocol):
 
 @torch.no_grad()
 def harvest_activations(
-    bridge: Bridge, hooks: Sequence[str], token_batches: Iterable[Any]
+    bridge: Bridge, hooks: Sequence[str], token_batches: Iterable[Any], *, whole: bool = False
 ) -> Iterator[dict[str, Float[Tensor, "token width"]]]:
     """Yield, for each batch of token ids `[batch, pos]`, the activations at `hooks`, flattened over positions.
 
     Batches are integer tensors or arrays, no longer than the model's context. Negative ids at the end of a row (-1, -100) are
-    padding: a causal model's other positions do not see it, and nothing is yielded for it. A forward pass ends at the last of the
-    hooks. Hooks of the user stay on and take effect up to there; the ones set here are gone whenever the generator is not running.
-    Raises `UnknownNameError` for a hook
-    that the bridge does not have, and `DataError` for tokens or activations of another shape, and for padding elsewhere.
+    padding: a causal model's other positions do not see it, and nothing is yielded for it. Hooks of the user stay on and take
+    effect; the ones set here are gone whenever the generator is not running.
+
+    A forward pass ends where all of the hooks have fired, each for the first time, unless it is to be `whole`, for what hooks of
+    the user or a bridge of one's own do further on. Raises `UnknownNameError` for a hook that the bridge does not have, and
+    `DataError` for tokens or activations of another shape, and for padding elsewhere.
     """
     points = _points(bridge, hooks)
+    ends_with = None if whole else len(points)
     for batch in token_batches:
         tokens = _checked_tokens(batch, bridge.cfg)
         seen: dict[str, Tensor] = {}
         with ExitStack() as stack:
             for name, point in points.items():
-                stack.callback(point.register_forward_hook(_recorder(name, seen, len(points))).remove)
+                stack.callback(point.register_forward_hook(_recorder(name, seen, ends_with)).remove)
             stack.enter_context(suppress(_AllSeen))
             bridge(tokens.clamp(min=0), return_type=None)
         yield {name: _flat(name, seen, tokens >= 0) for name in points}
@@ -74,10 +77,10 @@ class _AllSeen(Exception):
     """Ends a forward pass: what comes after the last hook, the unembedding among it, is often most of the work."""
 
 
-def _recorder(name: str, seen: dict[str, Tensor], wanted: int) -> Callable[..., None]:
+def _recorder(name: str, seen: dict[str, Tensor], ends_with: int | None) -> Callable[..., None]:
     def record(module: nn.Module, args: Any, output: Tensor) -> None:  # noqa: ARG001 - torch's signature
-        seen[name] = output.detach()
-        if len(seen) == wanted:
+        seen.setdefault(name, output.detach())
+        if len(seen) == ends_with:
             raise _AllSeen
 
     return record

@@ -100,6 +100,8 @@ def test_a_pass_ends_at_the_last_hook_with_what_the_whole_pass_has():
     handle = bridge.hook_dict["blocks.1.hook_mlp_out"].register_forward_hook(lambda *_: ran.append(True))
     (found,) = harvest_activations(bridge, hooks[::2], [tokens])
     assert not ran and all(torch.equal(found[hook], cache[hook].flatten(0, 1)) for hook in hooks[::2])
+    (whole,) = harvest_activations(bridge, [hooks[0]], [tokens], whole=True)
+    assert ran.pop() and torch.equal(whole[hooks[0]], found[hooks[0]])
     with bridge.hooks(fwd_hooks=[(hooks[0], lambda value, hook: value * 0)]):
         (silenced,) = harvest_activations(bridge, [hooks[0]], [tokens])
     assert not silenced[hooks[0]].any()

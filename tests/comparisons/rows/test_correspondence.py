@@ -158,7 +158,7 @@ def test_every_two_of_three_sides() -> None:
     pair = ModelPair.open()
     matched_model, batches = pair.open_model("dense_matched"), np.array_split(pair.windows["reference"][:8], 2)
     layers = [IdentityDictionary(224, f"blocks.{layer}.mlp.hook_post") for layer in (0, 1, 0)]
-    found = match_each_pair([(matched_model, layer) for layer in layers], batches)
+    found = list(match_each_pair([(matched_model, layer) for layer in layers], batches))
     for pair, (a, b) in zip(found, [(0, 1), (0, 2), (1, 2)], strict=True):
         alone = measure_correspondence(matched_model, layers[a], matched_model, layers[b], batches)
         assert torch.equal(pair.correlation, alone.correlation) and pair.results == alone.results
