@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sparse_lens.circuits.sites import NodeSpace, Site
-from sparse_lens.dictionaries import IdentityDictionary, skipped
+from sparse_lens.dictionaries import Dictionary, IdentityDictionary, skipped
+from sparse_lens.dictionaries.active_latents import ActiveLatents, active_latents, weighted_rows
 
 Hook = Callable[..., Tensor | None]
 
@@ -137,6 +138,9 @@ def blend(
     dictionary, n = site.dictionary, site.n_latents
     if isinstance(dictionary, IdentityDictionary):
         return torch.lerp(reference.latents, flat, mask)
+    active = active_latents(dictionary, source) if reference.latents.ndim == 1 else None
+    if active is not None:
+        return _blend_active(dictionary, mask, reference, active, flat)
     latents, past = dictionary.encode(source), skipped(dictionary, source)
     kept = torch.lerp(reference.latents, latents, mask[:n])
     if dictionary.exact:
@@ -144,6 +148,21 @@ def blend(
     # Decoding is affine: what the latents and what the error's share leaves out of them go through the decoder together.
     share, bias = mask[n], dictionary.decode(torch.zeros_like(reference.latents))
     return dictionary.decode(kept - share * latents) + past + torch.lerp(reference.error, flat - bias - past, share)
+
+
+def _blend_active(
+    dictionary: Dictionary,
+    mask: Float[Tensor, " node"],
+    reference: Reference,
+    active: ActiveLatents,
+    flat: Float[Tensor, "*rows d"],
+) -> Float[Tensor, "*rows d"]:
+    """`blend` of latents of which few are active: what stands in for the others is one vector for all rows."""
+    keep, share = mask[:-1], mask[-1]
+    weights = ActiveLatents((keep[active.index] - share) * active.values, active.index)
+    bias = dictionary.decode(torch.zeros_like(reference.latents))
+    fixed = dictionary.decode((1 - keep) * reference.latents)
+    return weighted_rows(dictionary.W_dec, weights) + fixed + torch.lerp(reference.error, flat - bias, share)
 
 
 def flat_channels(tensor: Tensor, site: Site) -> Float[Tensor, "batch pos d"]:

@@ -64,6 +64,11 @@ class SAELensDictionary(AtOneHook):
         """The same dictionary with its weights on another device or in another dtype."""
         return replace(self, weights={name: tensor.to(device, dtype) for name, tensor in self.weights.items()})
 
+    @cached_property
+    def encoder_rows(self) -> Float[Tensor, "latent d_in"]:
+        """`W_enc` turned, a row in one piece for each latent: what it reads."""
+        return self.weights["W_enc"].T.contiguous()
+
     @property
     def W_dec(self) -> Float[Tensor, "latent d_out"]:
         """The decoder's rows: what each latent writes."""
