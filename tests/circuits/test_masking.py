@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from sparse_lens.circuits import mask_hooks, mean_reference, node_space
-from sparse_lens.circuits.masking import flat_channels
+from sparse_lens.circuits.masking import Reference, blend, flat_channels
+from sparse_lens.circuits.sites import Site
+from sparse_lens.comparisons import ModelPair
 from sparse_lens.dictionaries import IdentityDictionary, RotationDictionary
 from sparse_lens.hooks import Blend, splice
 
@@ -113,3 +115,22 @@ def test_mask_gradient_equals_finite_differences() -> None:
         step[index] = 1e-5
         slope = (score(mask.detach() + step) - score(mask.detach() - step)) / 2e-5
         assert gradient[index].item() == pytest.approx(slope.item(), rel=1e-4, abs=1e-8)
+
+
+def test_blending_active_latents_is_blending_all_of_them() -> None:
+    """TopK latents go through k rows of the decoder; gradients in activations, gates of latents and the error's included."""
+    (dictionary, *_) = ModelPair.open().dictionaries()
+    n, d = dictionary.W_dec.shape
+    generator = torch.Generator().manual_seed(0)
+    site = Site("mlp_neuron", 0, dictionary.hook_in, dictionary)
+    reference = Reference(torch.rand(n, generator=generator) / 10, torch.randn(d, generator=generator) / 10)
+    x = torch.randn(2, 30, d, generator=generator).requires_grad_()
+    mask = torch.rand(n + 1, generator=generator).requires_grad_()
+    of_each_row = Reference(
+        reference.latents.expand(2, 30, n), reference.error.expand(2, 30, d)
+    )  # has no one vector: all latents are decoded
+    found, expected = (blend(site, mask, of, x, x) for of in (reference, of_each_row))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    slopes = [torch.autograd.grad(side.cos().sum(), (x, mask)) for side in (found, expected)]
+    for a, b in zip(*slopes, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
