@@ -16,8 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sparse_lens.circuits.rotated_blend import rotated_blend
 from sparse_lens.circuits.sites import NodeSpace, Site
-from sparse_lens.dictionaries import Dictionary, IdentityDictionary, skipped
+from sparse_lens.dictionaries import Dictionary, IdentityDictionary, RotationDictionary, skipped
 from sparse_lens.dictionaries.active_latents import ActiveLatents, active_latents, weighted_rows
 
 Hook = Callable[..., Tensor | None]
@@ -138,6 +139,8 @@ def blend(
     dictionary, n = site.dictionary, site.n_latents
     if isinstance(dictionary, IdentityDictionary):
         return torch.lerp(reference.latents, flat, mask)
+    if isinstance(dictionary, RotationDictionary) and reference.latents.ndim == 1:
+        return rotated_blend(dictionary.rotation.to(flat), mask[:n], reference.latents, flat)
     active = active_latents(dictionary, source) if reference.latents.ndim == 1 else None
     if active is not None:
         return _blend_active(dictionary, mask, reference, active, flat)

@@ -12,7 +12,7 @@ from sparse_lens.circuits import mask_hooks, mean_reference, node_space
 from sparse_lens.circuits.masking import Reference, blend, flat_channels
 from sparse_lens.circuits.sites import Site
 from sparse_lens.comparisons import ModelPair
-from sparse_lens.dictionaries import IdentityDictionary, RotationDictionary
+from sparse_lens.dictionaries import IdentityDictionary, RotationDictionary, random_rotation
 from sparse_lens.hooks import Blend, splice
 
 from .conftest import VOCAB, random_bridge
@@ -115,6 +115,30 @@ def test_mask_gradient_equals_finite_differences() -> None:
         step[index] = 1e-5
         slope = (score(mask.detach() + step) - score(mask.detach() - step)) / 2e-5
         assert gradient[index].item() == pytest.approx(slope.item(), rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize("n_open", [0, 3, 12])
+def test_blending_open_directions_is_blending_all_of_them(n_open: int) -> None:
+    """A rotated basis: equal to encoding, keeping and decoding, in the slopes of closed gates and of activations as well."""
+    generator = torch.Generator().manual_seed(0)
+    dictionary = RotationDictionary(random_rotation(12, dtype=torch.float64), "hook")
+    reference = torch.randn(12, dtype=torch.float64, generator=generator)
+    x = torch.randn(2, 30, 12, dtype=torch.float64, generator=generator).requires_grad_()
+    mask = torch.rand(12, dtype=torch.float64, generator=generator)
+    mask = (mask * (torch.randperm(12, generator=generator) < n_open)).requires_grad_()
+    found = blend(Site("mlp_neuron", 0, "hook", dictionary), mask, Reference(reference, torch.zeros(12)), x, x)
+    expected = dictionary.decode(torch.lerp(reference, dictionary.encode(x), mask))
+    torch.testing.assert_close(found, expected)
+    for wanted in ((x, mask), (x,), (mask,)):
+        slopes = [torch.autograd.grad(side.cos().sum(), wanted, retain_graph=True) for side in (found, expected)]
+        for a, b in zip(*slopes, strict=True):
+            torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        without_slopes = blend(Site("mlp_neuron", 0, "hook", dictionary), mask, Reference(reference, torch.zeros(12)), x, x)
+    torch.testing.assert_close(without_slopes, expected.detach())
+    only_x = blend(Site("mlp_neuron", 0, "hook", dictionary), mask.detach(), Reference(reference, torch.zeros(12)), x, x)
+    (slope,) = torch.autograd.grad(only_x.cos().sum(), x)
+    torch.testing.assert_close(slope, torch.autograd.grad(expected.cos().sum(), x)[0])
 
 
 def test_blending_active_latents_is_blending_all_of_them() -> None:
