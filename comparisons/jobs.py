@@ -9,11 +9,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import multiprocessing
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +23,7 @@ from tqdm.auto import tqdm
 
 from sparse_lens.errors import ConfigError, DataError
 from sparse_lens.files import new_file
+from sparse_lens.processes import worker_pool
 from sparse_lens.results import to_plain
 
 Record = dict[str, Any]
@@ -150,35 +149,12 @@ def _run_here(job: Job) -> tuple[Record, float]:
 
 
 def _in_processes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Record, float]]:
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
-    with _one_thread_for_children():
-        try:
-            futures = {pool.submit(Job.timed, job): job for job in jobs}
-            for future in as_completed(futures):
-                with _naming(futures[future]):
-                    record, seconds = future.result()
-                yield futures[future], record, seconds
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
-
-@contextmanager
-def _one_thread_for_children() -> Iterator[None]:
-    """Processes started in the block use one thread in numpy and scipy, too: with more, those side by side wait for each other."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    with worker_pool(workers) as pool:
+        futures = {pool.submit(Job.timed, job): job for job in jobs}
+        for future in as_completed(futures):
+            with _naming(futures[future]):
+                record, seconds = future.result()
+            yield futures[future], record, seconds
 
 
 def _over_ray(jobs: Sequence[Job], address: str) -> Iterator[tuple[Job, Record, float]]:

@@ -21,7 +21,7 @@ MAPPED = ("hooks", "comparisons")
 """Folders that stand at the top of a checkout and inside `sparse_lens` in a wheel."""
 
 LEVELS = (
-    ("errors", "results", "files"),
+    ("errors", "results", "files", "processes"),
     ("kernels",),
     ("models", "models_shipped", "data", "tasks", "dictionaries"),
     ("training",),

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +13,7 @@ from sparse_lens.comparisons import ModelPair
 from sparse_lens.comparisons.column_specs import ColumnSpec
 from sparse_lens.comparisons.full.full_jobs import curve_jobs, row_jobs
 from sparse_lens.comparisons.full.plan import quick_plan
-from sparse_lens.comparisons.jobs import Job, _one_thread_for_children, missing_jobs, run_jobs
+from sparse_lens.comparisons.jobs import Job, missing_jobs, run_jobs
 from sparse_lens.errors import ConfigError, DataError
 
 CARDS = "sparse_lens.comparisons.pair:facts_of_role"
@@ -87,14 +84,3 @@ def test_bad_input(tmp_path: Path) -> None:
         run_jobs([_parsed("{}")], tmp_path, workers=1, progress=False)
     with pytest.raises(TypeError, match="a job gives a dict"):
         run_jobs([_parsed("[1]")], workers=1, progress=False)
-
-
-def test_processes_side_by_side_have_one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """numpy reads these names when it is imported; what they were before comes back, also after a failure."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
-    with pytest.raises(ZeroDivisionError), _one_thread_for_children():
-        command = [sys.executable, "-c", "import os; print(os.environ['OMP_NUM_THREADS'], os.environ['MKL_NUM_THREADS'])"]
-        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "1 1\n"
-        raise ZeroDivisionError
-    assert os.environ["OMP_NUM_THREADS"] == "7" and "MKL_NUM_THREADS" not in os.environ

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from sparse_lens.circuits.ablation import Ablation, AblationKind
@@ -26,6 +24,7 @@ from sparse_lens.circuits.search.problems import SearchProblem, default_windows,
 from sparse_lens.errors import CircuitError, ConfigError
 from sparse_lens.hooks import load
 from sparse_lens.models import CircuitGPTForCausalLM
+from sparse_lens.processes import worker_pool
 from sparse_lens.tasks import AnyTask, get_task
 
 
@@ -102,16 +101,12 @@ def _side_by_side(
 ) -> list[Circuit]:
     _check_sendable([task for task, _ in jobs])
     with _as_folder(bridge) as folder, TemporaryDirectory() as out:
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
         places = [Path(out) / str(index) for index in range(len(jobs))]
-        try:
+        with worker_pool(workers) as pool:
             futures = [pool.submit(_run, folder, job, search, place) for job, place in zip(jobs, places, strict=True)]
             for future in as_completed(futures):
                 future.result()
                 on_done()
-        finally:
-            pool.shutdown(cancel_futures=True)
         return [Circuit.load(place, bridge) for place in places]
 
 
