@@ -51,9 +51,10 @@ class Comparison:
     def full_frame(self) -> pd.DataFrame:
         """Tidy table of the full comparison: one row for each number, told apart by section, name, column, place and metric.
 
-        Sections are the headline, matching (of losses), edge parts, rows and frontier (a name is a row, a place a layer and
-        dictionary seed; on the frontier a column is a dictionary), couplings (a name is a task, a place a boundary; the hybrids'
-        losses have neither) and curves (a name is a task, a place a training seed beyond the first, a search seed and a target).
+        Sections are the headline, against controls (a column is "this over that"), matching (of losses), edge parts, rows and
+        frontier (a name is a row, a place a layer and dictionary seed; on the frontier a column is a dictionary), couplings (a name
+        is a task, a place a boundary; the hybrids' losses have neither) and curves (a name is a task, a place a training seed
+        beyond the first, a search seed and a target; the model's accuracy stands without a target).
         Raises `DataError` for a comparison without its full part.
         """
         import pandas as pd
@@ -67,6 +68,7 @@ class Comparison:
         couplings = full.get("couplings") or {"losses": {}, "steering": {}}
         parts = {
             "headline": to_frame({"": full["headline"]}, ("name", "column")),
+            "against controls": to_frame({"": full["against_controls"]}, ("name", "column")),
             "matching": to_frame({"": full["matching"]}, ("name", "column")),
             "edge parts": to_frame({"": full["edge_parts"]}, ("name", "column")),
             "rows": to_frame(full["rows"], ("name", "column", "place")),
@@ -83,7 +85,7 @@ def _effects(steering: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _by_place(full: Mapping[str, Any]) -> dict[str, Any]:
-    """Results of the curves' points by task, column, and training seed, search seed and target."""
+    """Results of the curves' points by task, column, and training seed, search seed and target, and the accuracy of each search."""
     found: dict[str, Any] = {}
     for run, by_task in {"": full["curves"], **full.get("further_training_seeds", {})}.items():
         which = f"training seed {run}, " if run else ""
@@ -91,9 +93,17 @@ def _by_place(full: Mapping[str, Any]) -> dict[str, Any]:
             for column, curves in columns.items():
                 places = found.setdefault(task, {}).setdefault(column, {})
                 for curve in curves:
+                    seed = f"{which}seed {curve['seed']}"
+                    places[seed] = {"accuracy": curve["accuracy"]}
                     for point in curve["points"]:
-                        places[f"{which}seed {curve['seed']}, target {point['target']}"] = point["results"]
+                        places[f"{seed}, target {point['target']}"] = {**point["results"], **_counts(point)}
     return found
+
+
+def _counts(point: Mapping[str, Any]) -> dict[str, Any]:
+    """A circuit's nodes by site, and its edges by level and kind."""
+    edges = {f"{level}_edges_{kind}": count for level, kinds in point["edges"].items() for kind, count in kinds.items()}
+    return edges | {f"nodes_at_{site}": count for site, count in point["sites"].items()}
 
 
 def compare(

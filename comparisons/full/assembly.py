@@ -38,11 +38,12 @@ def assemble(
     capability: Mapping[str, Cells] | None = None,
     other_tokens: Collection[str] = (),
     frontier: tuple[Mapping[ColumnSpec, Wanted], Cells] | None = None,
+    absent_parts: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The part `full` of the metrics from the cells' records.
 
     `further` and `capability` are the curves and the losses of other training seeds, by seed; `other_tokens` names columns whose
-    models read other tokens than the sparse one.
+    models read other tokens than the sparse one; `absent_parts` are sentences about what the pair cannot have.
     """
     by_task = _by_task(curves)
     again = {seed: _by_task(found) for seed, found in (further or {}).items()}
@@ -51,10 +52,10 @@ def assemble(
     summary = headline(by_task, specs, again)
     against = against_controls(by_task, [(column, control) for column, control, _ in controls_of(plan.kinds)], again)
     matching = match_to_base(
-        _losses(parts),
+        _losses(parts, plan),
         _same_losses(plan, summary),
         other_tokens=other_tokens,
-        further={seed: _losses(_by_row(found)) for seed, found in (capability or {}).items()},
+        further={seed: _losses(_by_row(found), plan) for seed, found in (capability or {}).items()},
     )
     return {
         "schema": 2,
@@ -72,23 +73,26 @@ def assemble(
         "against_controls": {f"{column} over {control}": ratios for (column, control), ratios in against.items()},
         "undistinguished": undistinguished(summary, by_row, parts["per_label"], specs, plan.kinds, against),
         "unmatched": unmatched({column: match for column, match in matching.items() if column in summary}),
-        "left_out": left_out({"": by_task} | again, by_row, specs),
+        "left_out": [*absent_parts, *left_out({"": by_task} | again, by_row, specs)],
         "caveats": list(CAVEATS),
     }
 
 
-def _losses(parts: Mapping[str, ByPlace]) -> dict[str, ModelLosses]:
-    """Losses of every column's model."""
+def _losses(parts: Mapping[str, ByPlace], plan: FullPlan) -> dict[str, ModelLosses]:
+    """Losses of every column's model; with no error nodes in any circuit it is the model without the errors that counts."""
     windows = parts["per_window"].get("capability", {})
     models = {column: places["model"] for column, places in parts["rows"].get("capability", {}).items()}
-    return {column: ModelLosses(results, windows.get(column, {}).get("model", {})) for column, results in models.items()}
+    found = {column: ModelLosses(results, windows.get(column, {}).get("model", {})) for column, results in models.items()}
+    dictionaries = f"dense_{plan.kinds[0]}"
+    if dictionaries in found:
+        found[f"{dictionaries}_errors_ablated"] = found[dictionaries].without_errors()
+    return found
 
 
 def _same_losses(plan: FullPlan, summary: Mapping[str, Any]) -> dict[str, str]:
-    """Columns whose model and dictionaries are another's, with that one."""
+    """Columns whose model is another's, with that one."""
     dictionaries = f"dense_{plan.kinds[0]}"
-    same = {f"{dictionaries}_errors_kept": dictionaries, f"{dictionaries}_errors_ablated": dictionaries}
-    same |= {BEST_BASIS: MATCHED, FIRST_TRAINING: MATCHED}
+    same = {f"{dictionaries}_errors_kept": dictionaries, BEST_BASIS: MATCHED, FIRST_TRAINING: MATCHED}
     return {column: of for column, of in same.items() if column in summary}
 
 

@@ -15,6 +15,7 @@ from sparse_lens.comparisons.full.assembly import Cells, assemble
 from sparse_lens.comparisons.full.coupled import coupling_jobs, couplings_part, steering_jobs
 from sparse_lens.comparisons.full.full_columns import column_specs, frontier_specs, training_jobs
 from sparse_lens.comparisons.full.full_jobs import FRONTIER_ROWS, grouped_jobs, row_jobs
+from sparse_lens.comparisons.full.full_verdict import absent
 from sparse_lens.comparisons.full.plan import TRANSCODERS, FullPlan
 from sparse_lens.comparisons.jobs import run_jobs
 from sparse_lens.comparisons.pair import ModelPair
@@ -73,6 +74,7 @@ def compare_fully(
         capability=_of_seeds(cells, "losses"),
         other_tokens=[spec.name for spec in specs if spec.model in pair.record and not pair.same_tokens(spec.model, "sparse")],
         frontier=(frontier, cells["widths"]),
+        absent_parts=absent(pair, plan, is_coupled=bool(couplings)),
     )
     full |= {"couplings": from_plain(couplings_part(coupled, cells["steering"]))}
     return Comparison({**basic.metrics, "full": full})

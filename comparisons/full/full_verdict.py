@@ -10,7 +10,8 @@ import numpy as np
 from sparse_lens.comparisons.column_specs import OWN_UNITS, ColumnSpec
 from sparse_lens.comparisons.curves.edge_levels import TOO_LARGE
 from sparse_lens.comparisons.curves.loss_matching import TOLERANCE
-from sparse_lens.comparisons.full.plan import BASE
+from sparse_lens.comparisons.full.plan import BASE, FullPlan
+from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.results import Result, bootstrap_mean
 
 CAVEATS = (
@@ -200,6 +201,21 @@ def left_out(
         for name in own
         if rows and name not in matched and name != BASE
     ]
+
+
+def absent(pair: ModelPair, plan: FullPlan, *, is_coupled: bool) -> list[str]:
+    """Sentences: whole parts that the pair's models do not have, or cannot."""
+    said = []
+    if not (pair.arms() or plan.arms):
+        said.append(
+            "No model that was pruned, and none with sparse activations, stands beside this pair: arms of the shipped pair are no "
+            "controls of other models. Name your own with --arm NAME=MODEL."
+        )
+    if min(len(pair.training_seeds()), plan.training_seeds) < 2:
+        said.append("The models have one training seed: no interval says what another training would give.")
+    if not is_coupled:
+        said.append("No couplings, hybrids or steering: the dense and the sparse model differ in depth or in their tokens.")
+    return said
 
 
 def _missed(by_task: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from sparse_lens.comparisons.curves.circuit_curve import CircuitCurve
 from sparse_lens.comparisons.curves.curve_areas import size_at
 from sparse_lens.comparisons.full.hierarchical import hierarchical_ratio
 from sparse_lens.comparisons.full.plan import BASE
-from sparse_lens.results import Result
+from sparse_lens.results import Result, not_measurable
 
 DIVERGENCES = (1.0, 0.5, 0.3)
 """Nats at which sizes are compared, on held-out templates."""
@@ -20,6 +20,9 @@ ELSEWHERE = {"rephrased": ("kl_rephrased", (1.0, 0.5)), "natural": ("kl_natural"
 
 SIZES = {"bits": "total_bits", "nodes": "nodes", "edges": "structural_edges"}
 """What is compared, by its name in a curve's points."""
+
+OTHER_BITS = {"bits_once": "total_once_bits", "bits_without_dictionaries": "total_without_dictionary_bits"}
+"""The same by other counts: no number twice, and dictionaries for nothing. Between these a reader's own rule will lie."""
 
 MATCHED = "dense_matched_neurons"
 FIRST_TRAINING = "dense_matched_first_training"
@@ -42,17 +45,19 @@ def headline(
 
     `BEST_BASIS` stands beside them where more than one of `BASES` does: a choice after the fact that favours the dense model, in
     nodes alone, as bits have no number where channels are mixed; of the search seeds that all of them have, of the first training.
-    A name is `<size>_ratio_at_<kl>`, and, of `ELSEWHERE`, `<size>_ratio_at_<kl>_<where>`. A ratio compares the same task and
+    A name is `<size>_ratio_at_<kl>`, and, of `ELSEWHERE`, `<size>_ratio_at_<kl>_<where>`; those of `OTHER_BITS` are of held-out
+    templates alone. A ratio compares the same task and
     search seed; a column with fewer seeds is compared on those. Tasks in which either side is gated out or whose curve does not
     reach the divergence do not count.
     """
     runs = {run: _opened(found) for run, found in ({"0": curves} | dict(further or {})).items()}
     searched = {name for columns in curves.values() for name in columns}
     columns = {spec.name: [spec.name] for spec in specs if spec.name != BASE and spec.name in searched}
-    asked = {column: (runs, of, tuple(SIZES)) for column, of in columns.items()}
+    sizes = (*SIZES, *OTHER_BITS)
+    asked = {column: (runs, of, sizes) for column, of in columns.items()}
     first = {"0": runs["0"]}
     if further and MATCHED in columns:
-        asked[FIRST_TRAINING] = (first, [MATCHED], tuple(SIZES))
+        asked[FIRST_TRAINING] = (first, [MATCHED], sizes)
     if len(bases := [name for name in BASES if name in columns]) > 1:
         asked[BEST_BASIS] = (first, bases, ("nodes",))
     return {column: _ratios_of(of_runs, of, BASE, sizes) for column, (of_runs, of, sizes) in asked.items()}
@@ -74,11 +79,14 @@ def against_controls(
 def _ratios_of(runs: Mapping[str, Opened], columns: Sequence[str], base: str, sizes: Sequence[str]) -> dict[str, Result]:
     found = {}
     for size in sizes:
-        for where, (at, divergences) in ({"": ("kl_heldout", DIVERGENCES)} | ELSEWHERE).items():
+        elsewhere = {} if size in OTHER_BITS else ELSEWHERE
+        for where, (at, divergences) in ({"": ("kl_heldout", DIVERGENCES)} | elsewhere).items():
             for kl in divergences:
 
                 def read(curve: CircuitCurve, kl: float = kl, at: str = at, size: str = size) -> Result:
-                    return size_at(curve, kl, at=at, size=SIZES[size])
+                    if size in OTHER_BITS and not any(OTHER_BITS[size] in point.results for point in curve.points):
+                        return not_measurable("bits are not counted in this basis")
+                    return size_at(curve, kl, at=at, size=(SIZES | OTHER_BITS)[size])
 
                 name = f"{size}_ratio_at_{kl:g}" + (f"_{where}" if where else "")
                 found[name] = hierarchical_ratio({run: _ratios(of_run, columns, base, read) for run, of_run in runs.items()})

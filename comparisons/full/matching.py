@@ -33,6 +33,12 @@ class ModelLosses:
             return exact(own.value - target.value, n=own.n)
         return bootstrap_mean(pair[0] - pair[1])
 
+    def without_errors(self) -> ModelLosses:
+        """Those of a column whose circuits run with the dictionaries in place and their errors left out."""
+        spliced = self.results.get("loss_spliced", not_measurable("the column has no dictionaries"))
+        windows = self.per_window.get("loss_spliced", ())
+        return ModelLosses({**self.results, "loss": spliced}, {**self.per_window, "loss": windows})
+
 
 Losses = Mapping[str, ModelLosses]
 """By column."""

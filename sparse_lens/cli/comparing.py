@@ -144,6 +144,7 @@ def named_folder(arm: str) -> tuple[str, str]:
 
 def _show_metrics(metrics: dict[str, Any], models_table: Any, comparison_table: Any, patching_table: Any) -> None:
     from sparse_lens.report.full.tables import headline_table
+    from sparse_lens.report.full.words import said_in
 
     print_rich(models_table(metrics))
     print_rich(comparison_table(metrics))
@@ -151,13 +152,8 @@ def _show_metrics(metrics: dict[str, Any], models_table: Any, comparison_table: 
         print_rich(patching_table(metrics["patching"]))
     if full := metrics.get("full"):
         print_rich(headline_table(full))
-        for title, name in (
-            ("Not distinguishable", "undistinguished"),
-            ("Not at matched loss", "unmatched"),
-            ("Left out", "left_out"),
-        ):
-            if sentences := full.get(name):
-                print_line(f"{title} in this run:\n" + "\n".join(f"  - {sentence}" for sentence in sentences))
+        for title, sentences in said_in(full):
+            print_line(f"{title}:\n" + "\n".join(f"  - {sentence}" for sentence in sentences))
     print_line("What this run cannot tell you:\n" + "\n".join(f"  - {sentence}" for sentence in metrics["verdict"]))
 
 

@@ -69,9 +69,18 @@ def _curves(by_task: Mapping[str, Any], which: str) -> Iterator[dict[str, Any]]:
     for task, by_column in by_task.items():
         for column, curves in by_column.items():
             for curve in curves:
+                seed = f"{which}seed {curve.get('seed')}"
+                yield from _results("curves", task, column, seed, {"accuracy": part(curve, "accuracy")})
                 for point in curve.get("points", ()):
-                    place = f"{which}seed {curve.get('seed')}, target {point.get('target')}"
-                    yield from _results("curves", task, column, place, point.get("results", {}))
+                    found = part(point, "results") | _counts(point)
+                    yield from _results("curves", task, column, f"{seed}, target {point.get('target')}", found)
+
+
+def _counts(point: Mapping[str, Any]) -> dict[str, Any]:
+    """A circuit's nodes by site, and its edges by level and kind."""
+    edges = part(point, "edges")
+    found = {f"{level}_edges_{kind}": count for level in edges for kind, count in part(edges, level).items()}
+    return found | {f"nodes_at_{site}": count for site, count in part(point, "sites").items()}
 
 
 def _dictionary(full: Mapping[str, Any], column: str, place: str) -> str:

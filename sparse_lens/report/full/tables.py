@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,6 +52,8 @@ def summary_tables(full: Mapping[str, Any]) -> Iterator[Table]:
 def ratio_tables(full: Mapping[str, Any]) -> Iterator[Table]:
     """Sizes of circuits over those of the sparse neurons, and of controls; edges in factors."""
     yield _headline(full)
+    if (other := _other_bits(full)).rows:
+        yield other
     if (elsewhere := _elsewhere(full)).rows:
         yield elsewhere
     if part(full, "against_controls"):
@@ -75,10 +77,13 @@ def row_tables(full: Mapping[str, Any]) -> Iterator[Table]:
 _ELSEWHERE = ("_rephrased", "_natural")
 """How names of ratios end that are not at a divergence on held-out templates."""
 
+_OTHER_BITS = ("bits_once_", "bits_without_dictionaries_")
+"""How names of ratios begin that are of another count of bits."""
+
 
 def _headline(full: Mapping[str, Any]) -> Table:
     ratios, matching = part(full, "headline"), part(full, "matching")
-    names = [name for name in _ratio_names(ratios) if not name.endswith(_ELSEWHERE)]
+    names = [name for name in _ratio_names(ratios) if not name.endswith(_ELSEWHERE) and not name.startswith(_OTHER_BITS)]
     rows = []
     for column in ratios:
         losses = [_loss_difference(part(matching, column))] if matching else []
@@ -88,13 +93,26 @@ def _headline(full: Mapping[str, Any]) -> Table:
     return Table(title, ["column", *(["loss off, nats"] if matching else []), *map(_spoken, names)], rows)
 
 
+def _other_bits(full: Mapping[str, Any]) -> Table:
+    """Ratios of bits by other counts; columns without dictionaries have the same by all of them, but for rounding."""
+    title = (
+        "Bits with no number charged twice (a dictionary's virtual weights follow from its rows), and with dictionaries for nothing"
+    )
+    return _ratios_named(full, title, lambda name: name.startswith(_OTHER_BITS))
+
+
 def _elsewhere(full: Mapping[str, Any]) -> Table:
     """The same ratios at a divergence on shifted prompts and on natural text."""
-    ratios = part(full, "headline")
-    names = [name for name in _ratio_names(ratios) if name.endswith(_ELSEWHERE)]
-    rows = [[_label(full, c), *(_with_n(read_number(part(ratios, c).get(name))) for name in names)] for c in ratios]
     title = "The same at equal divergence on rephrased prompts, and on real files that no circuit was searched on"
-    return Table(title, ["column", *map(_spoken, names)], rows if names else [])
+    return _ratios_named(full, title, lambda name: name.endswith(_ELSEWHERE))
+
+
+def _ratios_named(full: Mapping[str, Any], title: str, is_wanted: Callable[[str], bool]) -> Table:
+    ratios = part(full, "headline")
+    names = [name for name in _ratio_names(ratios) if is_wanted(name)]
+    rows = [[_label(full, c), *(_with_n(read_number(part(ratios, c).get(name))) for name in names)] for c in ratios]
+    rows = [row for row in rows if any(cell != DASH for cell in row[1:])]
+    return Table(title, ["column", *map(_spoken, names)], rows)
 
 
 def _against_controls(full: Mapping[str, Any]) -> Table:

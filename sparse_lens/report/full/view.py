@@ -7,15 +7,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from sparse_lens.report.contents import sequence
 from sparse_lens.report.full.contents import columns
 from sparse_lens.report.full.figures import figures, series_of
 from sparse_lens.report.full.tables import tables
-from sparse_lens.report.full.words import column_term
+from sparse_lens.report.full.words import column_term, said_in
 from sparse_lens.report.strings import visible
-
-SENTENCES = ("undistinguished", "unmatched", "left_out", "caveats")
-"""What is said in words."""
 
 
 def full_view(full: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -24,7 +20,7 @@ def full_view(full: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     colors = series_of(full)
     return {
-        **{name: [visible(sentence) for sentence in sequence(full, name)] for name in SENTENCES},
+        "said": said_in(full),
         "columns": [_column(name, colors[name]) for name in columns(full)],
         "figures": [{"caption": caption, "svg": Markup(svg)} for caption, svg in figures(full).values()],
         "tables": list(tables(full)),

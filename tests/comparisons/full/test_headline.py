@@ -51,6 +51,20 @@ def test_elsewhere_is_at_divergences_of_its_own() -> None:
     assert "bits_ratio_at_0.3_natural" not in found
 
 
+def test_bits_by_other_counts_stand_beside() -> None:
+    """A column whose dictionaries are all of its size but a third; no ratio where bits are not counted so."""
+    with_both = curves(3.0)
+    for columns in with_both.values():
+        for name, share in (("sparse_neurons", 1.0), ("dense_matched_neurons", 1 / 3)):
+            for point in columns[name][0]["points"]:
+                total = point["results"]["total_bits"]["value"]
+                point["results"]["total_without_dictionary_bits"] = exact(share * total).to_json()
+    found = headline(with_both, SPECS)["dense_matched_neurons"]
+    assert found["bits_ratio_at_0.5"].value == pytest.approx(3.0)
+    assert found["bits_without_dictionaries_ratio_at_0.5"].value == pytest.approx(1.0)
+    assert not found["bits_once_ratio_at_0.5"].measurable
+
+
 def test_a_column_is_held_against_its_control() -> None:
     """Paired task by task: as large in every task is 1 without a width, whatever tasks differ by; without a curve no ratio."""
     pairs = [("dense_matched_neurons", "sparse_neurons"), ("dense_matched_neurons", "dense_matched_rotated")]

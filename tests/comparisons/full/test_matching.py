@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sparse_lens.comparisons.full.full_verdict import unmatched
+from sparse_lens.comparisons.full.full_verdict import absent, unmatched
 from sparse_lens.comparisons.full.matching import ModelLosses, match_to_base
+from sparse_lens.comparisons.full.plan import FullPlan
+from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.results import Result, bootstrap_mean, exact
 
 
@@ -40,6 +42,16 @@ def test_columns_are_matched_or_named() -> None:
     assert "-0.65 nats a token off" in said[1] and "other tokens" in said[2]
 
 
+def test_circuits_without_error_nodes_are_of_the_model_without_errors() -> None:
+    """Window by window: 0.3 nats off with dictionaries in place is not at matched loss, though the model itself is."""
+    windows = {"loss": [3.2, 3.4], "loss_spliced": [3.5, 3.6]}
+    own = ModelLosses({"loss": exact(3.3, n=2), "loss_spliced": exact(3.55, n=2)}, windows)
+    base = ModelLosses({"loss": exact(3.27, n=2)}, {"loss": [3.2, 3.34]})
+    found = match_to_base({"sparse_neurons": base, "whole": own, "ablated": own.without_errors()})
+    assert (found["whole"]["how"], found["ablated"]["how"]) == ("matched", "too far apart")
+    assert found["ablated"]["difference"].value == pytest.approx(0.28)
+
+
 def test_without_the_base_there_is_nothing_to_match_to() -> None:
     assert match_to_base({"near": loss(1.0)}) == {}
 
@@ -71,3 +83,13 @@ def test_differences_are_paired_over_windows() -> None:
     assert difference.value == pytest.approx(near.mean() - windows.mean()) and difference.n == 64
     assert difference.lo > 0.02 and difference.hi < 0.04
     assert found["difference_spliced"].lo is None, "its windows are not known"
+
+
+def test_what_other_models_do_not_have_is_named() -> None:
+    """The shipped pair has all; another model in its place takes arms, training seeds and, here, the common depth with it."""
+    pair = ModelPair.open()
+    assert absent(pair, FullPlan(), is_coupled=True) == []
+    other = pair.with_models(dense=pair.model_folder("dense_matched"))
+    arms, seeds, couplings = absent(other, FullPlan(), is_coupled=False)
+    assert "--arm" in arms and "one training seed" in seeds and "couplings" in couplings
+    assert len(absent(other, FullPlan(arms={"mine": "folder"}), is_coupled=True)) == 1
