@@ -11,32 +11,59 @@ import torch
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from sparse_lens.circuits import SearchConfig, find_circuit
+from sparse_lens.circuits import SearchConfig, both_sides, find_circuit, node_space
+from sparse_lens.comparisons.columns import Column
 from sparse_lens.comparisons.concepts import label_texts, measure_concepts
+from sparse_lens.comparisons.curves.circuit_curve import circuit_curve
 from sparse_lens.comparisons.rows.activation import activation
 from sparse_lens.comparisons.rows.correspondence import measure_correspondence
 from sparse_lens.comparisons.rows.reconstruction import reconstruction
 from sparse_lens.comparisons.rows.superposition import measure_superposition
 from sparse_lens.data import Document, load_tokenizer
 from sparse_lens.dictionaries import IdentityDictionary, SAELensDictionary, load_released, load_saelens
+from sparse_lens.errors import CircuitError
 from sparse_lens.hooks import load, splice
 from sparse_lens.models_shipped import pair_windows, tokenizer_folder
+from sparse_lens.tasks import get_task
 
-HOOK, WIDTH = "blocks.0.mlp.hook_post", 128
+HOOK, WIDTH, TASK = "blocks.0.mlp.hook_post", 128, "with_as"
 
 sae_lens = pytest.importorskip("sae_lens", reason="SAELens makes the SAE")
 
 
-@pytest.fixture(scope="module")
-def bridge() -> Any:
+def gpt2_shaped() -> GPT2LMHeadModel:
     torch.manual_seed(0)
-    config = GPT2Config(n_layer=2, n_head=4, n_embd=WIDTH // 4, vocab_size=1024, n_positions=128)
-    model = GPT2LMHeadModel(config).eval()
+    undropped = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=4, n_embd=WIDTH // 4, vocab_size=1024, n_positions=128, **undropped)).eval()
+
+
+def bridged(model: GPT2LMHeadModel) -> Any:
     built = build_bridge_from_module(
-        model, "GPT2LMHeadModel", hf_config=config, tokenizer=None, device="cpu", model_name="gpt2-shaped"
+        model, "GPT2LMHeadModel", hf_config=model.config, tokenizer=None, device="cpu", model_name="gpt2-shaped"
     )
     built.tokenizer = load("python-dense-matched").tokenizer
     return built
+
+
+@pytest.fixture(scope="module")
+def bridge() -> Any:
+    return bridged(gpt2_shaped())
+
+
+@pytest.fixture(scope="module")
+def able() -> Any:
+    """The same, trained until it does one task; in seconds, as it may learn the held-out templates, too."""
+    model, tokenizer = gpt2_shaped(), load("python-dense-matched").tokenizer
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    splits = [both_sides(get_task(TASK).sample(tokenizer, 128, seed=1, split=split)) for split in ("search", "heldout")]
+    generator = torch.Generator().manual_seed(0)
+    for step in range(200):
+        prompts = splits[step % 2].rows(torch.randperm(256, generator=generator)[:32])
+        logits = model(prompts.tokens).logits[torch.arange(32), prompts.position]
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(logits, prompts.right).backward()
+        optimizer.step()
+    return bridged(model)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +125,23 @@ def test_a_circuit_of_neurons_and_latents(bridge: Any, sae: SAELensDictionary) -
     )
     assert circuit.reached and 0 <= circuit.n_nodes < circuit.space.n_nodes
     assert [site.dictionary.n_latents for site in circuit.space.sites if not site.is_identity] == [64]
+
+
+def test_curves_of_neurons_and_latents_are_on_one_axis(able: Any, sae: SAELensDictionary) -> None:
+    """Nodes, edges between them, bits and divergences of both; only a search over single edges needs our own architecture."""
+    config = SearchConfig(steps=10, evaluations=4, search_pairs=32, evaluation_pairs=16)
+    windows = pair_windows()["reference"][:16, :64], pair_windows()["heldout"][:4, :64]
+    found = {}
+    for name, dictionaries in (("neurons", ()), ("latents", (sae,))):
+        column = Column(name, "gpt2", able, node_space(able, dictionaries), windows[0])
+        curve = circuit_curve(column, TASK, windows[1], windows[0], targets=(2.0, 0.5), config=config, heldout_pairs=32)
+        assert curve.reason is None and [point.reached for point in curve.points] == [True, True]
+        found[name] = curve.points[-1].results
+        assert all(found[name][metric].measurable for metric in ("kl_heldout", "kl_natural", "kl_random", "structural_edges"))
+    parts = ("encoder_rows_bits", "decoder_rows_bits")
+    assert all(found["neurons"][part].value == 0 < (found["latents"][part].value or 0) for part in parts)
+    with pytest.raises(CircuitError, match="CircuitGPT"):
+        circuit_curve(column, TASK, windows[1], windows[0], targets=(2.0,), edge_targets=(2.0,), config=config, heldout_pairs=32)
 
 
 def test_a_released_sae_comes_through_saelens_loader(
