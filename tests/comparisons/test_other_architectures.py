@@ -138,8 +138,11 @@ def test_curves_of_neurons_and_latents_are_on_one_axis(able: Any, sae: SAELensDi
         assert curve.reason is None and [point.reached for point in curve.points] == [True, True]
         found[name] = curve.points[-1].results
         assert all(found[name][metric].measurable for metric in ("kl_heldout", "kl_natural", "kl_random", "structural_edges"))
-    parts = ("encoder_rows_bits", "decoder_rows_bits")
-    assert all(found["neurons"][part].value == 0 < (found["latents"][part].value or 0) for part in parts)
+    priced = {
+        name: [results[f"{total}_bits"].value or 0.0 for total in ("total_without_dictionary", "total")]
+        for name, results in found.items()
+    }
+    assert priced["neurons"][0] == priced["neurons"][1] > 0 and 0 < priced["latents"][0] < priced["latents"][1]
     with pytest.raises(CircuitError, match="CircuitGPT"):
         circuit_curve(column, TASK, windows[1], windows[0], targets=(2.0,), edge_targets=(2.0,), config=config, heldout_pairs=32)
 
