@@ -72,7 +72,7 @@ def _curves(by_task: Mapping[str, Any], which: str) -> Iterator[dict[str, Any]]:
                 seed = f"{which}seed {curve.get('seed')}"
                 yield from _results("curves", task, column, seed, {"accuracy": part(curve, "accuracy")})
                 for point in curve.get("points", ()):
-                    found = part(point, "results") | _counts(point)
+                    found = {**part(point, "results"), **_counts(point)}
                     yield from _results("curves", task, column, f"{seed}, target {point.get('target')}", found)
 
 
