@@ -1,6 +1,7 @@
 """The comparison of weight-sparse models with dense neurons and SAE latents."""
 
 from sparse_lens.comparisons.columns import COLUMNS as COLUMNS
+from sparse_lens.comparisons.comparing_columns import compare_columns as compare_columns
 from sparse_lens.comparisons.comparison import Comparison as Comparison
 from sparse_lens.comparisons.comparison import compare as compare
 from sparse_lens.comparisons.head_patching import PatchingTable as PatchingTable

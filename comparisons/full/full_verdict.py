@@ -14,7 +14,7 @@ from sparse_lens.comparisons.full.plan import BASE, FullPlan
 from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.results import Result, bootstrap_mean
 
-CAVEATS = (
+CAVEATS_OF_CURVES = (
     "Bits price what a circuit needs beyond the architecture: nodes, edges, values and constants, and every dictionary row used; "
     "another code would give other bits. Totals without the dictionaries stand beside them.",
     "A kept error node is priced as what it takes to compute it; circuits without error nodes may be larger, or not exist.",
@@ -22,17 +22,22 @@ CAVEATS = (
     "column, and what survives other ablations stands beside them.",
     "Divergence is from each column's own model: a column can be small because its model does something simpler. The losses stand "
     "beside it.",
+    "Each column's ratio is over the tasks that it and the column it is held against have circuits for (n says how many): "
+    "two columns with other tasks are not compared with each other.",
+    "There is no nonsense task on a curve: a divergence from the model asks for what the model does, right or wrong. Random "
+    "circuits of equal size stand there instead; the basic comparison has the nonsense task.",
+)
+"""What holds for all curves, whatever the columns are."""
+
+CAVEATS = (
+    *CAVEATS_OF_CURVES,
     "Intervals are over tasks, over search seeds in the main columns (the first kind's have a dictionary each), and over "
     "training seeds in the neurons of the two models of matched loss; elsewhere they do not say what another training would give.",
-    "Each column's ratio is over the tasks that it and the sparse neurons have circuits for at that divergence (n says how many): "
-    "two columns with other tasks are not compared with each other.",
     "Features per neuron of latents depend on how many there are and how well they reconstruct: those of the sparse and the dense "
     "model's SAEs stand at one number of active latents, not at equal reconstruction.",
     "Concept labels are computed from syntax, and many are told by the token alone: read the rows on token-ambiguous positions.",
     "Dictionaries were trained briefly on the standard library and generated programs; longer training may help them.",
     "Units of neurons are scored by magnitude, latents by value; full absorption is 0 by definition where no unit is ever silent.",
-    "There is no nonsense task on a curve: a divergence from the model asks for what the model does, right or wrong. Random "
-    "circuits of equal size stand there instead; the basic comparison has the nonsense task.",
 )
 """Printed with every full comparison."""
 
@@ -78,7 +83,7 @@ def undistinguished(
     `per_label` has, for rows, columns and places, each label's number by metric; `against` the ratios of `against_controls`.
     """
     names = {spec.name for spec in specs}
-    said = _ratios(headline)
+    said = not_told_from_one(headline, "the sparse neurons'")
     for column, control, words in controls_of(kinds):
         if {column, control} <= names:
             said += _by_size(against.get((column, control), {}), words)
@@ -86,7 +91,8 @@ def undistinguished(
     return said
 
 
-def _ratios(headline: Mapping[str, Mapping[str, Result]]) -> list[str]:
+def not_told_from_one(headline: Mapping[str, Mapping[str, Result]], base: str) -> list[str]:
+    """Sentences: columns whose ratio of bits to `base`, as it is called in a sentence, has 1 in its interval, or no number."""
     said = []
     for name, ratios in headline.items():
         if _HEADLINE not in ratios:
@@ -96,7 +102,7 @@ def _ratios(headline: Mapping[str, Mapping[str, Result]]) -> list[str]:
             reason = ratio.reason if ratios[_NODES].value is None else _MIXED
             said.append(f"{name}: no ratio of bits at 0.5 nats ({reason}).")
         elif ratio.lo is not None and ratio.hi is not None and ratio.lo <= 1 <= ratio.hi:
-            said.append(f"{name}: its circuits take {ratio} times the bits of the sparse neurons' at 0.5 nats; 1 is inside.")
+            said.append(f"{name}: its circuits take {ratio} times the bits of {base} at 0.5 nats; 1 is inside.")
     return said
 
 

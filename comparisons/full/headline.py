@@ -63,6 +63,13 @@ def headline(
     return {column: _ratios_of(of_runs, of, BASE, sizes) for column, (of_runs, of, sizes) in asked.items()}
 
 
+def ratios_to(curves: Curves, base: str) -> dict[str, dict[str, Result]]:
+    """By column, the ratio of its sizes to those of the column `base`, as in `headline`, for curves of one training seed."""
+    opened = _opened(curves)
+    names = list(dict.fromkeys(name for columns in curves.values() for name in columns if name != base))
+    return {name: _ratios_of({"0": opened}, [name], base, (*SIZES, *OTHER_BITS)) for name in names}
+
+
 def against_controls(
     curves: Curves, pairs: Sequence[tuple[str, str]], further: Mapping[str, Curves] | None = None
 ) -> dict[tuple[str, str], dict[str, Result]]:

@@ -50,8 +50,9 @@ def match_to_base(
     *,
     other_tokens: Collection[str] = (),
     further: Mapping[str, Losses] | None = None,
+    base: str = BASE,
 ) -> dict[str, dict[str, Any]]:
-    """By column, how its model's loss is matched to the sparse model's (`match_losses`): as it is, or too far apart.
+    """By column, how its model's loss is matched to that of `base`, the sparse model (`match_losses`): as it is, or too far apart.
 
     `difference` is the column's loss less the sparse model's, in nats a token; `difference_spliced` the same of the model with all
     dictionaries of the column in place and their errors left out, not measurable for a column without dictionaries.
@@ -59,14 +60,14 @@ def match_to_base(
     columns that have them, all must be within the tolerance. A column of `other_tokens` has a tokenizer of its own: `how` is "other
     tokens", and nothing is said about its loss. Columns of `same` have no losses of their own, but those of another column.
     """
-    if BASE not in losses:
+    if base not in losses:
         return {}
     found = {}
     for column, own in losses.items():
-        found[column] = _other_tokens() if column in other_tokens else _match(losses[BASE], own)
+        found[column] = _other_tokens() if column in other_tokens else _match(losses[base], own)
         for seed, again in (further or {}).items() if column not in other_tokens else ():
-            if column in again and BASE in again:
-                match = _match(again[BASE], again[column])
+            if column in again and base in again:
+                match = _match(again[base], again[column])
                 found[column][f"difference_training_seed_{seed}"] = match["difference"]
                 if match["how"] != "matched":
                     found[column] |= {"how": match["how"], "reason": f"training seed {seed}: {match['reason']}"}

@@ -12,19 +12,22 @@ from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_f
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from sparse_lens.circuits import SearchConfig, both_sides, find_circuit, node_space
+from sparse_lens.comparisons import compare_columns
 from sparse_lens.comparisons.columns import Column
 from sparse_lens.comparisons.concepts import label_texts, measure_concepts
 from sparse_lens.comparisons.curves.circuit_curve import circuit_curve
 from sparse_lens.comparisons.rows.activation import activation
 from sparse_lens.comparisons.rows.correspondence import measure_correspondence
-from sparse_lens.comparisons.rows.reconstruction import reconstruction
+from sparse_lens.comparisons.rows.reconstruction import reconstruction, spliced_windows
 from sparse_lens.comparisons.rows.superposition import measure_superposition
 from sparse_lens.data import Document, load_tokenizer
 from sparse_lens.dictionaries import IdentityDictionary, SAELensDictionary, load_released, load_saelens
-from sparse_lens.errors import CircuitError
+from sparse_lens.errors import CircuitError, ConfigError, UnknownNameError
 from sparse_lens.hooks import load, splice
 from sparse_lens.models_shipped import pair_windows, tokenizer_folder
+from sparse_lens.report import write_report
 from sparse_lens.tasks import get_task
+from sparse_lens.training.evaluation import window_losses
 
 HOOK, WIDTH, TASK = "blocks.0.mlp.hook_post", 128, "with_as"
 
@@ -127,24 +130,47 @@ def test_a_circuit_of_neurons_and_latents(bridge: Any, sae: SAELensDictionary) -
     assert [site.dictionary.n_latents for site in circuit.space.sites if not site.is_identity] == [64]
 
 
-def test_curves_of_neurons_and_latents_are_on_one_axis(able: Any, sae: SAELensDictionary) -> None:
-    """Nodes, edges between them, bits and divergences of both; only a search over single edges needs our own architecture."""
+def test_neurons_and_latents_are_compared_on_one_axis(able: Any, sae: SAELensDictionary, tmp_path: Path) -> None:
+    """Nodes, edges between them, bits, divergences, losses and rows of both, in a frame and in a report."""
     config = SearchConfig(steps=10, evaluations=4, search_pairs=32, evaluation_pairs=16)
-    windows = pair_windows()["reference"][:16, :64], pair_windows()["heldout"][:4, :64]
-    found = {}
-    for name, dictionaries in (("neurons", ()), ("latents", (sae,))):
-        column = Column(name, "gpt2", able, node_space(able, dictionaries), windows[0])
-        curve = circuit_curve(column, TASK, windows[1], windows[0], targets=(2.0, 0.5), config=config, heldout_pairs=32)
-        assert curve.reason is None and [point.reached for point in curve.points] == [True, True]
-        found[name] = curve.points[-1].results
-        assert all(found[name][metric].measurable for metric in ("kl_heldout", "kl_natural", "kl_random", "structural_edges"))
-    priced = {
-        name: [results[f"{total}_bits"].value or 0.0 for total in ("total_without_dictionary", "total")]
-        for name, results in found.items()
+    columns = {"gpt2 neurons": (able, ()), "gpt2 latents": (able, (sae,))}
+    windows = pair_windows()["reference"][:16, :64], pair_windows()["heldout"][:4, :65]
+    found = compare_columns(columns, [TASK], *windows, targets=(2.0, 0.5), config=config, heldout_pairs=32, progress=False)
+    frame = found.full_frame().set_index(["section", "column", "place", "metric"])["value"].sort_index()
+    for metric in ("kl_heldout", "kl_natural", "kl_random", "structural_edges", "nodes"):
+        assert all(frame["curves", column, "seed 0, target 0.5", metric] >= 0 for column in columns)
+    bits = {
+        column: [frame["curves", column, "seed 0, target 0.5", f"{total}_bits"] for total in ("total_without_dictionary", "total")]
+        for column in columns
     }
-    assert priced["neurons"][0] == priced["neurons"][1] > 0 and 0 < priced["latents"][0] < priced["latents"][1]
+    assert bits["gpt2 neurons"][0] == bits["gpt2 neurons"][1] > 0 and 0 < bits["gpt2 latents"][0] < bits["gpt2 latents"][1]
+    assert frame["matching", "gpt2 latents", "", "difference"] == pytest.approx(0, abs=1e-6)
+    losses = spliced_windows(able, [sae], windows[1]).losses["spliced"], window_losses(able, windows[1])
+    spliced = frame["matching", "gpt2 latents", "", "difference_spliced"]
+    assert spliced == pytest.approx(float(losses[0].mean()) - float(losses[1].mean()), abs=1e-5)
+    assert frame["rows", "gpt2 neurons", "layer 1", "explained_variance"] == pytest.approx(1)
+    full = found.metrics["full"]
+    assert "needs 3" in full["undistinguished"][0] or "needs two" in full["undistinguished"][0]
+    page = write_report(found.metrics, tmp_path / "report")
+    assert "gpt2 latents" in page.read_text() and (tmp_path / "report" / "figures" / "bits-pooled.svg").is_file()
+
+
+def test_columns_that_cannot_be_compared(bridge: Any) -> None:
+    windows = pair_windows()["reference"][:2, :65]
+    with pytest.raises(ConfigError, match="at least two"):
+        compare_columns({"one": (bridge, ())}, [TASK], windows, windows)
+    with pytest.raises(ConfigError, match="must be one of the columns one, two"):
+        compare_columns({"one": (bridge, ()), "two": (bridge, ())}, [TASK], windows, windows, base="three")
+    with pytest.raises(UnknownNameError, match="with_as"):
+        compare_columns({"one": (bridge, ()), "two": (bridge, ())}, ["with_ass"], windows, windows)
+
+
+def test_only_our_own_models_have_searched_edges(able: Any) -> None:
+    windows = pair_windows()["reference"][:16, :64]
+    column = Column("neurons", "gpt2", able, node_space(able), windows)
+    config = SearchConfig(steps=3, evaluations=4, search_pairs=32, evaluation_pairs=16)
     with pytest.raises(CircuitError, match="CircuitGPT"):
-        circuit_curve(column, TASK, windows[1], windows[0], targets=(2.0,), edge_targets=(2.0,), config=config, heldout_pairs=32)
+        circuit_curve(column, TASK, windows[:2], windows, targets=(2.0,), edge_targets=(2.0,), config=config, heldout_pairs=32)
 
 
 def test_a_released_sae_comes_through_saelens_loader(

@@ -89,8 +89,13 @@ def _headline(full: Mapping[str, Any]) -> Table:
         losses = [_loss_difference(part(matching, column))] if matching else []
         cells = [_with_n(read_number(part(ratios, column).get(name))) for name in names]
         rows.append([_label(full, column), *losses, *cells])
-    title = "Sizes over those of the sparse neurons, at equal divergence (geometric means [95 % intervals], n tasks)"
+    title = f"Sizes over those of {_base(full)}, at equal divergence (geometric means [95 % intervals], n tasks)"
     return Table(title, ["column", *(["loss off, nats"] if matching else []), *map(_spoken, names)], rows)
+
+
+def _base(full: Mapping[str, Any]) -> str:
+    """The column that sizes are held against, in a sentence."""
+    return f"“{visible(full['base'])}”" if full.get("base") else "the sparse neurons"
 
 
 def _other_bits(full: Mapping[str, Any]) -> Table:
