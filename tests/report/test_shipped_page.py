@@ -64,7 +64,7 @@ def test_the_page_shows_the_kept_numbers_of_todays_models() -> None:
         for marker, table in tables.items():
             assert f"<!-- table: {marker} -->\n{table}\n<!-- end -->" in pages[name]
     drawn = page_figures(kept["full"])
-    assert len(drawn) == 5
+    assert len(drawn) == 9
     for name, svg in drawn.items():
         assert (DOCS / "pages" / "figures" / name).read_text() == standalone_svg(svg) + "\n" and f"figures/{name}" in pages[PAGE]
     pair, folders = ModelPair.open(), shipped_models()
