@@ -85,7 +85,7 @@ def compare_columns(
         "against_controls": {},
         "edge_parts": {},
         "matching": matching,
-        "undistinguished": not_told_from_one(ratios, f"those of {base}"),
+        "undistinguished": not_told_from_one(ratios, f"“{base}”"),
         "unmatched": unmatched({name: match for name, match in matching.items() if name != base}),
         "left_out": left_out({"": curves}, {}, []),
         "caveats": list(CAVEATS_OF_CURVES),
