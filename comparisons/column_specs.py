@@ -35,6 +35,7 @@ from sparse_lens.dictionaries import Dictionary, IdentityDictionary, harvest_act
 from sparse_lens.errors import UnknownNameError
 from sparse_lens.hooks import load
 from sparse_lens.hooks.layout import decoder_layout
+from sparse_lens.models_shipped import find_model
 
 Basis = Literal["neurons", "components", "singular_vectors", "rotated", "dictionaries", "untrained", "supervised"]
 
@@ -47,10 +48,10 @@ _OPEN = 3
 
 @dataclass(frozen=True)
 class ColumnSpec:
-    """One column: `model` is a role of the pair or a folder; `dictionaries` are folders, one list for each dictionary seed.
+    """One column: `model` is a role of the pair, a shipped model or a folder.
 
-    A search seed takes the dictionaries of that seed (the last list stands in for those beyond it), so that the spread over search
-    seeds holds that of the dictionaries, too.
+    `dictionaries` are folders, one list for each dictionary seed. A search seed takes the dictionaries of that seed (the last
+    list stands in for those beyond it), so that the spread over search seeds holds that of the dictionaries, too.
     """
 
     name: str
@@ -128,7 +129,7 @@ def _supervised(pair: ModelPair, bridge: Any, neurons: IdentityDictionary, spec:
 
 def model_folder(pair: ModelPair, spec: ColumnSpec) -> Path:
     """Where the column's model lies."""
-    return pair.model_folder(spec.model) if spec.model in pair.record else Path(spec.model)
+    return pair.model_folder(spec.model) if spec.model in pair.record else find_model(spec.model)
 
 
 def windows_of(pair: ModelPair, spec: ColumnSpec) -> dict[str, np.ndarray]:

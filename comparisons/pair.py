@@ -16,7 +16,7 @@ from sparse_lens.data import load_tokenizer
 from sparse_lens.dictionaries import Dictionary, load_saelens
 from sparse_lens.errors import CheckpointError, ConfigError, UnknownNameError
 from sparse_lens.hooks import load
-from sparse_lens.models_shipped import DEFAULT_PAIR, PAIR_FILE, find_pair, pair_windows, shipped_models
+from sparse_lens.models_shipped import DEFAULT_PAIR, PAIR_FILE, address_of, find_model, find_pair, pair_windows
 from sparse_lens.results import Result, bootstrap_mean, exact
 from sparse_lens.training import window_losses
 
@@ -59,8 +59,7 @@ class ModelPair:
         A model may have a tokenizer of its own: tasks are text, and it reads the text of the pair's windows in its own tokens
         (`windows_of`). Raises `UnknownNameError` for a role that there is not, `CheckpointError` for a folder without a tokenizer.
         """
-        shipped = shipped_models()
-        folders = {role: shipped.get(str(model), Path(model)) for role, model in models.items()}
+        folders = {role: find_model(str(model)) for role, model in models.items()}
         for role, folder in folders.items():
             if role not in ROLES:
                 raise UnknownNameError("role", role, ROLES)
@@ -99,11 +98,11 @@ class ModelPair:
 
     @property
     def address(self) -> str:
-        """Text from which `at` opens the same pair elsewhere: the folder, in JSON where models are replaced."""
+        """Text from which `at` opens the same pair elsewhere: its `address_of`, in JSON with those of replaced models."""
         if not self.replaced:
-            return str(self.folder)
-        replaced = {role: str(folder.absolute()) for role, folder in self.replaced.items()}
-        return json.dumps({"folder": str(self.folder), "replaced": replaced}, sort_keys=True)
+            return address_of(self.folder)
+        replaced = {role: address_of(folder) for role, folder in self.replaced.items()}
+        return json.dumps({"folder": address_of(self.folder), "replaced": replaced}, sort_keys=True)
 
     @classmethod
     def at(cls, address: str) -> ModelPair:

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparse_lens.circuits.trust.verdicts import NONSENSE_FACTOR
+from sparse_lens.comparisons.curves.loss_matching import TOLERANCE
 from sparse_lens.results import Result
-
-LOSS_TOLERANCE = 0.05
 
 
 def verdict(metrics: Mapping[str, Any]) -> list[str]:
@@ -28,7 +27,7 @@ def _loss_match(models: Mapping[str, Any]) -> list[str]:
     unlike = [role for role in ("dense_matched", "dense") if not models[role].get("shares_tokens", True)]
     if unlike or not models["sparse"].get("shares_tokens", True):
         return [*_unlike(models), *_gaps(models, "bits_per_byte", "bits per byte", _tolerance_by_byte(models["sparse"]))]
-    return _gaps(models, "loss", "nats per token", LOSS_TOLERANCE)
+    return _gaps(models, "loss", "nats per token", TOLERANCE)
 
 
 def _unlike(models: Mapping[str, Any]) -> list[str]:
@@ -41,7 +40,7 @@ def _unlike(models: Mapping[str, Any]) -> list[str]:
 
 def _tolerance_by_byte(sparse: Mapping[str, Any]) -> float:
     """What the tolerance in nats per token is in bits per byte, at the sparse model's bytes per token."""
-    return LOSS_TOLERANCE * sparse["bits_per_byte"].value / sparse["loss"].value
+    return TOLERANCE * sparse["bits_per_byte"].value / sparse["loss"].value
 
 
 def _gaps(models: Mapping[str, Any], measure: str, unit: str, tolerance: float) -> list[str]:

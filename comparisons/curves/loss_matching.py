@@ -8,8 +8,8 @@ losses lie on either side of the first's; without such two it is not compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from sparse_lens.errors import ConfigError
@@ -99,27 +99,3 @@ def _check(target: Result, candidates: Mapping[str, Result]) -> None:
             raise ConfigError(f"the loss of {name} is not measurable ({loss.reason}); matching needs it")
         if loss.n != target.n:
             raise ConfigError(f"the loss of {name} is over {loss.n} windows, the target's over {target.n}; use the same files")
-
-
-@dataclass(frozen=True)
-class MatchTable:
-    """Every column matched to one of them: what was compared as it is, what was interpolated, and what was not compared."""
-
-    target: str
-    matches: Mapping[str, Matched] = field(default_factory=dict)
-
-    @property
-    def apart(self) -> Sequence[str]:
-        """Columns that are too far from the target's loss: to be reported, never silently compared."""
-        return [name for name, match in self.matches.items() if not match.comparable]
-
-
-def match_columns(target: str, losses: Mapping[str, Mapping[str, Result]], *, tolerance: float = TOLERANCE) -> MatchTable:
-    """Match every column to the loss of the column `target`; `losses` has, for each column, that of each of its widths.
-
-    The target column has one width. Raises `ConfigError` if it has not, and as `match_losses` does.
-    """
-    if target not in losses or len(losses[target]) != 1:
-        raise ConfigError(f"the column to match to, {target!r}, needs exactly one loss; columns: {', '.join(losses)}")
-    (aim,) = losses[target].values()
-    return MatchTable(target, {name: match_losses(aim, widths, tolerance=tolerance) for name, widths in losses.items()})

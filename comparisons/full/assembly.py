@@ -13,8 +13,16 @@ from sparse_lens.comparisons.column_specs import ColumnSpec
 from sparse_lens.comparisons.full.edge_parts import edge_parts
 from sparse_lens.comparisons.full.full_columns import Wanted
 from sparse_lens.comparisons.full.full_verdict import CAVEATS, controls_of, left_out, undistinguished, unmatched
-from sparse_lens.comparisons.full.headline import BEST_BASIS, FIRST_TRAINING, MATCHED, against_controls, headline
-from sparse_lens.comparisons.full.matching import ModelLosses, match_to_base
+from sparse_lens.comparisons.full.headline import (
+    BEST_BASIS,
+    FIRST_TRAINING,
+    INTERPOLATED,
+    MATCHED,
+    TWIN,
+    against_controls,
+    headline,
+)
+from sparse_lens.comparisons.full.matching import ModelLosses, bracketing_widths, interpolated_match, match_to_base
 from sparse_lens.comparisons.full.plan import FullPlan
 from sparse_lens.comparisons.jobs import Job, Record
 from sparse_lens.comparisons.rows.stability import circuit_overlap
@@ -49,14 +57,19 @@ def assemble(
     again = {seed: _by_task(found) for seed, found in (further or {}).items()}
     parts = _by_row(rows)
     by_row = parts["rows"] | {"overlap": _overlaps(by_task)}
-    summary = headline(by_task, specs, again)
+    losses = _losses(parts, plan)
+    dense = [name for name in (MATCHED, TWIN) if name not in other_tokens]
+    widths = bracketing_widths(losses, dense)
+    summary = headline(by_task, specs, again, widths)
     against = against_controls(by_task, [(column, control) for column, control, _ in controls_of(plan.kinds)], again)
     matching = match_to_base(
-        _losses(parts, plan),
+        losses,
         _same_losses(plan, summary),
         other_tokens=other_tokens,
         further={seed: _losses(_by_row(found), plan) for seed, found in (capability or {}).items()},
     )
+    if INTERPOLATED in summary:
+        matching[INTERPOLATED] = interpolated_match(widths)
     return {
         "schema": 2,
         "columns": {spec.name: _about(spec, {record["folder"]: record["hash"] for record in trained}) for spec in specs},

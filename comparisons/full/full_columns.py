@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sparse_lens.circuits import node_space
 from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints, model_folder
-from sparse_lens.comparisons.full.headline import BEST_BASIS, FIRST_TRAINING
+from sparse_lens.comparisons.full.headline import BEST_BASIS, FIRST_TRAINING, INTERPOLATED
 from sparse_lens.comparisons.full.plan import BASE, FullPlan
 from sparse_lens.comparisons.jobs import Job, Record
 from sparse_lens.comparisons.pair import ModelPair
@@ -18,6 +18,7 @@ from sparse_lens.dictionaries import load_saelens
 from sparse_lens.errors import ConfigError
 from sparse_lens.hooks import load
 from sparse_lens.hooks.layout import decoder_layout
+from sparse_lens.models_shipped import address_of, find_model
 
 _CELLS = "sparse_lens.comparisons.full.cells"
 MATCHED, SPARSE = "dense_matched", "sparse"
@@ -112,10 +113,10 @@ def column_specs(pair: ModelPair, plan: FullPlan, trained: Trained) -> list[Colu
         ColumnSpec("dense_matched_supervised", MATCHED, "supervised", tokens=plan.row_tokens, control=True),
         ColumnSpec("sparse_supervised", SPARSE, "supervised", tokens=plan.row_tokens, control=True),
     ]
-    arms = {name: str(folder) for name, folder in pair.arms().items()} | dict(plan.arms)
+    arms = {name: address_of(folder) for name, folder in pair.arms().items()} | dict(plan.arms)
     for folder in arms.values():
-        pair.check_tokens(folder)
-    names = {spec.name for spec in specs} | {BEST_BASIS, FIRST_TRAINING}
+        pair.check_tokens(find_model(folder))
+    names = {spec.name for spec in specs} | {BEST_BASIS, FIRST_TRAINING, INTERPOLATED}
     if taken := names & {*arms, *plan.dictionaries} | {*arms} & {*plan.dictionaries}:
         raise ConfigError(f"{', '.join(sorted(taken))}: no arm or dictionary can have the name of another column; give it another")
     return [*specs, *given_dictionaries(pair, plan), *(ColumnSpec(name, folder, control=True) for name, folder in arms.items())]

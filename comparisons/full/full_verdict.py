@@ -168,7 +168,9 @@ def unmatched(matching: Mapping[str, Mapping[str, Any]]) -> list[str]:
     said = []
     for column, match in matching.items():
         own, spliced = match["difference"], match["difference_spliced"]
-        if match["how"] != "matched":
+        if match["how"] == "interpolated":
+            said.append(f"{column}: no model of this loss, but sizes between those of two ({match['reason']}), of logarithms.")
+        elif match["how"] != "matched":
             by = match["reason"] if own.value is None else f"its model's loss is {own.value:+.3g} nats a token off"
             said.append(f"{column}: {by}; its ratios are not at matched loss.")
         elif spliced.value is not None and abs(spliced.value) > TOLERANCE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ SIZES = {"bits": "total_bits", "nodes": "nodes", "edges": "structural_edges"}
 OTHER_BITS = {"bits_once": "total_once_bits", "bits_without_dictionaries": "total_without_dictionary_bits"}
 """The same by other counts: no number twice, and dictionaries for nothing. Between these a reader's own rule will lie."""
 
-MATCHED = "dense_matched_neurons"
+MATCHED, TWIN = "dense_matched_neurons", "dense_neurons"
 FIRST_TRAINING = "dense_matched_first_training"
 """`MATCHED` by its first training seed alone: what columns with one training seed are to be held against."""
 
@@ -32,12 +33,18 @@ BEST_BASIS = "dense_matched_best_basis"
 BASES = (MATCHED, "dense_matched_components", "dense_matched_singular_vectors")
 """The bases of the loss-matched model of which `BEST_BASIS` takes, task by task, the one with the smallest circuit."""
 
+INTERPOLATED = "dense_interpolated_neurons"
+"""The dense model of the sparse one's loss, read off between the matched one and the twin where neither has that loss itself."""
+
 Curves = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
 """Records of curves by task and column, one for each search seed."""
 
 
 def headline(
-    curves: Curves, specs: Sequence[ColumnSpec], further: Mapping[str, Curves] | None = None
+    curves: Curves,
+    specs: Sequence[ColumnSpec],
+    further: Mapping[str, Curves] | None = None,
+    widths: Mapping[str, float] | None = None,
 ) -> dict[str, dict[str, Result]]:
     """By column, the ratio of its sizes to the sparse neurons': geometric means over tasks, hierarchical bootstrap intervals.
 
@@ -45,6 +52,8 @@ def headline(
 
     `BEST_BASIS` stands beside them where more than one of `BASES` does: a choice after the fact that favours the dense model, in
     nodes alone, as bits have no number where channels are mixed; of the search seeds that all of them have, of the first training.
+    `INTERPOLATED` does where `widths` are given, the shares of columns whose losses lie on either side of the sparse model's:
+    sizes of the same task and search seed are interpolated between their logarithms, of the first training.
     A name is `<size>_ratio_at_<kl>`, and, of `ELSEWHERE`, `<size>_ratio_at_<kl>_<where>`; those of `OTHER_BITS` are of held-out
     templates alone. A ratio compares the same task and
     search seed; a column with fewer seeds is compared on those. Tasks in which either side is gated out or whose curve does not
@@ -54,13 +63,15 @@ def headline(
     searched = {name for columns in curves.values() for name in columns}
     columns = {spec.name: [spec.name] for spec in specs if spec.name != BASE and spec.name in searched}
     sizes = (*SIZES, *OTHER_BITS)
-    asked = {column: (runs, of, sizes) for column, of in columns.items()}
+    asked = {column: (runs, of, sizes, _least) for column, of in columns.items()}
     first = {"0": runs["0"]}
     if further and MATCHED in columns:
-        asked[FIRST_TRAINING] = (first, [MATCHED], sizes)
+        asked[FIRST_TRAINING] = (first, [MATCHED], sizes, _least)
     if len(bases := [name for name in BASES if name in columns]) > 1:
-        asked[BEST_BASIS] = (first, bases, ("nodes",))
-    return {column: _ratios_of(of_runs, of, BASE, sizes) for column, (of_runs, of, sizes) in asked.items()}
+        asked[BEST_BASIS] = (first, bases, ("nodes",), _least)
+    if widths and set(widths) <= set(columns):
+        asked[INTERPOLATED] = (first, list(widths), sizes, _between(list(widths.values())))
+    return {column: _ratios_of(of_runs, of, BASE, sizes, one) for column, (of_runs, of, sizes, one) in asked.items()}
 
 
 def ratios_to(curves: Curves, base: str) -> dict[str, dict[str, Result]]:
@@ -83,7 +94,27 @@ def against_controls(
     }
 
 
-def _ratios_of(runs: Mapping[str, Opened], columns: Sequence[str], base: str, sizes: Sequence[str]) -> dict[str, Result]:
+OneOf = Callable[[Sequence[float | None]], float | None]
+"""One size from those of several columns; None is a size that is not measurable."""
+
+
+def _least(found: Sequence[float | None]) -> float | None:
+    return min((value for value in found if value is not None), default=None)
+
+
+def _between(shares: Sequence[float]) -> OneOf:
+    def one(found: Sequence[float | None]) -> float | None:
+        there = [value for value in found if value]
+        if len(there) < len(found):
+            return None
+        return math.exp(sum(share * math.log(value) for share, value in zip(shares, there, strict=True)))
+
+    return one
+
+
+def _ratios_of(
+    runs: Mapping[str, Opened], columns: Sequence[str], base: str, sizes: Sequence[str], one_of: OneOf = _least
+) -> dict[str, Result]:
     found = {}
     for size in sizes:
         elsewhere = {} if size in OTHER_BITS else ELSEWHERE
@@ -96,7 +127,7 @@ def _ratios_of(runs: Mapping[str, Opened], columns: Sequence[str], base: str, si
                     return size_at(curve, kl, at=at, size=(SIZES | OTHER_BITS)[size])
 
                 name = f"{size}_ratio_at_{kl:g}" + (f"_{where}" if where else "")
-                found[name] = hierarchical_ratio({run: _ratios(of_run, columns, base, read) for run, of_run in runs.items()})
+                found[name] = hierarchical_ratio({run: _ratios(of, columns, base, read, one_of) for run, of in runs.items()})
     return found
 
 
@@ -108,14 +139,14 @@ def _opened(curves: Curves) -> Opened:
 
 
 def _ratios(
-    curves: Opened, columns: Sequence[str], base_column: str, size: Callable[[CircuitCurve], Result]
+    curves: Opened, columns: Sequence[str], base_column: str, size: Callable[[CircuitCurve], Result], one_of: OneOf
 ) -> dict[str, list[float]]:
-    """By task, the ratio for each search seed that all sides have; of several columns the smallest size counts."""
+    """By task, the ratio for each search seed that all sides have."""
     ratios: dict[str, list[float]] = {}
     for task, by_column in curves.items():
         ratios[task] = []
         for *sides, below in zip(*(by_column.get(name, ()) for name in (*columns, base_column)), strict=False):
-            least = min((value for side in sides if (value := size(side).value)), default=None)
-            if least and (base := size(below).value):
-                ratios[task].append(least / base)
+            above = one_of([size(side).value or None for side in sides])
+            if above and (base := size(below).value):
+                ratios[task].append(above / base)
     return ratios

@@ -74,6 +74,25 @@ def match_to_base(
     return found | {column: found[of] for column, of in (same or {}).items() if of in found}
 
 
+def bracketing_widths(losses: Losses, columns: Sequence[str], base: str = BASE) -> dict[str, float]:
+    """The shares of the two of `columns` (dense models) whose losses lie on either side of that of `base`; else none.
+
+    None where one of them is matched as it is, or all lie on one side: there is nothing to interpolate, or nothing to do it with.
+    """
+    there = {name: losses[name].results["loss"] for name in columns if name in losses}
+    if base not in losses or not there or any(loss.value is None for loss in (losses[base].results["loss"], *there.values())):
+        return {}
+    match = match_losses(losses[base].results["loss"], there)
+    return dict(match.weights) if match.how == "interpolated" else {}
+
+
+def interpolated_match(widths: Mapping[str, float]) -> dict[str, Any]:
+    """The entry of `match_to_base` for sizes that are interpolated between columns, given with their shares."""
+    nothing = not_measurable("no model of its own: sizes between two")
+    reason = " and ".join(f"{share:.2f} of {name}" for name, share in widths.items())
+    return {"how": "interpolated", "reason": reason, "difference": exact(0.0), "difference_spliced": nothing}
+
+
 def _match(base: ModelLosses, own: ModelLosses) -> dict[str, Any]:
     match = match_losses(base.results["loss"], {"model": own.results["loss"]})
     differences = {"difference": own.less(base), "difference_spliced": own.less(base, "loss_spliced")}

@@ -18,11 +18,11 @@ TRANSCODERS = ("transcoder", "skip_transcoder")
 class FullPlan:
     """What the full comparison does; the defaults are those of `sparse-lens compare --full`.
 
-    **Searches.** `seeds` are search seeds of the main columns: the neurons of the three models, and the first of the `kinds` of
-    dictionaries. All others get the first seed alone, and so does each further one of the pair's `training_seeds`, which have the
-    two neuron columns of matched loss. Edges are searched at the `edge_targets`, functional ones at the `functional_targets`, with
-    the first seed, in the main columns: the views that single edges of latents need cost more than all else. Circuits are measured
-    on `curve_windows` of real files and `curve_pairs` of prompts of each kind.
+    **Searches.** `seeds` are search seeds of the main columns: the neurons of the three models, and the first SAE and the first
+    transcoder of the `kinds` of dictionaries. All others get the first seed alone, and so does each further one of the pair's
+    `training_seeds`, which have the two neuron columns of matched loss. Edges are searched at the `edge_targets`, functional ones
+    at the `functional_targets`, with the first seed, in the main columns: the views that single edges of latents need cost more
+    than all else. Circuits are measured on `curve_windows` of real files and `curve_pairs` of prompts of each kind.
 
     **Dictionaries** have `ratio` latents for each neuron, `k` active ones, and read `tokens`; `dictionary_seeds` of each kind are
     trained on the loss-matched model, and one of the first kind on the sparse model. Rows are of all of these seeds, curves of as
@@ -69,7 +69,8 @@ class FullPlan:
     @property
     def main_columns(self) -> tuple[str, ...]:
         """The columns that every search seed searches, and single edges are searched in."""
-        return (BASE, "dense_neurons", "dense_matched_neurons", f"dense_{self.kinds[0]}")
+        dictionaries = dict.fromkeys([self.kinds[0], *[kind for kind in self.kinds if kind in TRANSCODERS][:1]])
+        return (BASE, "dense_neurons", "dense_matched_neurons", *(f"dense_{kind}" for kind in dictionaries))
 
 
 def quick_plan(

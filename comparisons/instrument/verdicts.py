@@ -17,13 +17,11 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
+from sparse_lens.comparisons.curves.loss_matching import TOLERANCE
 from sparse_lens.errors import DataError
 from sparse_lens.results import Result, not_measurable
 
 Verdict = Literal["supports", "contradicts", "indistinguishable", "not measurable"]
-
-LOSS_TOLERANCE = 0.05
-"""Nats per token that the two models of a pair may differ by."""
 
 FEWEST_SEEDS = 3
 
@@ -117,11 +115,11 @@ def undecidable(loss_gaps: Sequence[float]) -> list[str]:
 
 
 def _unmatched(gaps: Sequence[float]) -> list[str]:
-    far = [gap for gap in gaps if not abs(gap) <= LOSS_TOLERANCE]
+    far = [gap for gap in gaps if not abs(gap) <= TOLERANCE]
     if not far:
         return []
     apart = f"{len(far)} of {len(gaps)} pairs are apart, by {max(far, key=abs):+.3f} nats at most"
-    return [f"losses are not matched: {apart} (allowed {LOSS_TOLERANCE})"]
+    return [f"losses are not matched: {apart} (allowed {TOLERANCE})"]
 
 
 def _few(seeds: int) -> list[str]:

@@ -18,6 +18,7 @@ from sparse_lens.comparisons.instrument.measuring_jobs import measuring_job
 from sparse_lens.comparisons.jobs import Job, Record, run_jobs
 from sparse_lens.comparisons.pair import ModelPair, model_facts
 from sparse_lens.hooks import load, sparsity_report
+from sparse_lens.models_shipped import address_of
 from sparse_lens.results import Result, exact, from_plain, not_measurable
 
 PSI = "features per neuron (psi)"
@@ -155,7 +156,7 @@ def _values(folder: Path, jobs: Sequence[Job], records: Mapping[str, Record], n_
         record = records[job.fingerprint]
         if "measure" in job.arguments:
             replaced = json.loads(job.arguments["pair"])["replaced"]
-            side = "sparse" if replaced["sparse"] == str(folder.absolute()) else "dense"
+            side = "sparse" if replaced["sparse"] == address_of(folder) else "dense"
             found[job.arguments["measure"]] = from_plain(record)[side]
         else:
             curves.append(CircuitCurve.from_plain(record))

@@ -31,6 +31,20 @@ def shipped_models() -> dict[str, Path]:
     return {path.parent.name: path.parent for pair in shipped_pairs().values() for path in sorted(pair.glob("*/config.json"))}
 
 
+def address_of(folder: Path) -> str:
+    """The name of a shipped pair's or model's folder, of any other the absolute path.
+
+    By its name it is the same wherever the package is installed: on another machine, or after it was installed anew.
+    """
+    names = {path: name for name, path in (shipped_pairs() | shipped_models()).items()}
+    return names.get(folder.absolute(), str(folder.absolute()))
+
+
+def find_model(address: str) -> Path:
+    """The folder of a shipped model by name, or any other by its path, as `address_of` gives it."""
+    return shipped_models().get(address, Path(address))
+
+
 def describe_models() -> list[dict[str, Any]]:
     """One object per shipped model, from its card: `name`, `shipped`, `pair`, `parameters`, `nonzeros`, `loss` (nats a token)."""
     described = []

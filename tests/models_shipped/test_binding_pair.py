@@ -10,8 +10,8 @@ import torch
 from sparse_lens.comparisons import ModelPair, model_facts
 from sparse_lens.comparisons.binding import binding_report
 from sparse_lens.comparisons.binding.training import binding_recipes
+from sparse_lens.comparisons.curves.loss_matching import TOLERANCE
 from sparse_lens.comparisons.shipped.binding_pair import binding_accuracies
-from sparse_lens.comparisons.verdict import LOSS_TOLERANCE
 from sparse_lens.errors import DataError
 from sparse_lens.hooks import load, sparsity_report
 from sparse_lens.models_shipped import CARD_FILE
@@ -49,7 +49,7 @@ def test_a_seeds_models_are_matched_and_saw_equal_tokens(seed: int) -> None:
     folders = [SEEDS[seed].model_folder(role) for role in ("sparse", "dense_matched")]
     sparse, dense = (load(folder) for folder in folders)
     losses = [json.loads((folder / CARD_FILE).read_text())["loss"] for folder in folders]
-    assert abs(losses[0] - losses[1]) <= LOSS_TOLERANCE
+    assert abs(losses[0] - losses[1]) <= TOLERANCE
     blocks = [matrix for matrix in sparsity_report(sparse).matrices if matrix.name.startswith("blocks.")]
     assert sum(m.nonzeros for m in blocks) / sum(m.entries for m in blocks) == pytest.approx(0.1, abs=0.01)
     assert min(matrix.density for matrix in sparsity_report(dense).matrices) > 0.99

@@ -14,8 +14,8 @@ from sparse_lens.circuits.scoring import logit_differences
 from sparse_lens.circuits.trust.verdicts import ACCURACY_GATE
 from sparse_lens.comparisons import ModelPair, model_facts
 from sparse_lens.comparisons.circuit_sizes import HELDOUT_PAIRS
+from sparse_lens.comparisons.curves.loss_matching import TOLERANCE
 from sparse_lens.comparisons.pair import ROLES
-from sparse_lens.comparisons.verdict import LOSS_TOLERANCE
 from sparse_lens.errors import CheckpointError, ConfigError
 from sparse_lens.hooks import load
 from sparse_lens.models_shipped import CARD_FILE, describe_models, shipped_pairs
@@ -41,7 +41,7 @@ def test_card_equals_the_model(role: str) -> None:
 
 def test_matched_model_is_matched_and_narrower() -> None:
     losses = {model["name"]: model["loss"] for model in describe_models()}
-    assert abs(losses[PAIR.model_name("dense_matched")] - losses[PAIR.model_name("sparse")]) <= LOSS_TOLERANCE
+    assert abs(losses[PAIR.model_name("dense_matched")] - losses[PAIR.model_name("sparse")]) <= TOLERANCE
     widths = {role: PAIR.open_model(role).model_config.d_model for role in ROLES}
     assert widths["dense_matched"] < widths["dense"] == widths["sparse"]
 

@@ -139,7 +139,7 @@ def _ratio_names(ratios: Mapping[str, Any]) -> list[str]:
 def _loss_difference(match: Mapping[str, Any]) -> str:
     """How far a column's loss is from the sparse model's, and with its dictionaries in place; unmatched ones are marked."""
     own, spliced = (read_number(match.get(name)) for name in ("difference", "difference_spliced"))
-    text = own.text("loss") + ("" if match.get("how") in ("matched", None) else " (not matched)")
+    text = own.text("loss") + ("" if match.get("how") in ("matched", "interpolated", None) else " (not matched)")
     return text + ("" if spliced.value is None else f", spliced {spliced.text('loss')}")
 
 

@@ -25,6 +25,9 @@ FURTHER = {
         "Dense, best of three bases", "matched best", "Task by task the smallest of neurons, PCA, SVD."
     ),
     "dense_matched_first_training": Term("Dense, loss-matched, one training", "matched 0", "The first training seed alone."),
+    "dense_interpolated_neurons": Term(
+        "Dense, at the sparse loss", "dense, interp.", "Sizes read off between the matched model and the dense twin."
+    ),
     "dense_untrained": Term("SAE before training", "untrained", "Control: a TopK SAE that has learned nothing but the mean."),
     "dense_matched_supervised": Term(
         "Labels' own directions, dense", "labels", "Upper line: a latent for each label, from labels."

@@ -13,7 +13,7 @@ from sparse_lens.comparisons.curves.circuit_curve import CircuitCurve, CurvePoin
 from sparse_lens.comparisons.full.assembly import assemble
 from sparse_lens.comparisons.full.full_jobs import curve_jobs, further_jobs
 from sparse_lens.comparisons.full.full_verdict import _by_size
-from sparse_lens.comparisons.full.headline import BEST_BASIS, FIRST_TRAINING, against_controls, headline
+from sparse_lens.comparisons.full.headline import BEST_BASIS, FIRST_TRAINING, INTERPOLATED, against_controls, headline
 from sparse_lens.comparisons.full.plan import FullPlan, quick_plan
 from sparse_lens.comparisons.jobs import Job
 from sparse_lens.errors import ConfigError
@@ -111,6 +111,20 @@ def test_the_best_basis_is_of_the_seeds_that_all_bases_have() -> None:
     found = headline(columns, specs, {"1": curves(8.0)})
     assert found[BEST_BASIS]["nodes_ratio_at_0.5"].value == pytest.approx(1.0)
     assert (found[FIRST_TRAINING]["bits_ratio_at_0.5"].seeds, found["dense_matched_neurons"]["bits_ratio_at_0.5"].seeds) == (1, 2)
+
+
+def test_a_size_between_two_widths() -> None:
+    """Of logarithms: half of the way from 2 times the size to 8 times is 4 times; no ratio where one of both has none."""
+    columns = curves(2.0)
+    for task, of in columns.items():
+        size = {"a": 2.0, "b": 0.5, "c": 1.0}[task]
+        of["dense_neurons"] = [curve("t", task, 800.0 * size)]
+    specs, halves = [*SPECS, ColumnSpec("dense_neurons", "dense")], {"dense_neurons": 0.5, "dense_matched_neurons": 0.5}
+    found = headline(columns, specs, {"1": curves(1.0)}, halves)[INTERPOLATED]
+    assert found["nodes_ratio_at_0.5"].value == pytest.approx(4.0) and found["nodes_ratio_at_0.5"].seeds == 1
+    columns["a"]["dense_neurons"][0]["points"] = []
+    assert not headline(columns, specs, widths=halves)[INTERPOLATED]["nodes_ratio_at_0.5"].measurable
+    assert INTERPOLATED not in headline(columns, specs) and INTERPOLATED not in headline(curves(1.0), SPECS, widths=halves)
 
 
 def test_further_training_seeds_weigh_the_same() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sparse_lens.comparisons.full.full_verdict import absent, unmatched
-from sparse_lens.comparisons.full.matching import ModelLosses, match_to_base
+from sparse_lens.comparisons.full.matching import ModelLosses, bracketing_widths, interpolated_match, match_to_base
 from sparse_lens.comparisons.full.plan import FullPlan
 from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.results import Result, bootstrap_mean, exact
@@ -50,6 +50,19 @@ def test_circuits_without_error_nodes_are_of_the_model_without_errors() -> None:
     found = match_to_base({"sparse_neurons": base, "whole": own, "ablated": own.without_errors()})
     assert (found["whole"]["how"], found["ablated"]["how"]) == ("matched", "too far apart")
     assert found["ablated"]["difference"].value == pytest.approx(0.28)
+
+
+def test_two_widths_on_either_side_of_the_loss_are_interpolated() -> None:
+    """A quarter of the way from the one 0.1 better to the one 0.3 worse; none where one is matched, or both are worse."""
+    apart = {"sparse_neurons": loss(3.0), "wide": loss(2.9), "narrow": loss(3.3)}
+    widths = bracketing_widths(apart, ["narrow", "wide", "of another pair"])
+    assert widths == {"wide": pytest.approx(0.75), "narrow": pytest.approx(0.25)}
+    assert unmatched({"between": interpolated_match(widths)}) == [
+        "between: no model of this loss, but sizes between those of two (0.75 of wide and 0.25 of narrow), of logarithms."
+    ]
+    near = apart | {"near": loss(3.04)}
+    assert not bracketing_widths(near, ["near", "wide"]) and not bracketing_widths(apart, ["narrow"])
+    assert not bracketing_widths({"wide": loss(2.9)}, ["wide"]) and not bracketing_widths(apart, [])
 
 
 def test_without_the_base_there_is_nothing_to_match_to() -> None:
