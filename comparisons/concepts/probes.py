@@ -7,7 +7,7 @@ decision tree: whether a label sits in one latent, and in that one alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,8 +55,6 @@ def measure_probes(
 def probe_scores(sample: ActivationSample) -> ProbeScores:
     """Probes of all labels on a sample of activations; those named `…_ambiguous` (`with_ambiguous`) have rows of their own.
 
-    These have no FMS, whose trees would be most of the work.
-
     Rows: `probe_accuracy_k<k>` and `_all`, `probe_gap_k<k>` (accuracy above that of one latent), `probe_accuracy_dense` (the whole
     activation that the dictionary reads), `fms` and `fms_5`. The null of an accuracy is that of the best table from token ids.
     """
@@ -65,15 +63,13 @@ def probe_scores(sample: ActivationSample) -> ProbeScores:
         if (examples := sample.examples(label, "latents")) is not None:
             dense = sample.examples(label, "read")
             assert dense is not None
-            per_label[name] = _accuracies(*examples) | {"probe_accuracy_dense": _accuracy(*dense)}
+            per_label[name] = _accuracies(*examples) | {"probe_accuracy_dense": _accuracy(*dense)} | _monosemanticity(*examples)
             per_label[name] |= {"tokens": _token_accuracy(*sample.examples_tokens(label))}
-            if not name.endswith(AMBIGUOUS):
-                per_label[name] |= _monosemanticity(*examples)
     plain = {name: numbers for name, numbers in per_label.items() if not name.endswith(AMBIGUOUS)}
     results = _results(plain)
     if any(name.endswith(AMBIGUOUS) for name in sample.names):
         ambiguous = {name: numbers for name, numbers in per_label.items() if name.endswith(AMBIGUOUS)}
-        results |= {row + AMBIGUOUS: result for row, result in _results(ambiguous, _OF_PROBES).items()}
+        results |= {row + AMBIGUOUS: result for row, result in _results(ambiguous).items()}
     return ProbeScores(results, plain)
 
 
@@ -114,16 +110,14 @@ def _token_accuracy(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray
 
 
 _ACCURACIES = tuple(f"probe_accuracy_{what}" for what in (*(f"k{size}" for size in SIZES), "all", "dense"))
-_OF_PROBES = (*_ACCURACIES, *(f"probe_gap_k{size}" for size in SIZES[1:]))
+_ROWS = (*_ACCURACIES, *(f"probe_gap_k{size}" for size in SIZES[1:]), "fms", f"fms_{REMOVED}")
 
 
-def _results(
-    per_label: Mapping[str, Mapping[str, float]], rows: Sequence[str] = (*_OF_PROBES, "fms", f"fms_{REMOVED}")
-) -> dict[str, Result]:
+def _results(per_label: Mapping[str, Mapping[str, float]]) -> dict[str, Result]:
     if not per_label:
         reason = f"no label has {LEAST_POSITIVES} tokens with and without it among the test examples"
-        return {row: not_measurable(reason) for row in rows}
-    columns = {row: np.array([numbers[row] for numbers in per_label.values()]) for row in (*rows, "tokens")}
+        return {row: not_measurable(reason) for row in _ROWS}
+    columns = {row: np.array([numbers[row] for numbers in per_label.values()]) for row in (*_ROWS, "tokens")}
     chance = float(columns["tokens"].mean())
-    found = {row: bootstrap_mean(columns[row], null=chance if row in _ACCURACIES else None) for row in rows}
+    found = {row: bootstrap_mean(columns[row], null=chance if row in _ACCURACIES else None) for row in _ROWS}
     return found | {"probe_labels": exact(len(per_label))}

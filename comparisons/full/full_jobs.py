@@ -18,7 +18,10 @@ from sparse_lens.comparisons.pair import ModelPair
 _CELLS = "sparse_lens.comparisons.full.cells"
 
 _ROWS = "rows 2"
-"""Raised when what a row or a matching computes changes, so that older records are not taken for its."""
+"""Raised when what all rows and matchings compute changes, so that older records are not taken for theirs."""
+
+_CHANGED = {"probes": "FMS on token-ambiguous positions"}
+"""What a row gives beside what it gave at first: its older records are computed anew."""
 
 FRONTIER_ROWS = ("reconstruction", "activation", "concepts", "superposition")
 
@@ -101,9 +104,10 @@ def row_jobs(pair: ModelPair, plan: FullPlan, specs: Iterable[ColumnSpec], rows:
     for spec in _measured(specs):
         if spec.basis not in OWN_UNITS:
             continue
-        depends = [*fingerprints(pair, spec), *labels_read(pair.address), _ROWS]
+        reads = [*fingerprints(pair, spec), *labels_read(pair.address), _ROWS]
         for layer in plan.layers(shape_of(pair.address, spec.model).layers):
             for row in rows:
+                depends = [*reads, *([_CHANGED[row]] if row in _CHANGED else [])]
                 if row == WEIGHTS and spec.basis != "neurons":
                     continue
                 for seed in range(max(1, len(spec.dictionaries))):

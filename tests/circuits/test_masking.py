@@ -97,6 +97,26 @@ def test_a_dictionary_that_keeps_everything_changes_nothing() -> None:
     torch.testing.assert_close(logits, bridge(TOKENS), atol=1e-5, rtol=0)
 
 
+def test_splicing_where_activations_are_sparse(model: tuple[Any, Any, Any]) -> None:
+    """Behind AbsTopK: zeros stay zeros through an identity, and any dictionary with its error changes no logit and no gradient."""
+    bridge, space, _ = model
+    site = next(site for site in space.sites if site.name == "mlp_neuron.0")
+    clean = bridge(TOKENS)
+    plain: dict[str, torch.Tensor] = {}
+    with bridge.hooks(bwd_hooks=[(site.hook, lambda gradient, hook: plain.__setitem__(hook.name, gradient.clone()))]):
+        bridge(TOKENS)[:, -1, 3].sum().backward()
+    rotated = RotationDictionary(random_rotation(site.n_nodes, seed=1), site.hook)
+    for dictionary in (IdentityDictionary(site.n_nodes, site.hook), rotated):
+        with splice(bridge, [dictionary]) as sites:
+            logits = bridge(TOKENS)
+            logits[:, -1, 3].sum().backward()
+        found = sites[dictionary.name]
+        torch.testing.assert_close(logits, clean, atol=0, rtol=0)
+        torch.testing.assert_close(found.error.grad, plain[site.hook], atol=1e-7, rtol=1e-6)
+        if isinstance(dictionary, IdentityDictionary):
+            assert float((found.latents == 0).float().mean()) >= 0.5
+
+
 def test_mask_gradient_equals_finite_differences() -> None:
     """Through two layers at once, for a real-valued mask."""
     bridge = random_bridge().to(torch.float64)

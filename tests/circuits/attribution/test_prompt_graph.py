@@ -13,7 +13,8 @@ from sparse_lens import load
 from sparse_lens.circuits import AttributionGraph, Circuit, mean_reference, node_space, read_graph_json, write_graph_json
 from sparse_lens.circuits.attribution.direct_effects import linear_run
 from sparse_lens.circuits.attribution.prompt_graph import attribute_prompt
-from sparse_lens.circuits.exchange.attribution_graph import GraphNode
+from sparse_lens.circuits.attribution.prompt_nodes import shown_from
+from sparse_lens.circuits.exchange.attribution_graph import GraphEdge, GraphNode
 from sparse_lens.circuits.sites import full_mask, model_fingerprint
 from sparse_lens.dictionaries import RotationDictionary
 from sparse_lens.errors import CircuitError
@@ -166,6 +167,17 @@ def test_influence() -> None:
         return {(n.site, n.layer, n.position, n.channel) for n in graph.nodes if n.kind == "feature"}
 
     assert 0 < len(named(few)) < len(named(many)) and named(few) <= named(many)
+
+
+def test_influence_in_a_chain_and_in_a_fork() -> None:
+    """0 -> 1 -> target: both have all of it: the last column of the known influence matrix [[0, 1, 1], [0, 0, 1], [0, 0, 0]].
+
+    In the fork 0 and 1 -> 2 -> target with weights 3 and -1, the middle has 1, the others 3/4 and 1/4: shown from 1/2, 7/8, 1.
+    """
+    chain = [GraphEdge(0, 1, -2.0), GraphEdge(1, 2, 5.0)]
+    assert shown_from(chain, 3, [1.0]) == pytest.approx([1 / 2, 1.0])
+    fork = [GraphEdge(0, 2, 3.0), GraphEdge(1, 2, -1.0), GraphEdge(2, 3, 0.1)]
+    assert shown_from(fork, 4, [-1.0]) == pytest.approx([7 / 8, 1.0, 1 / 2])
 
 
 @pytest.mark.parametrize("architecture", ["GPT2LMHeadModel", "LlamaForCausalLM"])

@@ -56,6 +56,8 @@ def test_probes(data: LabelledTokens, kept: tuple[int, ...], lowest: float, high
     assert found.results["probe_accuracy_k1"].value > 0.8 and set(found.per_label) == {"label", "word"}
     assert lowest <= found.results["probe_accuracy_k1_ambiguous"].value <= highest
     assert found.results["probe_labels_ambiguous"].value == 1
+    monosemantic = found.results["fms_ambiguous"].value or 0.0
+    assert monosemantic > 0.9 if 1 in kept else monosemantic < 0.4
 
 
 def test_separability_and_units(data: LabelledTokens) -> None:
