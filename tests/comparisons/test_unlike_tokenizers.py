@@ -8,12 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from sparse_lens.circuits import SearchConfig
 from sparse_lens.comparisons import ModelPair, compare
+from sparse_lens.comparisons.column_specs import ColumnSpec
+from sparse_lens.comparisons.concepts.labelled_tokens import label_pair
+from sparse_lens.comparisons.full import cells, quick_plan
+from sparse_lens.comparisons.full.full_jobs import correspondence_jobs
+from sparse_lens.comparisons.full.full_verdict import left_out
 from sparse_lens.comparisons.reading import reading_windows
 from sparse_lens.data import load_tokenizer
 from sparse_lens.hooks import load
+from sparse_lens.models import CircuitGPTConfig, CircuitGPTForCausalLM
 from sparse_lens.tasks import get_task
 
 QUICK = SearchConfig(steps=6, search_pairs=32, evaluation_pairs=16, evaluations=4)
@@ -40,6 +47,63 @@ def renumbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     (folder / "tokenizer_config.json").write_text((source / "tokenizer_config.json").read_text())
     return folder
+
+
+@pytest.fixture(scope="module")
+def other_merges(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of the pair's depth with merges and pre-tokenization of its own: tokens end elsewhere in the text."""
+    folder, pair = tmp_path_factory.mktemp("models") / "merged", ModelPair.open()
+    source = pair.model_folder("dense_matched")
+    texts = load_tokenizer(source).decode_batch(pair.windows["heldout"].tolist(), skip_special_tokens=True)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"])
+    tokenizer.train_from_iterator(texts, trainer)
+    config = load(source).original_model.config
+    fields = {name: getattr(config, name) for name in ("n_layer", "n_head", "d_model", "d_mlp", "block_size", "rms_norm")}
+    torch.manual_seed(0)
+    CircuitGPTForCausalLM(CircuitGPTConfig(vocab_size=500, tied_unembed=False, **fields)).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text((source / "tokenizer_config.json").read_text())
+    return folder
+
+
+def test_other_merges_read_the_same_text(other_merges: Path) -> None:
+    """Windows are cut from the same text, at other places."""
+    pair = ModelPair.open().with_models(dense_matched=other_merges)
+    own, new = load_tokenizer(pair.model_folder("sparse")), load_tokenizer(other_merges)
+    windows = pair.windows_of("dense_matched")["heldout"]
+    texts = own.decode_batch(pair.windows["heldout"].tolist(), skip_special_tokens=True)
+    again = new.decode_batch(windows.tolist(), skip_special_tokens=True)
+    assert windows.max() < 500 and len(again) >= 0.9 * len(texts)
+    assert all(any(text.strip("\ufffd").startswith(cut.strip("\ufffd")) for text in texts) for cut in again)
+    assert all(own.encode(text).tokens != new.encode(text).tokens for text in texts[:8])
+
+
+def test_labels_are_the_texts_whatever_the_merges(other_merges: Path) -> None:
+    """Of the same files, about the same share of the text is in strings and comments, and brackets are brackets."""
+    pair = ModelPair.open().with_models(dense_matched=other_merges)
+    both = {role: label_pair(pair, role, max_files=4) for role in ("sparse", "dense_matched")}
+    shares = {}
+    for role, labelled in both.items():
+        decode, column = load_tokenizer(pair.model_folder(role)), labelled.names.index("in_string")
+        inside = labelled.labels[..., column] == 1
+        shares[role] = [len(decode.decode(labelled.tokens[at].tolist())) for at in (inside, labelled.labels[..., column] == 0)]
+    own, other = (inside / (inside + outside) for inside, outside in shares.values())
+    assert own == pytest.approx(other, abs=0.03) and own > 0.05
+
+
+def test_rows_of_a_model_with_other_merges(other_merges: Path) -> None:
+    """Those that read its own labels have numbers; matching units token by token is left out, by name, and so is its loss."""
+    pair = ModelPair.open().with_models(dense_matched=other_merges)
+    column = ColumnSpec("dense_matched_neurons", "dense_matched")
+    found = cells.row_cell(pair.address, column.to_plain(), "concepts", 0, tokens=6_400)
+    assert found["coverage_f1"].value is not None and found["coverage_f1"].value > 0.02
+    specs = [ColumnSpec("sparse_neurons", "sparse"), ColumnSpec("dense_neurons", "dense"), column]
+    matched = {job.arguments["second"]["name"] for job in correspondence_jobs(pair, quick_plan(), specs)}
+    assert matched == {"dense_neurons"}
+    assert any("dense_matched_neurons" in sentence for sentence in left_out({}, {"correspondence": {"dense_neurons": {}}}, specs))
 
 
 def test_windows_hold_the_same_text(renumbered: Path) -> None:
