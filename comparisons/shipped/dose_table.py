@@ -1,6 +1,6 @@
 """Dose and response on models of one loss: what of the measures moves with the density of weights?
 
-    for model in 2.5-256 5-160 5-224 10-96 10-160 20-64 20-128 100-32 100-64; do for seed in 0 1 2
+    for model in 2.5-256 5-96 5-160 10-64 10-96 20-64 20-128 100-32 100-64; do for seed in 0 1 2
     do sparse-lens train --recipe dose-$model --seed $seed --corpus python --out doses/dose-$model-seed$seed; done; done
     python -m sparse_lens.comparisons.shipped.dose_table doses/* --target dose-2.5-256 \
         --out docs/doses --page docs/pages/claims-details.md

@@ -152,7 +152,7 @@ def _smoke() -> list[TrainingConfig]:
     ]
 
 
-_WIDTHS = {"2.5": (256,), "5": (160, 224), "10": (96, 160), "20": (64, 128), "100": (32, 64)}
+_WIDTHS = {"2.5": (256,), "5": (96, 160), "10": (64, 96), "20": (64, 128), "100": (32, 64)}
 """Widths at a density, in percent, whose losses lie on either side of that of the widest model."""
 
 
