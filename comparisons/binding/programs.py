@@ -102,7 +102,7 @@ def _question(kind: str, name: str) -> str:
 def usable_names(tokenizer: Any, kind: str) -> tuple[str, ...]:
     """The names that are the same single token of this tokenizer at the start of a line and in the question.
 
-    Raises `DataError` if there are fewer than 16 or an answer of the kind is not one token, `UnknownNameError` for another kind.
+    Raises `DataError` if there are fewer than 18 or an answer of the kind is not one token, `UnknownNameError` for another kind.
     """
     if kind not in KINDS:
         raise UnknownNameError("kind of binding", kind, KINDS)

@@ -162,9 +162,11 @@ def picture_network_fracture(npz_path: str | Path) -> float:
 
 
 def picture_fracture(
-    network: PictureNetwork, *, units: str = "unit", size: int = 64, n_weights: int = 100, seed: int = 0
+    network: PictureNetwork, *, units: str = "unit", size: int = 64, n_weights: int = 100, seed: int = 0, upside_down: bool = False
 ) -> dict[str, Result]:
     """`Fracture.results` of a picture network on `size` x `size` pixels, left against right, with 6 x 6 patches as behaviours.
+
+    `upside_down` takes top against bottom, the control: along an axis in which a picture is not symmetric nothing can be alike.
 
     `units`: a `unit` is a hidden one, whose outgoing weights are halved; of `weight`, `n_weights` nonzero ones drawn at random grow
     by half.
@@ -172,9 +174,10 @@ def picture_fracture(
     """
     if size < _PATCHES or size % 2:
         raise ConfigError(f"a picture needs an even size of at least {_PATCHES} to be mirrored, got {size}")
-    picture = torch.from_numpy(network.draw(size))
+    turned = (1, 0, 2) if upside_down else (0, 1, 2)
+    picture = torch.from_numpy(network.draw(size)).permute(turned)
     pictures = network.perturbed(units, size, n_weights=n_weights, seed=seed)
-    changed = [torch.from_numpy(other) - picture for other in pictures]
+    changed = [torch.from_numpy(other).permute(turned) - picture for other in pictures]
     patch = torch.arange(size) * _PATCHES // size
     behaviour = (patch[:, None] * _PATCHES + patch)[..., None].expand(picture.shape)
     sums = FractureSums(len(changed), _PATCHES**2)

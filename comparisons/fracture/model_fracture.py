@@ -40,6 +40,9 @@ OUTPUT_KL = 1e-4
 _LIVE = 1e-9
 """Share of the output's energy below which an effect of a perturbation as small is rounding."""
 
+_GATE_PAIRS = 64
+"""Pairs of prompts that decide whether a model does a task: more than are perturbed, which would decide by luck."""
+
 _CALIBRATED_ON, _CALIBRATIONS, _CLOSE, _STRONGEST = 1, 4, 0.1, 64.0
 _MEASURES = ("mirror_fracture", "renamed_fracture", "effective_dimension", "entanglement")
 
@@ -78,7 +81,7 @@ def fracture_index(
     if units not in UNITS:
         raise UnknownNameError("kind of unit", units, UNITS)
     config = config or FractureConfig()
-    passed = [task for task in tasks if _accuracy(bridge, task, config) >= gate]
+    passed = [task for task in tasks if _accuracy(bridge, task, config.seed) >= gate]
     if not passed:
         return _failed(f"none of {', '.join(tasks)} is done with an accuracy of {gate:g}")
     found = _measured(bridge, dictionary, passed, config, units)
@@ -118,7 +121,7 @@ def fracture_table(
     weights shuffled, without the gate, which such a model cannot pass. No mask is learned, so there is none to draw at random.
     """
     config = config or FractureConfig()
-    done = [task for task in tasks if all(_accuracy(bridge, task, config) >= ACCURACY_GATE for bridge, _ in columns.values())]
+    done = [task for task in tasks if all(_accuracy(bridge, task, config.seed) >= ACCURACY_GATE for bridge, _ in columns.values())]
     if not done:
         none = f"no task of {', '.join(tasks)} is done with an accuracy of {ACCURACY_GATE:g} by every column"
         return {name: _failed(none) for name in columns}
@@ -134,8 +137,8 @@ def fracture_table(
     return found
 
 
-def _accuracy(bridge: Any, task: str, config: FractureConfig) -> float:
-    return answers_of(bridge, sample_instances(bridge, [task], n_pairs=config.n_pairs, seed=config.seed)).accuracy
+def _accuracy(bridge: Any, task: str, seed: int) -> float:
+    return answers_of(bridge, sample_instances(bridge, [task], n_pairs=_GATE_PAIRS, seed=seed)).accuracy
 
 
 def _sums(

@@ -18,8 +18,9 @@ class Claim:
 
     `against` is a fixed number that the sparse model is held against in place of the dense one; `beyond` one that its own value
     must lie beyond, too, in the same direction, for the claim to be supported. `beside` are metrics to read it with: they are
-    printed and decide nothing. `unit` is what the metric counts. `source` names who makes the claim. `only_if` is the reason a
-    default run cannot measure it, if there is one.
+    printed and decide nothing; in a name `*` stands for anything. `alike` is one that has to be the same number on every seed.
+    `unit` is what the metric counts. `source` names who makes the claim. `only_if` is the reason a default run cannot measure
+    it, if there is one, and `elsewhere` where it has a number when a run has none.
     """
 
     id: str
@@ -34,11 +35,16 @@ class Claim:
     beyond: float | None = None
     beside: tuple[str, ...] = ()
     unit: str = ""
+    alike: str = ""
     only_if: str = ""
+    elsewhere: str = ""
 
 
 ARM_CLAIMS = ("COMP", "EASE", "FRACTURE")
 """What an arm, such as a pruned dense model, is held against the sparse model in."""
+
+DISENTANGLING = ("T1a-dose", "MONO", "CONCEPTS", "T3b", "COMP", "EASE", "FRACTURE", "ENTANGLE")
+"""The claims whose cells ALWAYS looks at."""
 
 
 def arm_claim(claim: Claim, arm: str) -> Claim:
@@ -95,7 +101,7 @@ CLAIMS = (
         "durable",
         "arXiv:2603.03415",
         *("robustness", "loss_slope", "sparse", ("random_weights",)),
-        beside=("d_abl_slope",),
+        beside=("accuracy_*_slope", "d_abl_slope"),
         unit="nats of loss per nat of surprise of a third model",
     ),
     Claim(
@@ -127,6 +133,7 @@ CLAIMS = (
         "durable",
         "arXiv:2301.10884",
         *("compositionality", "d_abl", "dense", ("random_weights", "random_mask")),
+        beside=("d_sub", "random_weights_d_sub", "random_weights_kept_share"),
         unit="D_abl, which is negative where a subroutine can be removed alone",
     ),
     Claim(
@@ -143,7 +150,7 @@ CLAIMS = (
         "durable",
         "arXiv:2505.11581",
         *("fracture", "mirror_fracture", "dense"),
-        beside=("renamed_fracture",),
+        beside=("renamed_fracture", "probe_accuracy", "output_kl"),
         unit="fracture index F, 0 to 2",
     ),
     Claim(
@@ -152,6 +159,8 @@ CLAIMS = (
         "durable",
         "arXiv:2505.11581, arXiv:2511.13653",
         *("fracture", "entanglement", "dense"),
+        beside=("tasks",),
+        alike="tasks",
         unit="share of the tasks that a neuron moves",
     ),
     Claim(
@@ -161,6 +170,7 @@ CLAIMS = (
         "arXiv:2310.17191, arXiv:2505.20896",
         *("binding", "representation", "sparse", ()),
         unit="flips and restorations under swaps, less those of random vectors of equal norm",
+        elsewhere="the pair `binding` is trained for it: --pair binding --only BIND, whose claims.json --kept reads",
     ),
     Claim(
         "SHIFT",

@@ -15,6 +15,7 @@ _CHANGED = {
     "robustness": "scores of tasks and masks",
     "circuits": "those that reach the target, by task",
     "compositionality": "random masks of both subroutines",
+    "fracture": "tasks that pass on 64 pairs",
 }
 """What a measure gives beside what it gave at first: its older cells are computed anew."""
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 
 from sparse_lens.comparisons.circuit_sizes import over_seeds
 from sparse_lens.comparisons.compositionality import SUBROUTINES
-from sparse_lens.comparisons.instrument.claim import CLAIMS, Claim
+from sparse_lens.comparisons.instrument.claim import CLAIMS, DISENTANGLING, Claim
 from sparse_lens.comparisons.instrument.literature import Item, Literature
 from sparse_lens.comparisons.instrument.measuring import ON_TASK, Measured
 from sparse_lens.comparisons.instrument.verdicts import FEWEST_SEEDS, Judgement, Verdict, difference_over_seeds, judge, undecidable
@@ -85,17 +86,36 @@ def _by_difference(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
     judgement = judge(sparse, dense, loss_gaps=loss_gaps(seeds_with), larger=claim.larger, controls=controls)
     reasons = {result.reason for side in sides.values() for result in side if result.reason}
     if judgement.verdict == "not measurable" and reasons:
-        judgement = Judgement("not measurable", judgement.difference, (*judgement.reasons, *sorted(reasons)))
-    judgement = _own_side(claim, judgement, sparse)
+        told = (*judgement.reasons, *sorted(reasons), *([claim.elsewhere] if claim.elsewhere else []))
+        judgement = Judgement("not measurable", judgement.difference, told)
+    judgement = _own_side(claim, _on_alike_seeds(claim, judgement, seeds_with), sparse)
     shown = {name: difference_over_seeds([value for value in values if value is not None]) for name, values in controls.items()}
-    beside = tuple(_beside(claim.measure, name, seeds_with) for name in claim.beside)
+    beside = tuple(_beside(claim.measure, name, seeds_with) for name in _names(claim, seeds_with))
     return ClaimRow(claim, judgement, _over_seeds(sides["sparse"]), _over_seeds(sides["dense"]), shown, beside)
+
+
+def _names(claim: Claim, seeds: Sequence[Seed]) -> list[str]:
+    """The metrics beside a claim by their full names, those that no seed has among them."""
+    measured = sorted({name for seed in seeds for of in seed[claim.measure].values() for name in of})
+    return [name for asked in claim.beside for name in ([one for one in measured if fnmatchcase(one, asked)] or [asked])]
 
 
 def _beside(measure: str, name: str, seeds: Sequence[Seed]) -> str:
     """A metric in words, in both models."""
     sparse, dense = (_over_seeds([seed[measure][role].get(name, NOTHING) for seed in seeds]) for role in ("sparse", "dense"))
     return f"{name}: {sparse} in the sparse model, {dense} in the dense one"
+
+
+def _on_alike_seeds(claim: Claim, judgement: Judgement, seeds: Sequence[Seed]) -> Judgement:
+    """The judgement, unless what has to be the same on every seed is not: a share of four tasks is no share of five."""
+    if not claim.alike:
+        return judgement
+    counts = [_number(seed, claim.measure, role, claim.alike, np.nan) for seed in seeds for role in ("sparse", "dense")]
+    found = sorted({count for count in counts if np.isfinite(count)})
+    if len(found) < 2:
+        return judgement
+    told = f"{claim.alike} differ between training seeds: {', '.join(f'{count:g}' for count in found)}"
+    return Judgement("not measurable", judgement.difference, (told,))
 
 
 def _own_side(claim: Claim, judgement: Judgement, sparse: Sequence[float | None]) -> Judgement:
@@ -199,7 +219,7 @@ def _always(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
     """One cell whose seed average is not better in the sparse model ends the claim; they are all printed.
 
     Cells are the measures and, where a measure is known by task or subroutine, each of these; those with a number in enough
-    training seeds count. Of two models that are the same no cell is better: they end it, too.
+    training seeds count. A cell in which both models are exactly alike ends nothing.
     """
     if reasons := undecidable(loss_gaps(seeds)):
         return ClaimRow(claim, Judgement("not measurable", NOTHING, tuple(reasons)))
@@ -211,7 +231,7 @@ def _always(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
         if value is None or counted < FEWEST_SEEDS:
             continue
         judged += 1
-        if value == 0 or (value > 0) != (cell.larger == "sparse"):
+        if value != 0 and (value > 0) != (cell.larger == "sparse"):
             worse.append(f"{cell.id} ({cell.metric}): {row.sparse} in the sparse model, {row.dense} in the dense one")
     if not judged:
         few = f"no measure has a number on both sides in {FEWEST_SEEDS} training seeds"
@@ -227,7 +247,7 @@ def _cells(seeds: Sequence[Seed]) -> list[Claim]:
     """The disentangling claims, and each of them again on every task and subroutine that any model has a number for."""
     found = []
     for claim in CLAIMS:
-        if claim.id in _DISENTANGLING:
+        if claim.id in DISENTANGLING:
             measured = {name for seed in seeds for of in seed.get(claim.measure, {}).values() for name in of}
             parts = {name for name in measured if name.startswith(claim.metric + ON_TASK)}
             parts |= {f"{subroutine}_{claim.metric}" for subroutine in SUBROUTINES} & measured
@@ -235,7 +255,6 @@ def _cells(seeds: Sequence[Seed]) -> list[Claim]:
     return found
 
 
-_DISENTANGLING = ("T1a-dose", "MONO", "CONCEPTS", "T3b", "COMP", "EASE", "FRACTURE", "ENTANGLE")
 _OTHERWISE: dict[str, Callable[[Claim, Sequence[Seed]], ClaimRow]] = {
     "T2": _coexistence,
     "T3b": _smaller_circuits,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_lens.comparisons.instrument.claim import ARM_CLAIMS, CLAIMS, Claim, arm_claim
+from sparse_lens.comparisons.instrument.claim import ARM_CLAIMS, CLAIMS, DISENTANGLING, Claim, arm_claim
 from sparse_lens.comparisons.instrument.kept_rows import read_kept, with_kept
 from sparse_lens.comparisons.instrument.literature import Literature, read_literature
 from sparse_lens.comparisons.instrument.measuring import ROLES
@@ -82,7 +82,8 @@ def claims(
     their order; it takes the dense model's place in the claim T1b. `kept` are files with rows of other runs, on models trained for
     a claim: where this run cannot measure one, they are put in. `smoke` reads the first pair alone, with as little as runs
     everything: nothing can be learned from it. Cells are kept in the folder `cache`, and a run that was stopped goes on. Raises
-    `UnknownNameError` for another id, and what `ModelPair.open`, `read_literature`, `read_kept` and `run_jobs` raise.
+    `UnknownNameError` for another id, `ConfigError` for a model in other tokens than its pair's windows (most measures read both
+    models token by token), and what `ModelPair.open`, `read_literature`, `read_kept` and `run_jobs` raise.
     """
     chosen = choose_claims(only)
     known = read_literature(literature)
@@ -93,6 +94,8 @@ def claims(
     of_arm = [claim for claim in CLAIMS if claim.id in ARM_CLAIMS]
     groups = {arm: (_with_arm(pairs, arm, of[: 1 if smoke else None]), of_arm) for arm, of in (arms or {}).items()}
     groups = {"": (pairs, chosen)} | groups
+    for opened, _ in groups.values():
+        _check_tokens(opened)
     jobs = [job for opened, asked in groups.values() for one in opened for job in _jobs(one, asked, smoke=smoke)]
     found = dict(zip([job.fingerprint for job in jobs], run_jobs(jobs, cache, workers=workers, progress=progress), strict=True))
     measured = {arm: tuple(_seed(one, asked, found, smoke=smoke) for one in opened) for arm, (opened, asked) in groups.items()}
@@ -104,6 +107,16 @@ def claims(
         own = claim_rows(seeds, known, [arm_claim(claim, arm) for claim in of_arm])
         rows += [replace(row, found=(*row.found, *told)) for row in own]
     return Report(tuple(rows), _scope(pairs, measured[""], smoke=smoke), measured[""], known, command, of_arms)
+
+
+def _check_tokens(pairs: Sequence[ModelPair]) -> None:
+    for pair in pairs:
+        for own in ROLES.values():
+            if not pair.shares_tokens(own):
+                raise ConfigError(
+                    f"{pair.model_name(own)} has another tokenizer than the pair {pair.name!r}, whose windows all measures read "
+                    "token by token; claims compare models of one tokenizer: give a pair.json with windows in theirs"
+                )
 
 
 def choose_claims(only: Sequence[str] | None) -> list[Claim]:
@@ -158,7 +171,8 @@ def _with_arm(pairs: Sequence[ModelPair], arm: str, folders: Sequence[str | Path
 
 def needed_measures(chosen: Sequence[Claim]) -> list[str]:
     """The measures that the chosen claims rest on, the losses first."""
-    derived = {"T2": ("superposition", "circuits"), "ALWAYS": tuple(claim.measure for claim in CLAIMS if claim.measure)}
+    disentangling = tuple(claim.measure for claim in CLAIMS if claim.id in DISENTANGLING)
+    derived = {"T2": ("superposition", "circuits"), "ALWAYS": disentangling}
     names = [name for claim in chosen for name in (derived.get(claim.id, (claim.measure,) if claim.measure else ()))]
     return ["losses", *dict.fromkeys(names)]
 

@@ -1,8 +1,9 @@
 """Structure against capacity: what a fixed mask, a learned mask and a narrow dense model make of the same number of weights.
 
-EASE, a linear model with one constraint, beats deep autoencoders of far more capacity: "structural bias over capacity"
-(arXiv:1905.03375, section 5). Here the same is asked of language models: at equal nonzeros and equal tokens, does it matter which
-weights there are? A fixed mask is drawn before training, a learned one is found in it, a narrow dense model spends every weight.
+EASE, a linear model with one constraint, is said to do as well as deep autoencoders of far more capacity on some data:
+"structural bias over capacity" (arXiv:1905.03375, section 5, at second hand). Here the same is asked of language models: at
+equal nonzeros and equal tokens, does it matter which weights there are? A fixed mask is drawn before training, a learned one is
+found in it, a narrow dense model spends every weight.
 """
 
 from __future__ import annotations

@@ -111,8 +111,16 @@ def feature_predictability(
     """Predictability of features held in memory: fitted on `train`, scored on `test` about the means and scales of `train`.
 
     Without a `lam` (of the products of the columns as they are after centering and scaling) the first half of `test` chooses it and
-    the rest is scored. The original EASE is not centered. Raises `DataError` for features that do not vary in `train`.
+    the rest is scored. The original EASE is not centered. Raises `DataError` for features that do not vary in `train`, values that
+    are not finite, and parts of unequal width.
     """
+    if train.shape[1:] != test.shape[1:] or train.ndim != 2:
+        raise DataError(
+            f"train and test are [token, feature] of the same features, got {tuple(train.shape)} and {tuple(test.shape)}"
+        )
+    for name, part in (("train", train), ("test", test)):
+        if broken := int((~part.isfinite()).any(1).sum()):
+            raise DataError(f"{broken} tokens of {name} have features that are NaN or infinite; leave them out")
     n_choose = 0 if lam is not None else len(test) // 2
     sums = [FeatureSums.of(part) for part in (train, test[:n_choose], test[n_choose:])]
     everything = torch.arange(train.shape[1])

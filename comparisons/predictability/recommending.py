@@ -13,7 +13,7 @@ from sparse_lens.comparisons.predictability.ridge import RECBOLE_LAM, ease
 from sparse_lens.errors import DataError
 from sparse_lens.results import Result, bootstrap_mean, exact
 
-_MOST_BYTES = 1 << 28
+_MOST_BYTES, _MOST_ENTRIES = 1 << 28, 1 << 28
 _RECALL_AT, _NDCG_AT = (20, 50), 100
 
 
@@ -34,7 +34,10 @@ def read_ratings(path: str | Path, *, least: float = 0.0) -> Float[np.ndarray, "
     except (OSError, ValueError) as error:
         raise DataError(f"{file} is no table of user, item and rating between tabs: {error}") from error
     user, item = (_numbered(names) for names in (users, items))
-    matrix = np.zeros((user.max() + 1, item.max() + 1))
+    n_users, n_items = int(user.max()) + 1, int(item.max()) + 1
+    if n_users * n_items > _MOST_ENTRIES:
+        raise DataError(f"{file} has {n_users:,} users and {n_items:,} items, a matrix of more than {_MOST_ENTRIES:,} entries")
+    matrix = np.zeros((n_users, n_items))
     matrix[user[kept], item[kept]] = 1
     return matrix
 

@@ -28,15 +28,17 @@ _COLUMNS = 512
 def ease(interactions: Any, lam: float = RECBOLE_LAM) -> Float[Tensor, "item item"]:
     """The weights `B` (float64) of the recommender: `interactions @ B` scores every item for every user.
 
-    `interactions` `[user, item]` is a tensor, an array, or a SciPy sparse matrix; it is taken as it is, not centered. `lam` is the
-    ridge, in units of squared interactions. Raises `DataError` for another shape, values that are not finite, and a `lam` at which
-    the solution is not unique.
+    `interactions` `[user, item]` is a tensor, an array, or a SciPy sparse matrix, of numbers or Booleans; it is taken as it is,
+    not centered. `lam` is the ridge, in units of squared interactions. Raises `DataError` for another shape, values that are
+    not finite, and a `lam` at which the solution is not unique.
 
     Example: `scores = X @ ease(X).numpy()`.
     """
     if getattr(interactions, "ndim", None) != 2:
         raise DataError(f"interactions are a matrix [user, item], got {type(interactions).__name__}; give one row for each user")
-    gram = interactions.T @ interactions
+    # Products of Booleans are Booleans, and those of small integers overflow.
+    wide = interactions.double() if isinstance(interactions, Tensor) else interactions.astype(np.float64)
+    gram = wide.T @ wide
     dense = gram.toarray() if hasattr(gram, "toarray") else gram
     return zero_diagonal_ridge(torch.as_tensor(np.asarray(dense), dtype=torch.float64), lam).weights
 

@@ -154,7 +154,7 @@ def test_published_networks_draw_their_pictures(name: str) -> None:
         image = arrays["image64"]
     network = read_picture_network(PUBLISHED / f"{name}.npz")
     np.testing.assert_allclose(network.draw(64), image, atol=1e-6)
-    np.testing.assert_allclose(network.rotated(1).draw(64), image, atol=1e-6)
+    np.testing.assert_allclose(network.rotated(1).draw(64), network.draw(64), atol=1e-12)
 
 
 @needs_published
@@ -172,6 +172,25 @@ def test_evolved_networks_are_less_fractured_and_entangled(picture: str) -> None
             assert value == pytest.approx(figure, abs=allowed)
     evolved, trained = found.values()
     assert all(low < high for low, high in zip(evolved, trained, strict=True))
+
+
+@needs_published
+@pytest.mark.parametrize("name", FIGURES)
+def test_nothing_is_alike_along_an_axis_without_symmetry(name: str) -> None:
+    """Known answer of the reference: .89 to .98 for all of them, top against bottom, by weight; here .88 to .99 on 32 pixels."""
+    network = read_picture_network(PUBLISHED / f"{name}.npz")
+    found = picture_fracture(network, units="weight", size=32, upside_down=True)["fracture"].value
+    assert found == pytest.approx(0.935, abs=0.065)
+
+
+@needs_published
+def test_the_published_facts() -> None:
+    """Shares of nonzero weights 2.7 and 3.5 %, and pictures of a pair that differ by 4e-4 and 3e-4 (mean square)."""
+    for picture, share, apart in (("skull", 0.027, 4e-4), ("butterfly", 0.035, 3e-4)):
+        evolved, trained = (read_picture_network(PUBLISHED / f"{kind}_{picture}.npz") for kind in ("picbreeder", "sgd"))
+        nonzero = [np.concatenate([weight.ravel() != 0 for weight in of.weights]).mean() for of in (evolved, trained)]
+        assert nonzero[0] == pytest.approx(share, abs=0.0005) and nonzero[1] > 0.999
+        assert np.square(evolved.draw(64) - trained.draw(64)).mean() == pytest.approx(apart, abs=0.6e-4)
 
 
 @needs_published

@@ -121,6 +121,14 @@ def test_a_constant_feature_in_memory_is_refused() -> None:
         feature_predictability(data, data, lam=1.0)
     with pytest.raises(DataError, match="choose the ridge"):
         feature_predictability(drawn(50, 3), drawn(1, 3))
+    for wrong in (drawn(50, 4), drawn(50, 2)):
+        with pytest.raises(DataError, match="the same features"):
+            feature_predictability(drawn(50, 3), wrong)
+    broken = drawn(50, 3)
+    broken[7, 0] = torch.nan
+    for parts in ((broken, drawn(50, 3)), (drawn(50, 3), broken)):
+        with pytest.raises(DataError, match="1 tokens of"):
+            feature_predictability(*parts)
 
 
 def test_windows_are_shared_out_by_what_is_in_them() -> None:

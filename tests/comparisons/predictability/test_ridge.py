@@ -49,6 +49,8 @@ def test_orthonormal_columns_predict_nothing_and_copies_everything() -> None:
     twice = torch.cat([drawn(100, 3), drawn(100, 3)[:, :1]], 1)
     B = ease(twice, 1e-6)
     assert B[0, 3] == pytest.approx(1, abs=1e-6) and B[3, 0] == pytest.approx(1, abs=1e-6)
+    left = (twice - twice @ B).square().sum(0) / twice.square().sum(0)
+    assert float(left[[0, 3]].max()) < 1e-12, "of both nothing is left to predict"
     with pytest.raises(DataError, match="not unique"):
         ease(twice, 0.0)
 
@@ -62,6 +64,9 @@ def test_arrays_tensors_and_sparse_matrices_are_the_same() -> None:
     dense = ease(X, 5.0)
     assert torch.equal(dense, ease(torch.from_numpy(X), 5.0))
     torch.testing.assert_close(dense, ease(csr_matrix(X), 5.0))
+    many = np.tile(X, (7, 1))  # 420 users: what two items share does not fit into eight bits
+    for same in (many > 0, torch.from_numpy(many > 0), csr_matrix(many > 0), many.astype(np.int8), many.astype(np.uint8)):
+        torch.testing.assert_close(ease(same, 5.0), ease(many, 5.0))
     assert float(dense[4].abs().max()) == float(dense[:, 4].abs().max()) == 0
 
 
@@ -70,6 +75,14 @@ def test_what_is_no_matrix_of_numbers_is_refused(bad: object) -> None:
     """NaN, a vector, text."""
     with pytest.raises(DataError):
         ease(bad, 1.0)
+
+
+def test_a_table_of_too_many_users_and_items_is_refused(tmp_path: Path) -> None:
+    """A few hundred kilobytes of lines would be a matrix of terabytes."""
+    path = tmp_path / "u.data"
+    path.write_text("".join(f"{n}\t{n}\t5\n" for n in range(20_000)))
+    with pytest.raises(DataError, match="20,000 users and 20,000 items"):
+        read_ratings(path)
 
 
 def test_a_negative_ridge_is_refused() -> None:
