@@ -129,8 +129,9 @@ def sample_shared(
     """`n` prompts that ask two of `SUBROUTINES`, all combinations of answers alike.
 
     `split`: `search` to learn on, `heldout` to score on, with other templates and words. `rewrite` changes the programs, row by
-    row, after they are drawn. Raises `UnknownNameError` for another split or subroutine, `ConfigError` for one subroutine twice or no prompts,
-    `DataError` where an answer is no token of its own in the tokenizer, or where there are not as many different prompts.
+    row, after they are drawn. Raises `UnknownNameError` for another split or subroutine, `ConfigError` for one subroutine twice
+    or no prompts, `DataError` where an answer is no token of its own in the tokenizer, or where there are not as many different
+    prompts.
     """
     if split not in _TEMPLATES:
         raise UnknownNameError("split of shared prompts", split, _TEMPLATES)

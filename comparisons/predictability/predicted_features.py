@@ -102,7 +102,7 @@ def predict_features(fit: Products, score: Products, lam: float, features: Int[T
 
 def feature_predictability(
     train: Float[Tensor, "token feature"],
-    test: Float[Tensor, "other feature"],
+    test: Float[Tensor, "other _"],
     *,
     lam: float | None = None,
     center: bool = True,

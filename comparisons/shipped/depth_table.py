@@ -29,7 +29,14 @@ from sparse_lens.errors import DataError
 from sparse_lens.files import new_file
 from sparse_lens.results import Result, from_plain, not_measurable, to_plain
 
-KEPT = "depth.json"
+KEPT: Mapping[Matching, str] = {"core": "depth.json", "nonzeros": "depth-nonzeros.json"}
+"""The file of each matching, which are never mixed; the markers of the second's tables end in `at equal nonzeros`."""
+
+_ENDING: Mapping[Matching, str] = {"core": "", "nonzeros": " at equal nonzeros"}
+_EQUAL: Mapping[Matching, str] = {
+    "core": "all models have as many entries in the matrices of their blocks, so that sparser ones have fewer nonzeros",
+    "nonzeros": "all models have as many nonzeros in the matrices of their blocks, so that sparser ones are larger",
+}
 
 Measured = Mapping[Place, Sequence[Mapping[str, Result]]]
 """By depth and density the measures of the runs, one a training seed, by their name in the table."""
@@ -55,7 +62,12 @@ def slopes_of(measured: Measured, measure: str) -> dict[str, Result]:
 
 def depth_page(sweep: DepthWidthSweep, measured: Measured) -> dict[str, str]:
     """Markdown by marker: the grid with its losses, every measure in each cell, and what depth does to it."""
-    return {"depth grid": _grid_table(sweep, measured), "depth measures": _measure_table(measured), "depth": _slope_table(measured)}
+    found = {
+        "depth grid": _grid_table(sweep, measured),
+        "depth measures": _measure_table(measured),
+        "depth": _slope_table(measured),
+    }
+    return {f"{marker}{_ENDING[sweep.matching]}": table for marker, table in found.items()}
 
 
 def _grid_table(sweep: DepthWidthSweep, measured: Measured) -> str:
@@ -71,7 +83,8 @@ def _grid_table(sweep: DepthWidthSweep, measured: Measured) -> str:
             f"| {found['learning_rate'].value:g} | {mean:.3f} ({spread:.3f}) | {_minutes(found['seconds'])} |"
         )
     missing = [f"{depth} layers at {100 * density:g} %: {why}" for (depth, density), why in sorted(sweep.missing.items())]
-    return "\n".join(rows) + ("\n\nMissing: " + "; ".join(missing) if missing else "")
+    told = f"Matched by {sweep.matching}: {_EQUAL[sweep.matching]}."
+    return "\n".join(rows) + f"\n\n{told}" + ("\n\nMissing: " + "; ".join(missing) if missing else "")
 
 
 def _minutes(seconds: Result) -> str:
@@ -108,7 +121,7 @@ def _mean(results: Sequence[Result]) -> Result:
     return over_seeds(values, n=len(values)) if len(values) == len(results) else not_measurable("not in every run")
 
 
-def depth_row(measured: Measured) -> ClaimRow:
+def depth_row(measured: Measured, matching: Matching) -> ClaimRow:
     """The claim DEPTH by the rule of all claims: slopes of entanglement on the logarithm of depth, at the greatest density.
 
     One slope a training seed, against 0, shuffled weights and mixed neurons. Models are compared at equal weights, as the claim
@@ -126,6 +139,7 @@ def depth_row(measured: Measured) -> ClaimRow:
     own, loss = slopes_of(measured, ENTANGLEMENT), slopes_of(measured, "loss")
     found = ["the difference is the slope of entanglement on the logarithm of depth at the greatest density"]
     found += ["models are compared at equal weights, as the claim says, not at equal loss: the slope of the loss stands beside"]
+    found += [f"matched by {matching}: {_EQUAL[matching]}"]
     found += [f"interaction (slope at the least density less that): {own['interaction']}"] if "interaction" in own else []
     found += [f"slope of the loss at {100 * density:g} %: {loss[f'slope_at_{density:g}']}" for density in densities]
     sides = [
@@ -158,18 +172,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise DataError(f"no cell of the grid can be trained: {'; '.join(sweep.missing.values())}")
     how = {"cache": options.cells, "workers": options.workers, "measures": options.only, "smoke": options.smoke}
     measured = measured_grid(ModelPair.open(), sweep, options.grid, tasks=options.tasks, **how)
+    row = depth_row(measured, options.matching)
     cells = [{"depth": place[0], "density": place[1], "runs": runs} for place, runs in measured.items()]
-    content = {"shape": shape, "scope": {"smoke": options.smoke}, "cells": cells, "claims": [depth_row(measured).to_plain()]}
+    content = {"shape": shape, "scope": {"smoke": options.smoke}, "cells": cells, "claims": [row.to_plain()]}
     options.out.mkdir(parents=True, exist_ok=True)
-    with new_file(options.out / KEPT) as path:
+    with new_file(options.out / KEPT[options.matching]) as path:
         path.write_text(json.dumps(to_plain(content), indent=1) + "\n", encoding="utf-8")
     if options.page is not None:
         write_tables(options.page, depth_page(sweep, measured))
 
 
-def read_measured(folder: Path) -> Measured:
-    """What `main` has kept in a folder."""
-    content = json.loads((folder / KEPT).read_text(encoding="utf-8"))
+def read_measured(folder: Path, matching: Matching = "core") -> Measured:
+    """What `main` has kept in a folder for a matching."""
+    content = json.loads((folder / KEPT[matching]).read_text(encoding="utf-8"))
     return {(cell["depth"], cell["density"]): [from_plain(run) for run in cell["runs"]] for cell in content["cells"]}
 
 
@@ -182,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", type=Path, required=True, help="corpus folder of `sparse-lens train`, in the shipped pair's tokens"
     )
-    parser.add_argument("--out", type=Path, required=True, help=f"folder of {KEPT}")
+    parser.add_argument("--out", type=Path, required=True, help=f"folder of {' or '.join(KEPT.values())}")
     parser.add_argument("--page", type=Path, default=None, help="page whose tables, between their markers, are written anew")
     parser.add_argument("--cells", type=Path, default=Path("depth.cells"), help="folder of what was measured")
     parser.add_argument("--budget-core", type=int, default=786_432, help="entries of each model's matrices in blocks, or nonzeros")

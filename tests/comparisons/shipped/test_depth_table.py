@@ -39,16 +39,16 @@ def sweep_of(measured: Measured) -> DepthWidthSweep:
 
 
 def test_planted_slopes_decide_the_claim(tmp_path: Path) -> None:
-    row = depth_row(planted())
+    row = depth_row(planted(), "core")
     assert row.verdict == "supports" and row.judgement.difference.value == pytest.approx(-0.101)
     assert row.sparse.value == pytest.approx(-0.021) and any("interaction" in line and "0.08" in line for line in row.found)
-    (tmp_path / KEPT).write_text(json.dumps(to_plain({"claims": [row.to_plain()]})))
-    assert read_kept(tmp_path / KEPT)[0].judgement == row.judgement
+    (tmp_path / KEPT["core"]).write_text(json.dumps(to_plain({"claims": [row.to_plain()]})))
+    assert read_kept(tmp_path / KEPT["core"])[0].judgement == row.judgement
 
 
 def test_a_control_or_too_few_seeds_leave_it_open() -> None:
-    assert depth_row(planted(untrained=0.1)).verdict == "indistinguishable"
-    assert depth_row(planted(2)).verdict == "not measurable"
+    assert depth_row(planted(untrained=0.1), "core").verdict == "indistinguishable"
+    assert depth_row(planted(2), "core").verdict == "not measurable"
 
 
 def test_the_page_has_every_cell_and_names_gaps() -> None:
@@ -63,7 +63,10 @@ def test_the_page_has_every_cell_and_names_gaps() -> None:
     (entanglement,) = (line for line in page["depth measures"].splitlines() if line.startswith(f"| {ENTANGLEMENT} |"))
     assert entanglement.endswith("| — |") and entanglement.count("|") == 8
     assert slopes_of(measured, ENTANGLEMENT)["slope_at_0.0625"].value == pytest.approx(-0.021)
-    assert f"| {ENTANGLEMENT} | -0.101 [" in page["depth"]
+    assert f"| {ENTANGLEMENT} | -0.101 [" in page["depth"] and "Matched by core: all models" in page["depth grid"]
+    others = DepthWidthSweep("nonzeros", sweep_of(measured).cells, {})
+    assert set(depth_page(others, measured)) == {f"{marker} at equal nonzeros" for marker in page}
+    assert any("matched by nonzeros" in line for line in depth_row(measured, "nonzeros").found)
 
 
 @pytest.mark.slow
