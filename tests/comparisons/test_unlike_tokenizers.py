@@ -11,14 +11,16 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from sparse_lens.circuits import SearchConfig
-from sparse_lens.comparisons import ModelPair, compare
+from sparse_lens.comparisons import ModelPair, claims, compare
 from sparse_lens.comparisons.column_specs import ColumnSpec
 from sparse_lens.comparisons.concepts.labelled_tokens import label_pair
 from sparse_lens.comparisons.full import cells, quick_plan
 from sparse_lens.comparisons.full.full_jobs import correspondence_jobs
 from sparse_lens.comparisons.full.full_verdict import left_out
+from sparse_lens.comparisons.instrument.running import pairs_of_models
 from sparse_lens.comparisons.reading import reading_windows
 from sparse_lens.data import load_tokenizer
+from sparse_lens.errors import ConfigError
 from sparse_lens.hooks import load
 from sparse_lens.models import CircuitGPTConfig, CircuitGPTForCausalLM
 from sparse_lens.tasks import get_task
@@ -147,6 +149,13 @@ def test_a_renumbered_model_is_compared_like_the_model_itself(renumbered: Path) 
     assert same["full_loss"].value == pytest.approx(other["full_loss"].value, abs=1e-5)
     assert same["accuracy"].value == other["accuracy"].value
     assert any("another tokenizer" in sentence for sentence in metrics["verdict"])
+
+
+def test_claims_are_of_models_that_read_the_windows_of_their_pair(renumbered: Path) -> None:
+    """Most measures read both models token by token: what a model with other tokens gives there means nothing."""
+    for models in ({"dense_matched": [renumbered]}, {"dense_matched": [renumbered], "sparse": [renumbered]}):
+        with pytest.raises(ConfigError, match="renumbered has another tokenizer than the pair 'python'"):
+            claims(pairs_of_models(**models), only=["EASE"], smoke=True, progress=False)
 
 
 def test_a_task_that_one_tokenizer_cannot_spell_is_not_measurable(renumbered: Path, tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ def test_everything_is_written(tmp_path: Path) -> None:
     assert len(rows) == 5 and rows[1].startswith(",0,") and rows[3].startswith("pruned,0,")
     table = (tmp_path / "claims" / "table.md").read_text()
     assert table.startswith(claims_markdown(content()) + "\n\n- ") and "covered until 2026-07" in table and "Not grounded" in table
+    assert "\n- **X1**: a claim\n" in table
+    assert "\n| a claim | for | X1, X2 | a claim | abstract |\n\nGrounds: *abstract*: a claim.\n" in table
     write_claims(content("another"), tmp_path / "claims")
     assert "another" in (tmp_path / "claims" / "index.html").read_text()
 
@@ -79,7 +81,8 @@ def test_what_is_next_to_nothing_is_zero() -> None:
 
 def test_a_claim_leads_to_its_section() -> None:
     rows = claims_markdown(content(), links={"X2": "more.md#x2"}).splitlines()
-    assert rows[2].startswith("| **X1** a claim | a claim | 1.25") and rows[3].startswith("| [**X2**](more.md#x2) a claim | ")
+    assert rows[2].startswith("| **X1** a claim (durable) | a claim | 1.25")
+    assert rows[3].startswith("| [**X2**](more.md#x2) a claim (durable) | ")
 
 
 def test_the_docs_hold_the_kept_tables_and_figure() -> None:
@@ -108,7 +111,8 @@ def test_sections_that_claims_lead_to_are_there() -> None:
 
 def test_the_command_writes_tables_and_figure(tmp_path: Path) -> None:
     (tmp_path / "claims.md").write_text("<!-- table: claims -->\nold\n<!-- end -->\n")
-    (tmp_path / "claims-details.md").write_text("<!-- table: pruned -->\nold\n<!-- end -->\n")
+    markers = ("pruned", "beside", "literature")
+    (tmp_path / "claims-details.md").write_text("".join(f"<!-- table: {name} -->\nold\n<!-- end -->\n" for name in markers))
     main([str(Path(__file__).parents[2] / "docs" / "claims"), "--pages", str(tmp_path)])
-    assert all("old" not in (tmp_path / name).read_text() for name in ("claims.md", "claims-details.md"))
+    assert all("\nold\n" not in (tmp_path / name).read_text() for name in ("claims.md", "claims-details.md"))
     assert (tmp_path / "figures" / FIGURE).read_text().startswith("<svg")

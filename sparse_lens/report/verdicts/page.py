@@ -18,8 +18,19 @@ from sparse_lens.report.standalone import standalone_svg
 from sparse_lens.report.strings import csv_cell, script_json, visible
 from sparse_lens.report.verdicts.figure import difference_line
 from sparse_lens.report.verdicts.forest import forest_plot
-from sparse_lens.report.verdicts.tables import HEAD, claims_markdown, row_cells, scope_lines, scope_markdown
+from sparse_lens.report.verdicts.tables import (
+    HEAD,
+    beside_markdown,
+    claims_markdown,
+    literature_markdown,
+    row_cells,
+    scope_lines,
+    scope_markdown,
+)
 from sparse_lens.results import from_plain, to_frame, to_plain
+
+_TABLE_PARTS = (claims_markdown, scope_markdown, beside_markdown, literature_markdown)
+"""What `table.md` holds, one after the other."""
 
 CLAIMS_FILES = ("index.html", "claims.json", "claims.csv", "table.md", "forest.svg")
 """The last of them is there if any claim is judged by a difference."""
@@ -41,7 +52,7 @@ def write_claims(content: Mapping[str, Any], folder: str | Path) -> Path:
     written = {
         "claims.json": text,
         "claims.csv": _csv(plain),
-        "table.md": f"{claims_markdown(plain)}\n\n{scope_markdown(plain)}\n",
+        "table.md": "\n\n".join(part(plain) for part in _TABLE_PARTS if part(plain)) + "\n",
         "index.html": _environment().get_template("claims.html.jinja").render(_view(plain)),
     }
     if plot := forest_plot(plain):

@@ -15,7 +15,7 @@ from pathlib import Path
 from sparse_lens.comparisons.shipped.page_tables import write_tables
 from sparse_lens.report.standalone import standalone_svg
 from sparse_lens.report.verdicts.forest import forest_plot
-from sparse_lens.report.verdicts.tables import claims_markdown
+from sparse_lens.report.verdicts.tables import beside_markdown, claims_markdown, literature_markdown
 
 FIGURE = "claims-forest.svg"
 WIDTH = 720.0
@@ -33,7 +33,8 @@ LINKS = {
 def page_tables(kept: Path) -> dict[str, dict[str, str]]:
     """Markdown of the tables by page and marker, from the folder of the kept rows."""
     claims, pruned = (json.loads((kept / name).read_text(encoding="utf-8")) for name in ("claims.json", "t1b.json"))
-    return {"claims.md": {"claims": claims_markdown(claims, links=LINKS)}, _DETAILS: {"pruned": claims_markdown(pruned)}}
+    details = {"pruned": claims_markdown(pruned), "beside": beside_markdown(claims), "literature": literature_markdown(claims)}
+    return {"claims.md": {"claims": claims_markdown(claims, links=LINKS)}, _DETAILS: details}
 
 
 def page_figure(kept: Path) -> str:

@@ -35,7 +35,7 @@ def claims_table(content: Mapping[str, Any]) -> Table:
         verdict = Text(cells[-1], style=VERDICT_STYLES.get(cells[-1], ""))
         for line in [*claim["reasons"][:1], *ended_by(claim)[:_MOST_CELLS]]:
             verdict.append(f"\n{visible(line)}", style="dim")
-        named = Text(visible(claim["id"]), style="bold").append(f" {visible(claim['text'])}", style="not bold")
+        named = Text(visible(claim["id"]), style="bold").append(f" {visible(claim['text'])} ({claim['kind']})", style="not bold")
         if claim["unit"]:
             named.append(f"\n{unit}", style="not bold dim")
         table.add_row(named, *map(Text, cells[:-1]), verdict)
@@ -50,11 +50,34 @@ def claims_markdown(content: Mapping[str, Any], *, links: Mapping[str, str] | No
         name = f"**{markdown_cell(claim['id'])}**"
         if address := (links or {}).get(claim["id"]):
             name = f"[{name}]({address})"
-        name += f" {markdown_cell(claim['text'])}"
+        name += f" {markdown_cell(claim['text'])} ({markdown_cell(claim['kind'])})"
         reasons = "; ".join(markdown_cell(line) for line in [*claim["reasons"], *ended_by(claim)])
         verdict = markdown_cell(cells[-1]) + (f": {reasons}" if reasons else "")
         lines.append("| " + " | ".join([name, *(markdown_cell(cell) for cell in cells[1:-1]), verdict]) + " |")
     return "\n".join(lines)
+
+
+def beside_markdown(content: Mapping[str, Any]) -> str:
+    """What stands beside each claim's verdict and decides nothing, as a list; cells that ended a claim are its reasons already."""
+    lines = []
+    for claim in content["claims"]:
+        if claim["found"] and not ended_by(claim):
+            lines.append(f"- **{markdown_cell(claim['id'])}**: " + "; ".join(markdown_cell(str(line)) for line in claim["found"]))
+    return "\n".join(lines)
+
+
+def literature_markdown(content: Mapping[str, Any]) -> str:
+    """What has been published for and against the claims, one row for each item with all claims that it is about."""
+    items: dict[tuple[str, ...], list[str]] = {}
+    for claim in content["claims"]:
+        for item in claim["literature"]:
+            key = tuple(str(item[name]) for name in ("id", "side", "finding", "grounds"))
+            items.setdefault(key, []).append(str(claim["id"]))
+    rows = ["| source | side | claims | finding | grounds |", "|---|---|---|---|---|"]
+    for (source, side, finding, grounds), claims in items.items():
+        rows.append("| " + " | ".join(map(markdown_cell, (source, side, ", ".join(claims), finding, grounds))) + " |")
+    meanings = "; ".join(f"*{markdown_cell(name)}*: {markdown_cell(told)}" for name, told in content.get("grounds", {}).items())
+    return "\n".join(rows) + (f"\n\nGrounds: {meanings}." if meanings else "")
 
 
 def ended_by(claim: Mapping[str, Any]) -> list[str]:

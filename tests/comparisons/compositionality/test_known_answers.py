@@ -95,12 +95,13 @@ def two_towers() -> Net:
 
 
 def test_two_towers_are_compositional_and_each_mask_lies_in_its_tower(two_towers: Net) -> None:
-    """Known answer of the reference: 1.00 / .49 kept alone, .51 / 1.00 ablated, score .99."""
+    """Known answer of the reference: 1.00 / .49 kept alone, .51 / 1.00 ablated, score .99, 5.5 % of weights (and zeros) kept."""
     found = measure(two_towers, seeds=(0, 1))
     for cell in found.cells:
         assert cell.accuracies["sub_own"] > 0.99 and cell.accuracies["abl_other"] > 0.99
         assert cell.d_sub == pytest.approx(0.5, abs=0.02) and cell.d_abl == pytest.approx(-0.5, abs=0.02)
-        assert cell.score > 0.97 and cell.compositional and 0.01 < cell.kept_share < 0.2
+        assert cell.score > 0.97 and cell.compositional
+        assert cell.kept / sum(weight.numel() for weight in found.allowed.values()) == pytest.approx(0.055, abs=0.015)
         assert (cell.random["complement_d_abl"] or 0) > 0.1, "random weights outside the mask are the other tower's"
         assert cell.kept_share == pytest.approx(cell.kept / n_kept(found.allowed))
     first, units = towers(64), torch.arange(64) < 32
@@ -154,12 +155,15 @@ def test_a_dense_net_with_disjoint_inputs_passes() -> None:
 
 
 def test_a_mask_makes_a_circuit_out_of_random_weights() -> None:
-    """Known answer of the reference: 1.00 / .48 kept alone, but ablating it changes nothing: `d_sub` alone proves nothing."""
+    """Known answer of the reference: 1.00 / .48 kept alone, but ablating it changes nothing: `d_sub` alone proves nothing.
+
+    The reference's mask kept 12 %; at the default price masks of these weights keep next to nothing, so that it is a tenth here.
+    """
     config = MaskConfig(steps=400, batch_size=256, price=1e-5)
     found = measure(Net(64, 7), gate=0, config=config)
     for cell in found.cells:
         assert cell.accuracies["sub_own"] > 0.95 and cell.d_sub > 0.4
-        assert abs(cell.d_abl) <= 0.06 and not cell.compositional
+        assert abs(cell.d_abl) <= 0.06 and not cell.compositional and 0.1 < cell.kept_share < 0.3
     assert all(result.value < 0.6 for result in found.accuracies.values())
 
 
