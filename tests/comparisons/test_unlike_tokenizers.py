@@ -153,9 +153,9 @@ def test_a_renumbered_model_is_compared_like_the_model_itself(renumbered: Path) 
 
 def test_claims_are_of_models_that_read_the_windows_of_their_pair(renumbered: Path) -> None:
     """Most measures read both models token by token: what a model with other tokens gives there means nothing."""
-    for models in ({"dense_matched": [renumbered]}, {"dense_matched": [renumbered], "sparse": [renumbered]}):
+    for given in ({"dense_matched": [renumbered]}, {"dense_matched": [renumbered], "sparse": [renumbered]}):
         with pytest.raises(ConfigError, match="renumbered has another tokenizer than the pair 'python'"):
-            claims(pairs_of_models(**models), only=["EASE"], smoke=True, progress=False)
+            claims(pairs_of_models(**given), only=["EASE"], smoke=True, progress=False)
 
 
 def test_a_task_that_one_tokenizer_cannot_spell_is_not_measurable(renumbered: Path, tmp_path: Path) -> None:
