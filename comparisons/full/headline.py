@@ -39,6 +39,9 @@ INTERPOLATED = "dense_interpolated_neurons"
 Curves = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
 """Records of curves by task and column, one for each search seed."""
 
+OneOf = Callable[[Sequence[float | None]], float | None]
+"""One size from those of several columns; None is a size that is not measurable."""
+
 
 def headline(
     curves: Curves,
@@ -63,7 +66,9 @@ def headline(
     searched = {name for columns in curves.values() for name in columns}
     columns = {spec.name: [spec.name] for spec in specs if spec.name != BASE and spec.name in searched}
     sizes = (*SIZES, *OTHER_BITS)
-    asked = {column: (runs, of, sizes, _least) for column, of in columns.items()}
+    asked: dict[str, tuple[Mapping[str, Opened], Sequence[str], Sequence[str], OneOf]] = {
+        column: (runs, of, sizes, _least) for column, of in columns.items()
+    }
     first = {"0": runs["0"]}
     if further and MATCHED in columns:
         asked[FIRST_TRAINING] = (first, [MATCHED], sizes, _least)
@@ -92,10 +97,6 @@ def against_controls(
         for column, control in pairs
         if {column, control} <= searched
     }
-
-
-OneOf = Callable[[Sequence[float | None]], float | None]
-"""One size from those of several columns; None is a size that is not measurable."""
 
 
 def _least(found: Sequence[float | None]) -> float | None:

@@ -37,7 +37,7 @@ def ease(interactions: Any, lam: float = RECBOLE_LAM) -> Float[Tensor, "item ite
     if getattr(interactions, "ndim", None) != 2:
         raise DataError(f"interactions are a matrix [user, item], got {type(interactions).__name__}; give one row for each user")
     # Products of Booleans are Booleans, and those of small integers overflow.
-    wide = interactions.double() if isinstance(interactions, Tensor) else interactions.astype(np.float64)
+    wide: Any = interactions.double() if isinstance(interactions, Tensor) else interactions.astype(np.float64)
     gram = wide.T @ wide
     dense = gram.toarray() if hasattr(gram, "toarray") else gram
     return zero_diagonal_ridge(torch.as_tensor(np.asarray(dense), dtype=torch.float64), lam).weights
