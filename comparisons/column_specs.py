@@ -35,7 +35,7 @@ from sparse_lens.dictionaries import Dictionary, IdentityDictionary, harvest_act
 from sparse_lens.errors import UnknownNameError
 from sparse_lens.hooks import load
 from sparse_lens.hooks.layout import decoder_layout
-from sparse_lens.models_shipped import find_model
+from sparse_lens.models_shipped import folder_at
 
 Basis = Literal["neurons", "components", "singular_vectors", "rotated", "dictionaries", "untrained", "supervised"]
 
@@ -129,7 +129,7 @@ def _supervised(pair: ModelPair, bridge: Any, neurons: IdentityDictionary, spec:
 
 def model_folder(pair: ModelPair, spec: ColumnSpec) -> Path:
     """Where the column's model lies."""
-    return pair.model_folder(spec.model) if spec.model in pair.record else find_model(spec.model)
+    return pair.model_folder(spec.model) if spec.model in pair.record else folder_at(spec.model)
 
 
 def windows_of(pair: ModelPair, spec: ColumnSpec) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from sparse_lens.data import load_tokenizer
 from sparse_lens.dictionaries import Dictionary, load_saelens
 from sparse_lens.errors import CheckpointError, ConfigError, UnknownNameError
 from sparse_lens.hooks import load
-from sparse_lens.models_shipped import DEFAULT_PAIR, PAIR_FILE, address_of, find_model, find_pair, pair_windows
+from sparse_lens.models_shipped import DEFAULT_PAIR, PAIR_FILE, address_of, find_pair, folder_at, pair_windows
 from sparse_lens.results import Result, bootstrap_mean, exact
 from sparse_lens.training import window_losses
 
@@ -56,10 +56,12 @@ class ModelPair:
     def with_models(self, **models: str | Path) -> ModelPair:
         """The same pair with the models of other folders, or shipped ones by name; another matched one leaves its dictionaries.
 
+        A `Path` is meant as one, whatever it is called.
+
         A model may have a tokenizer of its own: tasks are text, and it reads the text of the pair's windows in its own tokens
         (`windows_of`). Raises `UnknownNameError` for a role that there is not, `CheckpointError` for a folder without a tokenizer.
         """
-        folders = {role: find_model(str(model)) for role, model in models.items()}
+        folders = {role: (folder_at(model) if isinstance(model, str) else Path(model)) for role, model in models.items()}
         for role, folder in folders.items():
             if role not in ROLES:
                 raise UnknownNameError("role", role, ROLES)

@@ -18,7 +18,7 @@ from sparse_lens.dictionaries import load_saelens
 from sparse_lens.errors import ConfigError
 from sparse_lens.hooks import load
 from sparse_lens.hooks.layout import decoder_layout
-from sparse_lens.models_shipped import address_of, find_model
+from sparse_lens.models_shipped import address_of, folder_at
 
 _CELLS = "sparse_lens.comparisons.full.cells"
 MATCHED, SPARSE = "dense_matched", "sparse"
@@ -113,9 +113,9 @@ def column_specs(pair: ModelPair, plan: FullPlan, trained: Trained) -> list[Colu
         ColumnSpec("dense_matched_supervised", MATCHED, "supervised", tokens=plan.row_tokens, control=True),
         ColumnSpec("sparse_supervised", SPARSE, "supervised", tokens=plan.row_tokens, control=True),
     ]
-    arms = {name: address_of(folder) for name, folder in pair.arms().items()} | dict(plan.arms)
+    arms = {name: address_of(folder_at(str(folder))) for name, folder in (pair.arms() | dict(plan.arms)).items()}
     for folder in arms.values():
-        pair.check_tokens(find_model(folder))
+        pair.check_tokens(folder_at(folder))
     names = {spec.name for spec in specs} | {BEST_BASIS, FIRST_TRAINING, INTERPOLATED}
     if taken := names & {*arms, *plan.dictionaries} | {*arms} & {*plan.dictionaries}:
         raise ConfigError(f"{', '.join(sorted(taken))}: no arm or dictionary can have the name of another column; give it another")

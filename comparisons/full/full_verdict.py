@@ -31,7 +31,7 @@ CAVEATS_OF_CURVES = (
 
 CAVEATS = (
     *CAVEATS_OF_CURVES,
-    "Intervals are over tasks, over search seeds in the main columns (the first kind's have a dictionary each), and over "
+    "Intervals are over tasks, over search seeds in the main columns (those of dictionaries have one each), and over "
     "training seeds in the neurons of the two models of matched loss; elsewhere they do not say what another training would give.",
     "Features per neuron of latents depend on how many there are and how well they reconstruct: those of the sparse and the dense "
     "model's SAEs stand at one number of active latents, not at equal reconstruction.",

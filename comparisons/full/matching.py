@@ -88,9 +88,9 @@ def bracketing_widths(losses: Losses, columns: Sequence[str], base: str = BASE) 
 
 def interpolated_match(widths: Mapping[str, float]) -> dict[str, Any]:
     """The entry of `match_to_base` for sizes that are interpolated between columns, given with their shares."""
-    nothing = not_measurable("no model of its own: sizes between two")
+    nothing = not_measurable("no model of its own: sizes between those of two, at the loss of the sparse one by construction")
     reason = " and ".join(f"{share:.2f} of {name}" for name, share in widths.items())
-    return {"how": "interpolated", "reason": reason, "difference": exact(0.0), "difference_spliced": nothing}
+    return {"how": "interpolated", "reason": reason, "difference": nothing, "difference_spliced": nothing}
 
 
 def _match(base: ModelLosses, own: ModelLosses) -> dict[str, Any]:

@@ -18,7 +18,7 @@ TRANSCODERS = ("transcoder", "skip_transcoder")
 class FullPlan:
     """What the full comparison does; the defaults are those of `sparse-lens compare --full`.
 
-    **Searches.** `seeds` are search seeds of the main columns: the neurons of the three models, and the first SAE and the first
+    **Searches.** `seeds` are search seeds of the main columns: the neurons of the three models, the first and the first
     transcoder of the `kinds` of dictionaries. All others get the first seed alone, and so does each further one of the pair's
     `training_seeds`, which have the two neuron columns of matched loss. Edges are searched at the `edge_targets`, functional ones
     at the `functional_targets`, with the first seed, in the main columns: the views that single edges of latents need cost more

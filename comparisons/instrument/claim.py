@@ -193,6 +193,6 @@ CLAIMS = (
         "sparsity always disentangles",
         "perishable",
         "the strong reading of arXiv:2511.13653",
-        unit="measures in which the sparse model, averaged over seeds, is not better",
+        unit="measures in which the sparse model, averaged over seeds, is worse",
     ),
 )

@@ -115,7 +115,8 @@ def _on_alike_seeds(claim: Claim, judgement: Judgement, seeds: Sequence[Seed]) -
     if len(found) < 2:
         return judgement
     told = f"{claim.alike} differ between training seeds: {', '.join(f'{count:g}' for count in found)}"
-    return Judgement("not measurable", judgement.difference, (told,))
+    reasons = judgement.reasons if judgement.verdict == "not measurable" else ()
+    return Judgement("not measurable", NOTHING, (*reasons, told))
 
 
 def _own_side(claim: Claim, judgement: Judgement, sparse: Sequence[float | None]) -> Judgement:
@@ -216,7 +217,7 @@ def _superposed_and_small(seed: Seed) -> tuple[bool, str, float] | None:
 
 
 def _always(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
-    """One cell whose seed average is not better in the sparse model ends the claim; they are all printed.
+    """One cell whose seed average is worse in the sparse model ends the claim; they are all printed.
 
     Cells are the measures and, where a measure is known by task or subroutine, each of these; those with a number in enough
     training seeds count. A cell in which both models are exactly alike ends nothing.

@@ -73,7 +73,7 @@ def family_jobs(
             for name in {first} if measure == "predictability" else {first, second}:
                 jobs[name].append(job)
     for name, folder in folders.items():
-        spec = ColumnSpec(name, str(folder))
+        spec = ColumnSpec(name, address_of(folder))
         for task in tasks:
             arguments = {"pair": pair.address, "column": spec.to_plain(), "task": task, "seed": 0, "targets": list(_TARGETS)}
             arguments |= {"edge_targets": [], "functional_targets": [], "config": config.model_dump(mode="json")}

@@ -26,10 +26,11 @@ from sparse_lens.comparisons.jobs import Job, Record, run_jobs
 from sparse_lens.comparisons.mechanism.neuron_wiring import NeuronWiring, measure_wiring
 from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.hooks import load, sparsity_report
+from sparse_lens.models_shipped import address_of
 from sparse_lens.results import Result, bootstrap_mean, from_plain, not_measurable
 from sparse_lens.tasks import get_task
 
-FORMAT = "side questions 1"
+FORMAT = "side questions 2"
 """What every cell here depends on beside its model: raised when what cells compute changes."""
 
 _WIRING, _SHIFT = (f"sparse_lens.comparisons.shipped.side_cells:{name}" for name in ("wiring_cell", "shift_cell"))
@@ -91,12 +92,13 @@ def side_jobs(pair: ModelPair, folders: Mapping[str, Path], size: SideSize) -> l
     shift: list[Job] = []
     tasks = list(pair.default_tasks or ())[: size.tasks]
     for name, folder in folders.items():
-        depends = [FORMAT, *fingerprints(pair, ColumnSpec(name, str(folder)))]
+        place = {"folder": address_of(folder)}
+        depends = [FORMAT, *fingerprints(pair, ColumnSpec(name, place["folder"]))]
         labels = {"pair": pair.address, "tokens": size.labelled_tokens, "max_files": size.max_files}
         prompts = {"tasks": tasks, "n_pairs": size.n_pairs, "draws": size.draws, "fracture": asdict(size.fracture)}
         of_labels = [*depends, *labels_read(pair.address)]
-        wiring.append(Job(f"wiring of {name}", _WIRING, {"folder": str(folder)} | labels, of_labels))
-        shift.append(Job(f"shift of {name}", _SHIFT, {"folder": str(folder)} | prompts, depends))
+        wiring.append(Job(f"wiring of {name}", _WIRING, place | labels, of_labels))
+        shift.append(Job(f"shift of {name}", _SHIFT, place | prompts, depends))
     return wiring + shift
 
 

@@ -40,7 +40,7 @@ def address_of(folder: Path) -> str:
     return names.get(folder.absolute(), str(folder.absolute()))
 
 
-def find_model(address: str) -> Path:
+def folder_at(address: str) -> Path:
     """The folder of a shipped model by name, or any other by its path, as `address_of` gives it."""
     return shipped_models().get(address, Path(address))
 

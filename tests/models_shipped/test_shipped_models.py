@@ -18,10 +18,21 @@ from sparse_lens.comparisons.curves.loss_matching import TOLERANCE
 from sparse_lens.comparisons.pair import ROLES
 from sparse_lens.errors import CheckpointError, ConfigError
 from sparse_lens.hooks import load
-from sparse_lens.models_shipped import CARD_FILE, describe_models, shipped_pairs
+from sparse_lens.models_shipped import CARD_FILE, address_of, describe_models, folder_at, shipped_models, shipped_pairs
 from sparse_lens.tasks import get_task
 
 PAIR = ModelPair.open("python")
+
+
+def test_addresses_are_names_wherever_the_package_is_installed(tmp_path: Path) -> None:
+    for name, folder in (shipped_models() | shipped_pairs()).items():
+        assert address_of(folder) == name
+    assert all(folder_at(name) == folder for name, folder in shipped_models().items())
+    assert folder_at(address_of(tmp_path)) == tmp_path and PAIR.address == "python"
+    for pair in PAIR.training_seeds():
+        assert str(PAIR.folder) not in pair.address and ModelPair.at(pair.address).replaced == pair.replaced
+    with pytest.raises(CheckpointError, match="folder python-dense"):
+        PAIR.with_models(dense=Path("python-dense"))  # a path is meant as one, whatever it is called
 
 
 def test_everything_together_is_small() -> None:

@@ -14,7 +14,7 @@ from sparse_lens.errors import OutputError
 from sparse_lens.models_shipped import shipped_models
 from sparse_lens.report.verdicts import claims_markdown, claims_table, write_claims
 from sparse_lens.report.verdicts.shipped_page import FIGURE, LINKS, main, page_figure, page_tables
-from sparse_lens.report.verdicts.tables import HEAD, row_cells
+from sparse_lens.report.verdicts.tables import HEAD, beside_markdown, row_cells
 
 NUMBER = {"value": 1.25, "lo": 1.0, "hi": 1.5, "null": None, "n": 3, "seeds": 3, "measurable": True, "reason": None}
 NONE = NUMBER | {"value": None, "lo": None, "hi": None, "measurable": False, "reason": "gate"}
@@ -77,6 +77,15 @@ def test_what_is_next_to_nothing_is_zero() -> None:
     """A mean of differences that cancel; its interval stays. A fixed number to be held against is told."""
     small = content()["claims"][0] | {"difference": NUMBER | {"value": 1.8e-17, "lo": -0.5, "hi": 0.5}, "against": 1.0}
     assert row_cells(small)[HEAD.index("difference")] == "0 [\N{MINUS SIGN}0.500\N{EN DASH}0.500] from 1"
+
+
+def test_what_ends_a_claim_is_not_what_stands_beside_it() -> None:
+    """A perishable claim of one metric has numbers beside it; one made of many cells those that ended it."""
+    ended = content()
+    ended["claims"][0] |= {"kind": "perishable", "verdict": "contradicts", "found": ["fvu: 0.2"], "reasons": []}
+    assert "fvu" not in claims_markdown(ended) and beside_markdown(ended).startswith("- **X1**: fvu: 0.2")
+    ended["claims"][0] |= {"metric": ""}
+    assert "fvu" in claims_markdown(ended) and "X1" not in beside_markdown(ended)
 
 
 def test_a_claim_leads_to_its_section() -> None:

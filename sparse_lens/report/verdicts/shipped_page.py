@@ -12,6 +12,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from sparse_lens.comparisons.instrument.claim import CLAIMS
+from sparse_lens.comparisons.instrument.literature import read_literature
 from sparse_lens.comparisons.shipped.page_tables import write_tables
 from sparse_lens.report.standalone import standalone_svg
 from sparse_lens.report.verdicts.forest import forest_plot
@@ -33,7 +35,10 @@ LINKS = {
 def page_tables(kept: Path) -> dict[str, dict[str, str]]:
     """Markdown of the tables by page and marker, from the folder of the kept rows."""
     claims, pruned = (json.loads((kept / name).read_text(encoding="utf-8")) for name in ("claims.json", "t1b.json"))
-    details = {"pruned": claims_markdown(pruned), "beside": beside_markdown(claims), "literature": literature_markdown(claims)}
+    known = read_literature()
+    about = [{"id": claim.id, "literature": [vars(item) for item in known.about(claim.id)]} for claim in CLAIMS]
+    literature = literature_markdown({"claims": about, "grounds": known.grounds})
+    details = {"pruned": claims_markdown(pruned), "beside": beside_markdown(claims), "literature": literature}
     return {"claims.md": {"claims": claims_markdown(claims, links=LINKS)}, _DETAILS: details}
 
 

@@ -81,8 +81,8 @@ def literature_markdown(content: Mapping[str, Any]) -> str:
 
 
 def ended_by(claim: Mapping[str, Any]) -> list[str]:
-    """The cells that end a claim which one result can end; none where it is not ended."""
-    ended = claim["kind"] == "perishable" and claim["verdict"] == "contradicts"
+    """The cells that end a claim which one result can end, made of many (one with a `metric` has what stands beside it there)."""
+    ended = claim["kind"] == "perishable" and claim["verdict"] == "contradicts" and not claim["metric"]
     return [str(line) for line in claim["found"]] if ended else []
 
 

@@ -157,7 +157,7 @@ def test_a_dense_net_with_disjoint_inputs_passes() -> None:
 def test_a_mask_makes_a_circuit_out_of_random_weights() -> None:
     """Known answer of the reference: 1.00 / .48 kept alone, but ablating it changes nothing: `d_sub` alone proves nothing.
 
-    The reference's mask kept 12 %; at the default price masks of these weights keep next to nothing, so that it is a tenth here.
+    The reference's mask kept 12 %; at the default price masks of these weights find nothing, so that it is a tenth here.
     """
     config = MaskConfig(steps=400, batch_size=256, price=1e-5)
     found = measure(Net(64, 7), gate=0, config=config)

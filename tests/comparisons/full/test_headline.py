@@ -114,17 +114,17 @@ def test_the_best_basis_is_of_the_seeds_that_all_bases_have() -> None:
 
 
 def test_a_size_between_two_widths() -> None:
-    """Of logarithms: half of the way from 2 times the size to 8 times is 4 times; no ratio where one of both has none."""
+    """Of logarithms: a quarter of the way from 8 times the size to 2 times is 4 sqrt 2 times; no ratio where one has none."""
     columns = curves(2.0)
     for task, of in columns.items():
         size = {"a": 2.0, "b": 0.5, "c": 1.0}[task]
         of["dense_neurons"] = [curve("t", task, 800.0 * size)]
-    specs, halves = [*SPECS, ColumnSpec("dense_neurons", "dense")], {"dense_neurons": 0.5, "dense_matched_neurons": 0.5}
-    found = headline(columns, specs, {"1": curves(1.0)}, halves)[INTERPOLATED]
-    assert found["nodes_ratio_at_0.5"].value == pytest.approx(4.0) and found["nodes_ratio_at_0.5"].seeds == 1
+    specs, shares = [*SPECS, ColumnSpec("dense_neurons", "dense")], {"dense_neurons": 0.75, "dense_matched_neurons": 0.25}
+    found = headline(columns, specs, {"1": curves(1.0)}, shares)[INTERPOLATED]
+    assert found["nodes_ratio_at_0.5"].value == pytest.approx(4 * 2**0.5) and found["nodes_ratio_at_0.5"].seeds == 1
     columns["a"]["dense_neurons"][0]["points"] = []
-    assert not headline(columns, specs, widths=halves)[INTERPOLATED]["nodes_ratio_at_0.5"].measurable
-    assert INTERPOLATED not in headline(columns, specs) and INTERPOLATED not in headline(curves(1.0), SPECS, widths=halves)
+    assert not headline(columns, specs, widths=shares)[INTERPOLATED]["nodes_ratio_at_0.5"].measurable
+    assert INTERPOLATED not in headline(columns, specs) and INTERPOLATED not in headline(curves(1.0), SPECS, widths=shares)
 
 
 def test_further_training_seeds_weigh_the_same() -> None:

@@ -81,6 +81,33 @@ def test_a_failed_gate_is_never_zero() -> None:
     assert "--pair binding --only BIND" in row.judgement.reasons[-1]
 
 
+def test_a_share_of_tasks_needs_as_many_tasks_on_every_seed() -> None:
+    """4 of 5 and 5 of 5 are not averaged, and end nothing; FRACTURE, which is no share of tasks, goes on."""
+    seeds = [synthetic(1.5, 2.0, seed=seed) for seed in range(3)]
+    for seed, tasks in zip(seeds, (5, 4, 5), strict=True):
+        for side in seed["fracture"].values():
+            side["tasks"] = exact(tasks)
+    rows = rows_of(seeds)
+    assert rows["ENTANGLE"].verdict == "not measurable" and rows["ENTANGLE"].judgement.difference.value is None
+    assert rows["ENTANGLE"].judgement.reasons == ("tasks differ between training seeds: 4, 5",)
+    assert rows["FRACTURE"].verdict == "supports" and rows["ENTANGLE"].found[0].startswith("tasks: ")
+    cells = rows["ALWAYS"].sparse.n
+    for seed in seeds:
+        for side in seed["fracture"].values():
+            side["tasks"] = exact(5)
+    assert rows_of(seeds)["ENTANGLE"].verdict == "supports" and rows_of(seeds)["ALWAYS"].sparse.n == cells + 1
+
+
+def test_numbers_beside_a_claim_by_a_pattern() -> None:
+    seeds = [synthetic(2.0, 1.5, seed=seed) for seed in range(3)]
+    for seed in seeds:
+        for side in seed["robustness"].values():
+            side["accuracy_if_equals_slope"] = exact(-0.25)
+    found = rows_of(seeds)["T1c"].found
+    assert found[0].startswith("accuracy_if_equals_slope: -0.25") and found[1].startswith("d_abl_slope: ")
+    assert rows_of([synthetic(2.0, 1.5, seed=0)])["T1c"].found[0].startswith("accuracy_*_slope: ")
+
+
 def test_coexistence_needs_both_in_every_seed() -> None:
     both = rows_of([synthetic(1.4, 1.5, seed=seed) for seed in range(3)])["T2"]
     assert both.verdict == "supports" and both.sparse.value == 3 and len(both.found) == 3

@@ -38,7 +38,7 @@ def test_models_are_measured_two_by_two() -> None:
 def test_predictability_is_read_from_as_many_neurons() -> None:
     jobs = family_jobs(PAIR, FOLDERS, [], measures=["predictability"])
     beside = [json.loads(of[0].arguments["pair"])["replaced"]["dense_matched"] for of in jobs.values()]
-    assert beside == [str(PAIR.model_folder("dense_matched").absolute())] * 3
+    assert beside == ["python-dense-matched"] * 3
 
 
 def test_numbers_on_fewer_tasks_are_not_taken(tmp_path: Path) -> None:
