@@ -148,6 +148,28 @@ def test_they_are_in_the_assembled_part() -> None:
     assert set(full["further_training_seeds"]["1"]) == {"a", "b", "c"}
 
 
+def test_models_on_either_side_of_the_loss_are_a_column_between_them() -> None:
+    """0.1 better and 0.3 worse: three quarters of the twin; nothing of it where the matched model is within the tolerance."""
+    columns = curves(2.0)
+    for task, of in columns.items():
+        of["dense_neurons"] = [curve("t", task, 800.0 * {"a": 2.0, "b": 0.5, "c": 1.0}[task])]
+    places = [(task, column, record) for task, of in columns.items() for column, (record,) in of.items()]
+    cells = [(Job(f"{t} {c}", "a.b:c", {"task": t, "column": {"name": c}}), record) for t, c, record in places]
+    specs, sides = [*SPECS, ColumnSpec("dense_neurons", "dense")], {"sparse_neurons": 3.0, "dense_neurons": 2.9}
+    for matched, there in ((3.3, True), (3.04, False)):
+        losses = (sides | {"dense_matched_neurons": matched}).items()
+        rows = [
+            (Job(c, "a.b:d", {"column": {"name": c, "dictionaries": []}}), {"loss": exact(value).to_json()}) for c, value in losses
+        ]
+        full = assemble(FullPlan(), specs, [], curves=cells, rows=rows)
+        assert (INTERPOLATED in full["headline"], INTERPOLATED in full["matching"]) == (there, there)
+        said = [line for line in full["unmatched"] if line.startswith(INTERPOLATED)]
+        assert len(said) == int(there) and all("0.75 of dense_neurons and 0.25 of dense_matched_neurons" in line for line in said)
+        if there:
+            assert full["headline"][INTERPOLATED]["nodes_ratio_at_0.5"].value == pytest.approx(4 * 2**0.5)
+            assert full["matching"][INTERPOLATED]["how"] == "interpolated"
+
+
 def test_the_shipped_pair_has_two_further_seeds() -> None:
     """Four curves a task: two columns of two models; the plan says how many."""
     pair = ModelPair.open()
