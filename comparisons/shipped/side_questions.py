@@ -3,7 +3,7 @@
     python -m sparse_lens.comparisons.shipped.side_questions --out docs/mechanism --page docs/pages/claims-details.md
 
 measures the shipped models of the default pair, or those that are named. Structure against capacity is asked of arms of trained
-models, each given once for every training seed:
+models, each given once for every training seed (`--bias-only` asks nothing else):
 
     ... --bias-arm fixed=runs/arm-random --bias-arm narrow=runs/narrow --bias-arm narrow=runs/narrow-seed1 --baseline narrow
 
@@ -14,6 +14,7 @@ markers, and their numbers kept in one file, which is written anew each time.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.comparisons.predictability.capacity import structural_bias
 from sparse_lens.comparisons.shipped.page_tables import write_tables
 from sparse_lens.comparisons.shipped.side_cells import QUICK, SideModel, SideSize, measure_side
-from sparse_lens.errors import ConfigError, UnknownNameError
+from sparse_lens.errors import ConfigError, DataError, UnknownNameError
 from sparse_lens.models_shipped import DEFAULT_PAIR, shipped_models
 from sparse_lens.results import Result, write_json
 
@@ -184,14 +185,10 @@ def named_arms(arms: Sequence[str], baseline: str | None) -> dict[str, list[Path
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what has not been measured, print the tables, keep their numbers, and write the page's tables anew."""
     options = _parser().parse_args(arguments)
-    pair, folders, arms = ModelPair.open(), named_models(options.models), named_arms(options.bias_arm, options.baseline)
-    how: dict[str, Any] = {"cache": options.cells, "workers": options.workers}
-    models, labels = measure_side(pair, folders, QUICK if options.quick else SideSize(), **how)
-    wires, shifts = wires_of(models), shifts_of(models)
-    tables = {WIRES: wires_page(wires), HIDDEN: shift_page(models, shifts)}
-    facts = {name: {"density": model.density, "weights": model.wiring.weights, **model.shift} for name, model in models.items()}
-    scope = {"quick": options.quick, "labels": labels}
-    content: dict[str, Any] = {"scope": scope, "models": facts, WIRES: wires, HIDDEN: shifts}
+    pair, arms = ModelPair.open(), named_arms(options.bias_arm, options.baseline)
+    if options.bias_only and not arms:
+        raise ConfigError("--bias-only needs arms: --bias-arm NAME=FOLDER for each of their models, and a --baseline")
+    content, tables = (_kept(options.out), {}) if options.bias_only else _of_models(pair, options)
     if options.baseline is not None:
         heldout = pair.windows["heldout"][: _QUICK_WINDOWS if options.quick else None]
         bias = structural_bias(arms, heldout, baseline=options.baseline)
@@ -203,6 +200,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_json(content, options.out / KEPT)
     if options.page is not None:
         write_tables(options.page, tables)
+
+
+def _of_models(pair: ModelPair, options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
+    """The first two questions, of models: what is kept, and the tables."""
+    how: dict[str, Any] = {"cache": options.cells, "workers": options.workers}
+    models, labels = measure_side(pair, named_models(options.models), QUICK if options.quick else SideSize(), **how)
+    wires, shifts = wires_of(models), shifts_of(models)
+    tables = {WIRES: wires_page(wires), HIDDEN: shift_page(models, shifts)}
+    facts = {name: {"density": model.density, "weights": model.wiring.weights, **model.shift} for name, model in models.items()}
+    return {"scope": {"quick": options.quick, "labels": labels}, "models": facts, WIRES: wires, HIDDEN: shifts}, tables
+
+
+def _kept(folder: Path) -> dict[str, Any]:
+    """What an earlier run has kept in a folder; nothing without one. Raises `DataError` for a file that cannot be read."""
+    path = folder / KEPT
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path} is no file of this command ({error}); move it away, or name another folder with --out") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -219,6 +237,11 @@ def _parser() -> argparse.ArgumentParser:
         help="a trained model of an arm; repeatable, for its seeds",
     )
     parser.add_argument("--baseline", default=None, metavar="NAME", help="the arm that the others are held against")
+    parser.add_argument(
+        "--bias-only",
+        action="store_true",
+        help="structure against capacity alone; the file keeps its other answers",
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="the least that runs everything")
     return parser

@@ -170,8 +170,24 @@ def test_the_page_holds_the_kept_tables() -> None:
     models = {name: SideModel(facts.pop("density"), none, from_plain(facts)) for name, facts in kept["models"].items()}
     assert not kept["scope"]["quick"] and to_plain(shifts_of(models)) == kept["hidden until shift"]
     tables = {"wires": wires_page(from_plain(kept["wires"])), "hidden until shift": shift_page(models, shifts_of(models))}
+    if (asked := from_plain(kept.get("structural bias", {}))) and asked["arms"]:
+        tables["structural bias"] = bias_page(asked["arms"], asked["baseline"])
     for name, table in tables.items():
         assert f"<!-- table: {name} -->\n{table}\n<!-- end -->" in page
+
+
+def test_arms_alone_leave_the_other_answers_as_they_are(tmp_path: Path) -> None:
+    arms = ["--bias-arm", "sparse=python-sparse", "--bias-arm", "narrow=python-dense-matched", "--baseline", "narrow"]
+    (tmp_path / KEPT).write_text(json.dumps({"scope": {"quick": False}, "wires": {"a": 1}}))
+    main(["--out", str(tmp_path), "--quick", "--bias-only", *arms])
+    kept = json.loads((tmp_path / KEPT).read_text())
+    assert kept["wires"] == {"a": 1} and kept["structural bias"]["arms"]["sparse"]["loss"]["measurable"]
+    with pytest.raises(ConfigError, match="--bias-only needs arms"):
+        main(["--out", str(tmp_path), "--bias-only"])
+    (tmp_path / KEPT).write_text("{")
+    with pytest.raises(DataError, match="--out"):
+        main(["--out", str(tmp_path), "--quick", "--bias-only", *arms])
+    assert (tmp_path / KEPT).read_text() == "{"
 
 
 @pytest.mark.slow
