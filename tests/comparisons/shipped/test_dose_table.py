@@ -108,6 +108,16 @@ def test_what_was_measured_before_is_read_back(tmp_path: Path) -> None:
         kept_models(tmp_path)
 
 
+def test_the_docs_hold_the_kept_tables() -> None:
+    """Tables and the claim's row are what the kept models give."""
+    docs = Path(__file__).parents[3] / "docs"
+    kept = json.loads((docs / "doses" / KEPT).read_text())
+    models, page = kept_models(docs / "doses"), (docs / "pages" / "claims-details.md").read_text()
+    for marker, table in dose_page(models, kept["target"]).items():
+        assert f"<!-- table: {marker} -->\n{table}\n<!-- end -->" in page
+    assert to_plain(prevention_row(models, kept["target"]).to_plain()) == kept["claims"][0] and not kept["scope"]["smoke"]
+
+
 @pytest.mark.slow
 def test_shipped_models_are_measured(tmp_path: Path) -> None:
     """In the smallest form, and again from what was kept: one density is no order, every number has a place."""
