@@ -8,8 +8,7 @@ would not be fair.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,8 @@ from sparse_lens.circuits.trust.verdicts import ACCURACY_GATE
 from sparse_lens.comparisons.fracture.answer_probe import probe_accuracies
 from sparse_lens.comparisons.fracture.index import FractureSums
 from sparse_lens.comparisons.fracture.instances import Instances, answers_of, sample_instances
+from sparse_lens.comparisons.fracture.weakened_runs import WeakenedDirections
+from sparse_lens.comparisons.fracture.weakened_weights import WeakenedWeights
 from sparse_lens.dictionaries import Dictionary, random_rotation
 from sparse_lens.errors import ConfigError, DataError, UnknownNameError
 from sparse_lens.hooks import splice
@@ -30,9 +31,6 @@ from sparse_lens.results import Result, exact, not_measurable
 
 UNITS = ("latents", "rotated", "weights")
 """What is perturbed: latents, random orthogonal mixtures of them, or nonzero weights of all blocks."""
-
-Perturbation = Callable[[float], AbstractContextManager[Any]]
-"""Perturbs a model by a strength for as long as the context lasts."""
 
 OUTPUT_KL = 1e-4
 """Nats by which an answer's distribution moves, on average over units and prompts: small, so that units stay near their values."""
@@ -93,17 +91,17 @@ def fracture_index(
 def _measured(bridge: Any, dictionary: Dictionary, tasks: Sequence[str], config: FractureConfig, units: str) -> dict[str, Result]:
     """Everything but the probe, on the given tasks without a gate."""
     instances = sample_instances(bridge, tasks, n_pairs=config.n_pairs, seed=config.seed)
-    perturbations = _perturbations(bridge, dictionary, instances, units, config)
-    if not perturbations:
+    drawn = _drawn(bridge, dictionary, instances, units, config)
+    if not len(drawn):
         return _failed(f"no latent of {dictionary.name!r} fires on the prompts")
-    strength = _calibrated(bridge, perturbations, instances, config.output_kl)
-    effects, moved = _effects(bridge, perturbations, strength, instances)
+    strength = _calibrated(drawn, instances, config.output_kl)
+    effects, moved = drawn.effects(drawn.recorded(instances), strength)
     sums = {name: _sums(effects, answers_of(bridge, instances).differences, instances, name) for name in ("mirror", "renamed")}
     return {
         **{f"{name}_fracture": part["fracture"] for name, part in sums.items()},
         **{name: sums["mirror"][name] for name in ("effective_dimension", "entanglement", "live_units")},
-        "strength": exact(strength, n=len(perturbations)),
-        "output_kl": exact(moved, n=len(perturbations)),
+        "strength": exact(strength, n=len(drawn)),
+        "output_kl": exact(moved, n=len(drawn)),
     }
 
 
@@ -161,29 +159,15 @@ def _sums(
     return sums.results()
 
 
-def _effects(
-    bridge: Any, perturbations: Sequence[Perturbation], strength: float, instances: Instances
-) -> tuple[Float[Tensor, "unit row"], float]:
-    """Change of every prompt's output by each perturbation, and the mean KL from the unperturbed distribution, in nats."""
-    base = answers_of(bridge, instances)
-    effects, moved = [], []
-    for perturbed in perturbations:
-        with perturbed(strength):
-            answers = answers_of(bridge, instances)
-        effects.append(answers.differences - base.differences)
-        moved.append(float(F.kl_div(answers.log_probs, base.log_probs, reduction="batchmean", log_target=True)))
-    return torch.stack(effects).double(), sum(moved) / len(moved)
-
-
-def _calibrated(bridge: Any, perturbations: Sequence[Perturbation], instances: Instances, target: float) -> float:
+def _calibrated(units: WeakenedDirections | WeakenedWeights, instances: Instances, target: float) -> float:
     """The strength that moves the outputs by `target` on average over all units, on some of the prompts; at most `_STRONGEST`.
 
     A few units do most of the moving, so that a part of them would not do.
     """
-    instances = instances.first_pairs(_CALIBRATED_ON)
+    runs: Any = units.recorded(instances.first_pairs(_CALIBRATED_ON))
     strength = 0.5
     for _ in range(_CALIBRATIONS):
-        moved = _effects(bridge, perturbations, strength, instances)[1]
+        moved = units.effects(runs, strength)[1]
         if abs(moved / target - 1) < _CLOSE:
             break
         factor = (target / max(moved, 1e-12)) ** 0.5  # KL grows with the square of a small change
@@ -191,13 +175,13 @@ def _calibrated(bridge: Any, perturbations: Sequence[Perturbation], instances: I
     return strength
 
 
-def _perturbations(
+def _drawn(
     bridge: Any, dictionary: Dictionary, instances: Instances, units: str, config: FractureConfig
-) -> list[Perturbation]:
+) -> WeakenedDirections | WeakenedWeights:
     """Up to `n_units` of the latents that fire on the prompts, of as many mixtures, or of the nonzero weights, drawn at random."""
     generator = torch.Generator().manual_seed(config.seed)
     if units == "weights":
-        return _weight_perturbations(bridge, config.n_units, generator)
+        return WeakenedWeights(bridge, config.n_units, generator)
     fires = _firing(bridge, dictionary, instances)
     drawn = fires[torch.randperm(len(fires), generator=generator)[: config.n_units]]
     if units == "latents":
@@ -205,48 +189,7 @@ def _perturbations(
     else:
         mixed = random_rotation(len(fires), config.seed, dtype=dictionary.W_dec.dtype)[: len(drawn)]
         directions = torch.zeros(len(drawn), dictionary.n_latents, dtype=mixed.dtype).index_copy_(1, fires, mixed)
-    return [_weakening(bridge, dictionary, direction) for direction in directions]
-
-
-def _weakening(bridge: Any, dictionary: Dictionary, direction: Float[Tensor, " latent"]) -> Perturbation:
-    """Take `strength` times the latents' part along a unit direction away."""
-
-    def perturbed(strength: float) -> AbstractContextManager[Any]:
-        def edit(latents: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
-            along = direction.to(latents)
-            return latents - strength * (latents @ along)[..., None] * along, error
-
-        return splice(bridge, [dictionary], mode="edit", edit=edit)
-
-    return perturbed
-
-
-def _weight_perturbations(bridge: Any, n_weights: int, generator: torch.Generator) -> list[Perturbation]:
-    """Nonzero weights of the blocks' matrices, each as likely as another; a weight `w` becomes `(1 - strength) w`."""
-    matrices = [weight for block in bridge.blocks for weight in block.parameters() if weight.ndim == 2]
-    places = [(weight, weight.detach().flatten().nonzero().flatten()) for weight in matrices]
-    ends = torch.tensor([len(found) for _, found in places]).cumsum(0)
-    drawn = torch.randint(int(ends[-1]), (n_weights,), generator=generator).unique()
-    perturbations = []
-    for number in drawn.tolist():
-        which = int((ends <= number).sum())
-        weight, found = places[which]
-        perturbations.append(_scaled_weight(weight, int(found[number - int(ends[which]) + len(found)])))
-    return perturbations
-
-
-def _scaled_weight(weight: Tensor, place: int) -> Perturbation:
-    @contextmanager
-    def perturbed(strength: float) -> Iterator[None]:
-        flat = weight.detach().view(-1)
-        before = flat[place].clone()
-        try:
-            flat[place] = before * (1 - strength)
-            yield
-        finally:
-            flat[place] = before
-
-    return perturbed
+    return WeakenedDirections(bridge, dictionary, directions)
 
 
 @torch.no_grad()
