@@ -46,10 +46,12 @@ def compare_columns(
     """Curves of bits against divergence, rows and losses of models that need not be weight-sparse, nor of a kind we know.
 
     A column is a bridge and the dictionaries in it: none for neurons, else at most one for each site (a layer's MLP neurons, what
-    the MLP or the attention writes, a transcoder). All columns read the same token ids, so their bridges need one tokenizer, set
-    as `bridge.tokenizer`. `reference` is text of the kind the models were trained on, for the means of ablated nodes; `heldout` is
-    text that divergences, losses and rows are measured on. Sizes are held against those of `base`, the first column if it is not
-    named; effort and targets are equal. Edges are counted structurally; single edges are searched in CircuitGPT models alone.
+    the MLP or the attention writes, a transcoder, the residual stream). Bits and edges are of columns whose dictionaries are all in
+    MLPs; others are compared in nodes, for no single weight leads from node to node there. All columns read the same token ids, so
+    their bridges need one tokenizer, set as `bridge.tokenizer`. `reference` is text of the kind the models were trained on, for the
+    means of ablated nodes; `heldout` is text that divergences, losses and rows are measured on. Sizes are held against those of
+    `base`, the first column if it is not named; effort and targets are equal. Edges are counted structurally; single edges are
+    searched in CircuitGPT models alone.
 
     The comparison's `full_frame()` has every number, `sparse_lens.report.write_report(found.metrics, folder)` its tables and
     figures. Raises `ConfigError` for fewer than two columns, an unknown base or models of unlike vocabularies,
@@ -118,17 +120,24 @@ def _losses(column: Column, heldout: np.ndarray) -> ModelLosses:
 
 
 def _rows(columns: Mapping[str, Column], heldout: np.ndarray) -> dict[str, dict[str, dict[str, Any]]]:
-    """Reconstruction, activation and superposition of every column's MLP units, layer by layer."""
+    """Reconstruction, activation and superposition of every column's MLP units, layer by layer, and of its other dictionaries."""
     rows: dict[str, dict[str, dict[str, Any]]] = {"reconstruction": {}, "activation": {}, "superposition": {}}
     batches = np.array_split(heldout[:, :-1], max(1, len(heldout) // 16))
     for name, column in columns.items():
         neurons = decoder_layout(column.bridge).widths["mlp_neuron"]
-        for layer, units in enumerate(mlp_units(column)):
+        places = {f"layer {layer}": (units, neurons) for layer, units in enumerate(mlp_units(column))}
+        for place, (units, width) in (places | _elsewhere(column)).items():
             found = {
                 "reconstruction": reconstruction(column.bridge, units, batches),
                 "activation": activation(column.bridge, units, batches),
-                "superposition": measure_superposition(column.bridge, units, batches, neurons=neurons),
+                "superposition": measure_superposition(column.bridge, units, batches, neurons=width),
             }
             for row, results in found.items():
-                rows[row].setdefault(name, {})[f"layer {layer}"] = results
+                rows[row].setdefault(name, {})[place] = results
     return rows
+
+
+def _elsewhere(column: Column) -> dict[str, tuple[Dictionary, int]]:
+    """A column's dictionaries at other sites than an MLP's neurons, and how many channels they are the latents of, by site."""
+    sites = [site for site in column.space.sites if not site.is_identity and site.kind != "mlp_neuron"]
+    return {site.name: (site.dictionary, int(site.dictionary.W_dec.shape[1])) for site in sites}

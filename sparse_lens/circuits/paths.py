@@ -21,8 +21,11 @@ Parts = dict[str, Tensor]
 
 
 def paths_are_known(space: NodeSpace) -> bool:
-    """Whether single weights lead from node to node: not where a dictionary mixes the channels of another site than an MLP's."""
-    return all(site.is_identity or site.kind == "mlp_neuron" for site in space.sites)
+    """Whether single weights lead from node to node: not where a dictionary mixes the channels of another site than an MLP's.
+
+    Nor where it sees the residual stream: what lies before and after such a site is joined through it alone.
+    """
+    return not space.sees_residual and all(site.is_identity or site.kind == "mlp_neuron" for site in space.sites)
 
 
 def on_paths(space: NodeSpace, mask: Bool[Tensor, " node"], graph: WeightGraph) -> Bool[Tensor, " node"]:

@@ -19,17 +19,22 @@ from torch import Tensor
 
 from sparse_lens.dictionaries import Dictionary, IdentityDictionary
 from sparse_lens.errors import CircuitError, UnknownNameError
-from sparse_lens.hooks.layout import decoder_layout
+from sparse_lens.hooks.layout import DecoderLayout, decoder_layout
 
 LAYER_SITES = ("attn_in", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out")
 """The eight sites of a layer (arXiv:2511.13653)."""
 
 FINAL_SITE = "final_resid"
 
+RESIDUAL_SITES = {"resid_pre": "attn_in", "resid_mid": "mlp_in", "resid_post": None}
+"""The residual stream of a layer, a site only where a dictionary sees it, and the site that it comes before (None: the last)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A hook point and the dictionary it is seen through; `kind` is one of the nine site names, `layer` None for final_resid.
+    """A hook point and the dictionary it is seen through; `kind` is one of the nine site names or the residual stream's.
+
+    `layer` is None for final_resid.
 
     A transcoder stands where the neurons were: its site is `mlp_neuron`, its hook the MLP's output, which it writes.
     """
@@ -89,6 +94,11 @@ class NodeSpace:
         """Whether any site is seen through something else than its own channels."""
         return any(not site.is_identity for site in self.sites)
 
+    @property
+    def sees_residual(self) -> bool:
+        """Whether a dictionary sees the residual stream, through which everything else passes too."""
+        return any(site.kind in RESIDUAL_SITES for site in self.sites)
+
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """The parts of a flat `[node]` vector by site name."""
         if flat.shape != (self.n_nodes,):
@@ -107,16 +117,15 @@ class NodeSpace:
 def node_space(bridge: Any, dictionaries: Sequence[Dictionary] = ()) -> NodeSpace:
     """The paper's eight sites per layer and final_resid of a bridge, with `dictionaries` in place of channels at their hooks.
 
-    A transcoder, which reads an MLP's input and writes its output, takes the place of the neurons between them. Any decoder of
-    TransformerLens will do whose blocks are norm, attention, norm, MLP. Raises `UnknownNameError` for a dictionary at a hook that
-    is no site, `CircuitError` for one of another width or one that reads another site than it writes, and for other blocks.
+    A transcoder, which reads an MLP's input and writes its output, takes the place of the neurons between them. A dictionary of the
+    residual stream (`hook_resid_pre`, `hook_resid_mid`, `hook_resid_post`) adds a site there. Any decoder of TransformerLens will
+    do whose blocks are norm, attention, norm, MLP.
+
+    Raises `UnknownNameError` for a dictionary at a hook that is no site, `CircuitError` for one of another width, one that reads
+    another site than it writes, one at `hook_resid_mid` of a bridge that has no such point in the stream, and for other blocks.
     """
     layout = decoder_layout(bridge)
-    places: list[tuple[str, int | None, str, int]] = [
-        (kind, layer, f"blocks.{layer}.{layout.hooks[kind]}", layout.widths[kind])
-        for layer in range(layout.n_layers)
-        for kind in LAYER_SITES
-    ]
+    places = [place for layer in range(layout.n_layers) for place in _places_of_layer(layout, layer)]
     places.append((FINAL_SITE, None, "ln_final.hook_in", layout.d_model))
     hooks = {(kind, layer): hook for kind, layer, hook, _ in places}
     chosen: dict[tuple[str, int | None], Dictionary] = {}
@@ -124,9 +133,37 @@ def node_space(bridge: Any, dictionaries: Sequence[Dictionary] = ()) -> NodeSpac
         place = _place(dictionary, hooks)
         if place in chosen:
             raise CircuitError(f"{dictionary.name!r} and {chosen[place].name!r} are dictionaries of one site; give one of them")
+        if place[0] == "resid_mid":
+            _check_middle(bridge, dictionary)
         chosen[place] = dictionary
-    sites = [_site(kind, layer, hook, width, layout.d_model, chosen.get((kind, layer))) for kind, layer, hook, width in places]
+    sites = [
+        _site(kind, layer, hook, width, layout.d_model, chosen.get((kind, layer)))
+        for kind, layer, hook, width in places
+        if kind not in RESIDUAL_SITES or (kind, layer) in chosen
+    ]
     return NodeSpace(tuple(sites))
+
+
+def _places_of_layer(layout: DecoderLayout, layer: int) -> list[tuple[str, int | None, str, int]]:
+    """Kind, layer, hook and width of every site that a layer may have, in the order of computation."""
+    places: list[tuple[str, int | None, str, int]] = []
+    residual = {before: kind for kind, before in RESIDUAL_SITES.items()}
+    for kind in (*LAYER_SITES, None):
+        if kind in residual:
+            places.append((residual[kind], layer, f"blocks.{layer}.hook_{residual[kind]}", layout.d_model))
+        if kind is not None:
+            places.append((kind, layer, f"blocks.{layer}.{layout.hooks[kind]}", layout.widths[kind]))
+    return places
+
+
+def _check_middle(bridge: Any, dictionary: Dictionary) -> None:
+    """Most architectures' `hook_resid_mid` is the input of a norm in TransformerBridge: what is changed there passes no further."""
+    point = str(bridge.hook_dict[dictionary.hook_out].name)
+    if "resid_mid" not in point:
+        raise CircuitError(
+            f"dictionary {dictionary.name!r} is of {dictionary.hook_out!r}, which in this bridge is {point!r}: what the MLP reads, "
+            "not the residual stream; take one of hook_resid_pre or hook_resid_post"
+        )
 
 
 def _place(dictionary: Dictionary, hooks: dict[tuple[str, int | None], str]) -> tuple[str, int | None]:

@@ -155,6 +155,29 @@ def test_neurons_and_latents_are_compared_on_one_axis(able: Any, sae: SAELensDic
     assert "gpt2 latents" in page.read_text() and (tmp_path / "report" / "figures" / "bits-pooled.svg").is_file()
 
 
+def test_an_sae_of_the_residual_stream_is_a_column(able: Any, tmp_path: Path) -> None:
+    """Nodes, divergences, losses and its own rows; bits and edges are said not to be counted there."""
+    torch.manual_seed(1)
+    saelens_config = sae_lens.TopKTrainingSAEConfig(d_in=WIDTH // 4, d_sae=64, k=8)
+    saelens_config.metadata.hook_name = "blocks.1.hook_resid_pre"
+    sae_lens.TopKTrainingSAE(saelens_config).save_inference_model(tmp_path / "sae")
+    sae = load_saelens(tmp_path / "sae")
+    config = SearchConfig(steps=10, evaluations=4, search_pairs=32, evaluation_pairs=16)
+    windows = pair_windows()["reference"][:16, :64], pair_windows()["heldout"][:4, :65]
+    columns = {"neurons": (able, ()), "residual latents": (able, (sae,))}
+    found = compare_columns(columns, [TASK], *windows, targets=(2.0,), config=config, heldout_pairs=32, progress=False)
+    frame = found.full_frame().set_index(["section", "column", "place", "metric"]).sort_index()
+    point = frame.loc["curves", "residual latents", "seed 0, target 2.0"]
+    assert point["value"]["nodes"] > 0 and point["value"]["kl_heldout"] >= 0
+    (curve,) = found.metrics["full"]["curves"][TASK]["residual latents"]
+    assert curve["facts"]["sites"]["resid_pre.1"] == 65
+    assert "mixes other sites" in curve["points"][0]["results"]["total_bits"]["reason"]
+    row = frame.loc["rows", "residual latents", "resid_pre.1"]["value"]
+    assert 0 < row["l0"] <= 8 and row["explained_variance"] < 1 and row["psi"] >= 0
+    page = write_report(found.metrics, tmp_path / "report")
+    assert "residual latents" in page.read_text()
+
+
 def test_columns_that_cannot_be_compared(bridge: Any) -> None:
     windows = pair_windows()["reference"][:2, :65]
     with pytest.raises(ConfigError, match="at least two"):

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_lens.circuits.sites import FINAL_SITE, Site
+from sparse_lens.circuits.sites import FINAL_SITE, RESIDUAL_SITES, Site
 from sparse_lens.hooks.layout import decoder_layout, layer_matrices
 
-_RESIDUAL = ("attn_out", "mlp_out", FINAL_SITE)
+_RESIDUAL = ("attn_out", "mlp_out", FINAL_SITE, *RESIDUAL_SITES)
 
 
 @torch.no_grad()

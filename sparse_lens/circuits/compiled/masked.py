@@ -50,7 +50,7 @@ class MaskedModel:
 
 def masked_model(bridge: Any, space: NodeSpace, ablation: Ablation) -> MaskedModel | None:
     """A bridge compiled with a gate on each node of `space`; None where it has to run itself, as `gates_compile` says."""
-    if not gates_compile(bridge, ablation):
+    if not gates_compile(bridge, space, ablation):
         return None
     values = {name: Reference(value.latents.float(), value.error.float()) for name, value in ablation.fixed_values().items()}
     channels, of_channels = _as_channels(space, values)

@@ -41,12 +41,12 @@ def compiles(bridge: Any, space: NodeSpace, ablation: Ablation) -> bool:
 
     That is: of CircuitGPT in float32, of its own channels or of dictionaries of its MLPs, with fixed values for what is ablated.
     """
-    return paths_are_known(space) and gates_compile(bridge, ablation)
+    return paths_are_known(space) and gates_compile(bridge, space, ablation)
 
 
-def gates_compile(bridge: Any, ablation: Ablation) -> bool:
-    """Whether the whole model compiles with a gate on every node, whatever its sites are seen through."""
-    if not ablation.fixed or getattr(bridge.original_model, "core", None) is None:
+def gates_compile(bridge: Any, space: NodeSpace, ablation: Ablation) -> bool:
+    """Whether the whole model compiles with a gate on every node, whatever its sites are seen through but the residual stream."""
+    if space.sees_residual or not ablation.fixed or getattr(bridge.original_model, "core", None) is None:
         return False
     return edge_module(bridge, "embedding").weight.dtype == torch.float32
 

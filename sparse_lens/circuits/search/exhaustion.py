@@ -21,7 +21,7 @@ from sparse_lens.circuits.circuit import Circuit
 from sparse_lens.circuits.search.config import SearchConfig
 from sparse_lens.circuits.search.nodes import DEFAULT_TARGET, SearchProblem, prepare_search, search_circuit
 from sparse_lens.circuits.search.objectives import Objective, TargetKind
-from sparse_lens.circuits.sites import LAYER_SITES
+from sparse_lens.circuits.sites import LAYER_SITES, RESIDUAL_SITES
 from sparse_lens.dictionaries import Dictionary
 from sparse_lens.errors import CircuitError, ConfigError, UnknownNameError
 from sparse_lens.tasks import AnyTask
@@ -111,8 +111,8 @@ def _why_no_more(circuit: Circuit, inside: Bool[Tensor, " node"]) -> str | None:
 def nodes_at(problem: SearchProblem, sites: Sequence[str]) -> Bool[Tensor, " node"]:
     """All nodes at sites of the kinds given; raises `UnknownNameError` for an unknown one, `CircuitError` for none at all."""
     for kind in sites:
-        if kind not in LAYER_SITES:
-            raise UnknownNameError("kind of site", kind, LAYER_SITES)
+        if kind not in (*LAYER_SITES, *RESIDUAL_SITES):
+            raise UnknownNameError("kind of site", kind, (*LAYER_SITES, *RESIDUAL_SITES))
     if not sites:
         raise CircuitError("name at least one kind of site whose nodes are forbidden to the next circuit")
     parts = [torch.full((site.n_nodes,), site.kind in sites) for site in problem.space.sites]

@@ -14,7 +14,10 @@ from sparse_lens.report.strings import shorten, token_label, visible, width_of
 
 _LANE_SITES = (EMBEDDING, "attn_in", "attn_out", "mlp_in", "mlp_out", "final_resid")
 _HEAD_SITES = ("attn_q", "attn_k", "attn_v", HEAD_OUT)
-_LAYER_ROWS = (("attn_in",), ("attn_q", "attn_k", "attn_v"), (HEAD_OUT,), ("attn_out",), ("mlp_in",), ("mlp_neuron",), ("mlp_out",))
+_LAYER_ROWS = (
+    *(("resid_pre",), ("attn_in",), ("attn_q", "attn_k", "attn_v"), (HEAD_OUT,), ("attn_out",)),
+    *(("resid_mid",), ("mlp_in",), ("mlp_neuron",), ("mlp_out",), ("resid_post",)),
+)
 _TOKEN_COLUMNS = 12
 _DIGIT, _MONOSPACE = 6.2, 6.8
 """Pixels of a character in a mark: of a number, of a token."""
