@@ -133,7 +133,7 @@ CLAIMS = (
         "durable",
         "arXiv:2301.10884",
         *("compositionality", "d_abl", "dense", ("random_weights", "random_mask")),
-        beside=("d_sub", "random_weights_d_sub", "random_weights_kept_share"),
+        beside=("d_sub", "random_weights_d_sub", "random_weights_kept_share", "quote_seed_overlap", "bracket_seed_overlap"),
         unit="D_abl, which is negative where a subroutine can be removed alone",
     ),
     Claim(

@@ -14,7 +14,7 @@ _FORMAT = "claims 1"
 _CHANGED = {
     "robustness": "scores of tasks and masks",
     "circuits": "those that reach the target, by task",
-    "compositionality": "random masks of both subroutines",
+    "compositionality": "three mask seeds",
     "fracture": "tasks that pass on 64 pairs",
 }
 """What a measure gives beside what it gave at first: its older cells are computed anew."""
