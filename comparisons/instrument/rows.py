@@ -101,8 +101,9 @@ def _names(claim: Claim, seeds: Sequence[Seed]) -> list[str]:
 
 
 def _beside(measure: str, name: str, seeds: Sequence[Seed]) -> str:
-    """A metric in words, in both models."""
-    sparse, dense = (_over_seeds([seed[measure][role].get(name, NOTHING) for seed in seeds]) for role in ("sparse", "dense"))
+    """A metric in words, in both models, each with what chance gives where that is not 0."""
+    both = (_over_seeds([seed[measure][role].get(name, NOTHING) for seed in seeds]) for role in ("sparse", "dense"))
+    sparse, dense = (f"{found} (by chance {found.null:.3g})" if found.null else str(found) for found in both)
     return f"{name}: {sparse} in the sparse model, {dense} in the dense one"
 
 
