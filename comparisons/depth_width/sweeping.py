@@ -20,17 +20,21 @@ from sparse_lens.results import Result, exact, from_plain, not_measurable
 if TYPE_CHECKING:
     import pandas as pd
 
-LEARNING_RATES = (9e-3, 1.8e-2, 3.6e-2)
+LEARNING_RATES = (3e-3, 9e-3, 2.7e-2)
 """Tried in every cell: sparse models need larger ones."""
 
 
 @dataclass(frozen=True, eq=False)
 class SweepCell:
-    """The runs of a cell at its best learning rate, one a seed: their losses in nats a token, counts, and measures."""
+    """The runs of a cell at its best learning rate, one a seed: their losses in nats a token, counts, and measures.
+
+    `at_edge`: no smaller rate was tried, or no larger one, so that a better one may lie beyond.
+    """
 
     cell: GridCell
     learning_rate: float
     runs: tuple[Record, ...]
+    at_edge: bool = False
 
     @property
     def results(self) -> dict[str, Result]:
@@ -70,7 +74,8 @@ class DepthWidthSweep:
             losses = [run["loss"] for run in cell.runs]
             deviation = float(np.std(losses, ddof=1)) if len(losses) > 1 else None
             values = {name: result.value for name, result in cell.results.items()}
-            rows.append(row | {"width": cell.cell.width, "seeds": len(losses), "loss_deviation": deviation} | values)
+            facts = {"width": cell.cell.width, "seeds": len(losses), "loss_deviation": deviation, "rate_at_edge": cell.at_edge}
+            rows.append(row | facts | values)
         return pd.DataFrame(rows)
 
 
@@ -132,7 +137,8 @@ def depth_width_sparsity_sweep(
         elif lost := [seed for seed, run in runs[place].items() if run and run["loss"] is None]:
             missing[place] = f"the training of seed {', '.join(map(str, lost))} diverges at the learning rate {rates[place]:g}"
         else:
-            cells[place] = SweepCell(grid[place], rates[place], tuple(run for run in done if run))
+            edge = len(learning_rates) > 1 and rates[place] in (min(learning_rates), max(learning_rates))
+            cells[place] = SweepCell(grid[place], rates[place], tuple(run for run in done if run), edge)
     return DepthWidthSweep(matching, cells, missing)
 
 

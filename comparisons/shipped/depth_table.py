@@ -17,7 +17,12 @@ from typing import Any, get_args
 
 from sparse_lens.comparisons.circuit_sizes import over_seeds
 from sparse_lens.comparisons.depth_width.grid import Matching, Place
-from sparse_lens.comparisons.depth_width.sweeping import DepthWidthSweep, depth_slopes, depth_width_sparsity_sweep
+from sparse_lens.comparisons.depth_width.sweeping import (
+    LEARNING_RATES,
+    DepthWidthSweep,
+    depth_slopes,
+    depth_width_sparsity_sweep,
+)
 from sparse_lens.comparisons.instrument.claim import CLAIMS
 from sparse_lens.comparisons.instrument.rows import ClaimRow
 from sparse_lens.comparisons.instrument.verdicts import judge
@@ -78,12 +83,15 @@ def _grid_table(sweep: DepthWidthSweep, measured: Measured) -> str:
         losses = [run["loss"].value or 0.0 for run in measured[depth, density]]
         mean = sum(losses) / len(losses)
         spread = (sum((loss - mean) ** 2 for loss in losses) / max(1, len(losses) - 1)) ** 0.5
+        edge = " (edge)" if cell.at_edge else ""
         rows.append(
             f"| {depth} | {cell.cell.width} | {100 * density:g} % | {runs[0]['nonzeros']:,} | {runs[0]['embeddings']:,} "
-            f"| {found['learning_rate'].value:g} | {mean:.3f} ({spread:.3f}) | {_minutes(found['seconds'])} |"
+            f"| {found['learning_rate'].value:g}{edge} | {mean:.3f} ({spread:.3f}) | {_minutes(found['seconds'])} |"
         )
     missing = [f"{depth} layers at {100 * density:g} %: {why}" for (depth, density), why in sorted(sweep.missing.items())]
     told = f"Matched by {sweep.matching}: {_EQUAL[sweep.matching]}."
+    if any(cell.at_edge for cell in sweep.cells.values()):
+        told += " At an “edge” the best learning rate is the least or the largest of those tried, and a better one may lie beyond."
     return "\n".join(rows) + f"\n\n{told}" + ("\n\nMissing: " + "; ".join(missing) if missing else "")
 
 
@@ -208,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--densities", type=float, nargs="+", default=[1.0, 1 / 4, 1 / 16], help="shares of nonzero weights")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds")
     parser.add_argument("--tokens", type=int, default=2_000_000, help="tokens that each model reads")
-    parser.add_argument("--rates", type=float, nargs="+", default=[9e-3, 1.8e-2, 3.6e-2], help="learning rates tried in every cell")
+    parser.add_argument("--rates", type=float, nargs="+", default=LEARNING_RATES, help="learning rates tried in every cell")
     parser.add_argument("--tasks", nargs="*", default=["if_equals", "with_as"], help="tasks of the circuit curves")
     parser.add_argument("--only", nargs="*", default=MEASURES, choices=MEASURES, metavar="MEASURE", help="of the claims' measures")
     parser.add_argument("--workers", type=int, default=2, help="processes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,10 @@ def test_the_page_has_every_cell_and_names_gaps() -> None:
     assert entanglement.endswith("| — |") and entanglement.count("|") == 8
     assert slopes_of(measured, ENTANGLEMENT)["slope_at_0.0625"].value == pytest.approx(-0.021)
     assert f"| {ENTANGLEMENT} | -0.101 [" in page["depth"] and "Matched by core: all models" in page["depth grid"]
+    assert "edge" not in page["depth grid"]
+    at_edge = {place: replace(cell, at_edge=True) for place, cell in sweep_of(measured).cells.items()}
+    told = depth_page(DepthWidthSweep("core", at_edge, {}), measured)["depth grid"]
+    assert "| 0.01 (edge) |" in told and "a better one may lie beyond" in told
     others = DepthWidthSweep("nonzeros", sweep_of(measured).cells, {})
     assert set(depth_page(others, measured)) == {f"{marker} at equal nonzeros" for marker in page}
     assert any("matched by nonzeros" in line for line in depth_row(measured, "nonzeros").found)
