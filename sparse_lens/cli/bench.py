@@ -16,8 +16,8 @@ def add_bench(commands: Any) -> None:
         "measure speed and memory on this machine",
         "Time this package's parts against the named alternatives, in one run on this machine.",
     )
-    parser.add_argument("names", nargs="*", help="benchmarks to run; default: all but the long ones")
-    parser.add_argument("--all", action="store_true", help="also those that take minutes (the whole comparison)")
+    parser.add_argument("names", nargs="*", help="benchmarks to run; default: all but the long ones; `full` takes hours")
+    parser.add_argument("--all", action="store_true", help="also those that take minutes (the default comparison)")
     parser.add_argument("--json", action="store_true", help="print a JSON list for programs")
 
 
