@@ -91,8 +91,8 @@ class NodeSpace:
 
     @property
     def has_dictionaries(self) -> bool:
-        """Whether any site is seen through something else than its own channels."""
-        return any(not site.is_identity for site in self.sites)
+        """Whether any site is seen through something else than its own channels, or lies in the residual stream."""
+        return self.sees_residual or any(not site.is_identity for site in self.sites)
 
     @property
     def sees_residual(self) -> bool:

@@ -16,6 +16,8 @@ from sparse_lens.circuits import (
     Circuit,
     SearchConfig,
     both_sides,
+    compile_circuit,
+    count_edges,
     find_circuit,
     mask_hooks,
     mean_reference,
@@ -30,6 +32,7 @@ from sparse_lens.circuits.compiled.masked import masked_model, node_circuit
 from sparse_lens.circuits.paths import paths_are_known
 from sparse_lens.circuits.scoring import masked_differences, task_loss
 from sparse_lens.circuits.sites import full_mask, model_fingerprint
+from sparse_lens.circuits.weights import weight_graph
 from sparse_lens.comparisons import ModelPair
 from sparse_lens.dictionaries import IdentityDictionary, RotationDictionary, random_rotation
 from sparse_lens.dictionaries.protocol import AtOneHook, dictionary_hash
@@ -130,7 +133,13 @@ def test_nothing_is_compiled_past_them(bridge: Any) -> None:
     ablation = Ablation(reference_of(bridge, space))
     assert masked_model(bridge, space, ablation) is None and node_circuit(bridge, space, full_mask(space), ablation) is None
     identity = node_space(bridge, [IdentityDictionary(D, HOOKS[2])])
-    assert masked_model(bridge, identity, Ablation(reference_of(bridge, identity))) is None
+    reference = reference_of(bridge, identity)
+    assert masked_model(bridge, identity, Ablation(reference)) is None
+    circuit = Circuit(full_mask(identity), identity, reference, "planted", model_fingerprint(bridge), 0.1, 0.0)
+    with pytest.raises(CircuitError, match="dictionaries"):
+        compile_circuit(bridge, circuit)
+    with pytest.raises(CircuitError, match=r"not at resid_post\.0"):
+        count_edges(identity, full_mask(identity), weight_graph(bridge, pairs(4)))
 
 
 def test_the_planted_circuit_needs_its_channel_of_the_stream(planted: Planted, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sparse_lens.circuits.edges.encoders import encoder_rows
 from sparse_lens.circuits.masking import Reference
-from sparse_lens.circuits.sites import NodeSpace, Site
+from sparse_lens.circuits.sites import RESIDUAL_SITES, NodeSpace, Site
 from sparse_lens.circuits.weights import LayerWeights, WeightGraph, skip_pattern
 from sparse_lens.dictionaries import IdentityDictionary
 from sparse_lens.errors import CircuitError
@@ -43,7 +43,7 @@ def latent_sites(space: NodeSpace, mask: Bool[Tensor, " node"], reference: Mappi
 
 
 def _seen_through(space: NodeSpace) -> list[Site]:
-    sites = [site for site in space.sites if not site.is_identity]
+    sites = [site for site in space.sites if not site.is_identity or site.kind in RESIDUAL_SITES]
     if other := sorted(site.name for site in sites if site.kind != "mlp_neuron"):
         raise CircuitError(f"edges are cut through dictionaries of MLPs only, not at {', '.join(other)}; search nodes only")
     return sites
