@@ -95,7 +95,7 @@ def _measured(bridge: Any, dictionary: Dictionary, tasks: Sequence[str], config:
     if not len(drawn):
         return _failed(f"no latent of {dictionary.name!r} fires on the prompts")
     strength = _calibrated(drawn, instances, config.output_kl)
-    effects, moved = drawn.effects(drawn.recorded(instances), strength)
+    effects, moved = drawn.on(instances)(strength)
     sums = {name: _sums(effects, answers_of(bridge, instances).differences, instances, name) for name in ("mirror", "renamed")}
     return {
         **{f"{name}_fracture": part["fracture"] for name, part in sums.items()},
@@ -164,10 +164,9 @@ def _calibrated(units: WeakenedDirections | WeakenedWeights, instances: Instance
 
     A few units do most of the moving, so that a part of them would not do.
     """
-    runs: Any = units.recorded(instances.first_pairs(_CALIBRATED_ON))
-    strength = 0.5
+    effects, strength = units.on(instances.first_pairs(_CALIBRATED_ON)), 0.5
     for _ in range(_CALIBRATIONS):
-        moved = units.effects(runs, strength)[1]
+        moved = effects(strength)[1]
         if abs(moved / target - 1) < _CLOSE:
             break
         factor = (target / max(moved, 1e-12)) ** 0.5  # KL grows with the square of a small change

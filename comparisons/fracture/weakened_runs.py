@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from sparse_lens.comparisons.fracture.instances import Instances
 from sparse_lens.dictionaries import Dictionary
 from sparse_lens.hooks.instrumenting import lock_of
 from sparse_lens.hooks.reruns import Edit, Reruns
+
+Effects = Callable[[float], tuple[Float[Tensor, "unit row"], float]]
+"""From a strength to the change of every prompt's output by each unit, and the mean KL from the unperturbed distribution, in nats."""
 
 _SEQUENCES = 128
 """Sequences in a pass."""
@@ -32,21 +36,21 @@ class WeakenedDirections:
         return len(self.directions)
 
     @torch.no_grad()
-    def recorded(self, instances: Instances) -> list[_EqualLengths]:
-        """The unchanged runs on the prompts, those of one length together."""
+    def on(self, instances: Instances) -> Effects:
+        """Record the unchanged runs on the prompts, those of one length together; what is returned weakens by a strength."""
         lengths = [(instances.position == position).nonzero().flatten() for position in instances.position.unique()]
-        return [_EqualLengths(self, instances, rows) for of in lengths for rows in of.split(_SEQUENCES)]
+        parts = [_EqualLengths(self, instances, rows) for of in lengths for rows in of.split(_SEQUENCES)]
+        n_rows = len(instances.tokens)
 
-    @torch.no_grad()
-    def effects(self, runs: list[_EqualLengths], strength: float) -> tuple[Float[Tensor, "unit row"], float]:
-        """Change of every prompt's output by each direction, and the mean KL from the unperturbed distribution, in nats."""
-        n_rows = sum(len(part.rows) for part in runs)
-        effects = torch.empty(len(self), n_rows, dtype=torch.float64)
-        moved = 0.0
-        for part in runs:
-            effects[:, part.rows], divergence = part.effects(strength)
-            moved += divergence
-        return effects, moved / (len(self) * n_rows)
+        @torch.no_grad()
+        def effects(strength: float) -> tuple[Tensor, float]:
+            found, moved = torch.empty(len(self), n_rows, dtype=torch.float64), 0.0
+            for part in parts:
+                found[:, part.rows], divergence = part.effects(strength)
+                moved += divergence
+            return found, moved / (len(self) * n_rows)
+
+        return effects
 
 
 class _EqualLengths:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse_lens.comparisons.fracture.instances import Answers, Instances, answers_of
+from sparse_lens.comparisons.fracture.instances import Instances, answers_of
+from sparse_lens.comparisons.fracture.weakened_runs import Effects
 
 
 class WeakenedWeights:
@@ -29,22 +31,28 @@ class WeakenedWeights:
     def __len__(self) -> int:
         return len(self.weights)
 
-    def recorded(self, instances: Instances) -> tuple[Instances, Answers]:
-        """The prompts, and the unperturbed model's answers."""
-        return instances, answers_of(self.bridge, instances)
+    def on(self, instances: Instances) -> Effects:
+        """Run the unperturbed model on the prompts; what is returned weakens by a strength."""
+        base = answers_of(self.bridge, instances)
 
-    def effects(self, runs: tuple[Instances, Answers], strength: float) -> tuple[Float[Tensor, "unit row"], float]:
-        """Change of every prompt's output by each weight, and the mean KL from the unperturbed distribution, in nats."""
-        instances, base = runs
-        effects, moved = [], []
-        for weight, place in self.weights:
-            flat = weight.detach().view(-1)
-            before = flat[place].clone()
-            try:
-                flat[place] = before * (1 - strength)
-                answers = answers_of(self.bridge, instances)
-            finally:
-                flat[place] = before
-            effects.append(answers.differences - base.differences)
-            moved.append(float(F.kl_div(answers.log_probs, base.log_probs, reduction="batchmean", log_target=True)))
-        return torch.stack(effects).double(), sum(moved) / len(moved)
+        def effects(strength: float) -> tuple[Tensor, float]:
+            found, moved = [], []
+            for weight, place in self.weights:
+                with _weakened(weight, place, strength):
+                    answers = answers_of(self.bridge, instances)
+                found.append(answers.differences - base.differences)
+                moved.append(float(F.kl_div(answers.log_probs, base.log_probs, reduction="batchmean", log_target=True)))
+            return torch.stack(found).double(), sum(moved) / len(moved)
+
+        return effects
+
+
+@contextmanager
+def _weakened(weight: Tensor, place: int, strength: float) -> Iterator[None]:
+    flat = weight.detach().view(-1)
+    before = flat[place].clone()
+    try:
+        flat[place] = before * (1 - strength)
+        yield
+    finally:
+        flat[place] = before

@@ -64,7 +64,7 @@ def fracture_rows() -> list[Row]:
 
         def together(neurons: IdentityDictionary = neurons, directions: torch.Tensor = directions) -> None:
             units = WeakenedDirections(bridge, neurons, directions)
-            units.effects(units.recorded(instances), 0.5)
+            units.on(instances)(0.5)
 
         def one_by_one(neurons: IdentityDictionary = neurons, directions: torch.Tensor = directions) -> None:
             for along in directions:

@@ -17,7 +17,7 @@ def test_effects_are_those_of_changing_each_weight_by_hand() -> None:
     instances = sample_instances(bridge, ["single_double_quote"], n_pairs=2)
     base = answers_of(bridge, instances)
     units = WeakenedWeights(bridge, 8, torch.Generator().manual_seed(0))
-    effects, moved = units.effects(units.recorded(instances), 0.5)
+    effects, moved = units.on(instances)(0.5)
     assert effects.shape == (len(units), len(instances.tokens)) and len(units) > 6
     divergences = []
     for (weight, place), found in zip(units.weights, effects, strict=True):
