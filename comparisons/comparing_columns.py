@@ -10,6 +10,7 @@ from jaxtyping import Int
 from tqdm.auto import tqdm
 
 from sparse_lens.circuits import SearchConfig, node_space
+from sparse_lens.circuits.paths import paths_are_known
 from sparse_lens.comparisons.circuit_sizes import HELDOUT_PAIRS
 from sparse_lens.comparisons.column_specs import mlp_units
 from sparse_lens.comparisons.columns import Column
@@ -21,7 +22,7 @@ from sparse_lens.comparisons.full.matching import ModelLosses, match_to_base
 from sparse_lens.comparisons.rows.activation import activation
 from sparse_lens.comparisons.rows.reconstruction import reconstruction, spliced_windows
 from sparse_lens.comparisons.rows.superposition import measure_superposition
-from sparse_lens.dictionaries import Dictionary
+from sparse_lens.dictionaries import Dictionary, IdentityDictionary
 from sparse_lens.errors import ConfigError
 from sparse_lens.hooks.layout import decoder_layout
 from sparse_lens.results import bootstrap_mean, to_plain
@@ -90,7 +91,7 @@ def compare_columns(
         "undistinguished": not_told_from_one(ratios, f"“{base}”"),
         "unmatched": unmatched({name: match for name, match in matching.items() if name != base}),
         "left_out": left_out({"": curves}, {}, []),
-        "caveats": list(CAVEATS_OF_CURVES),
+        "caveats": [*CAVEATS_OF_CURVES, *_without_paths(opened)],
     }
     return Comparison(to_plain({"schema": SCHEMA, "command": command, "models": {}, "tasks": {}, "verdict": [], "full": full}))
 
@@ -120,13 +121,16 @@ def _losses(column: Column, heldout: np.ndarray) -> ModelLosses:
 
 
 def _rows(columns: Mapping[str, Column], heldout: np.ndarray) -> dict[str, dict[str, dict[str, Any]]]:
-    """Reconstruction, activation and superposition of every column's MLP units, layer by layer, and of its other dictionaries."""
+    """Reconstruction, activation and superposition of a column's MLP units, layer by layer, or of its dictionaries elsewhere."""
     rows: dict[str, dict[str, dict[str, Any]]] = {"reconstruction": {}, "activation": {}, "superposition": {}}
     batches = np.array_split(heldout[:, :-1], max(1, len(heldout) // 16))
     for name, column in columns.items():
         neurons = decoder_layout(column.bridge).widths["mlp_neuron"]
-        places = {f"layer {layer}": (units, neurons) for layer, units in enumerate(mlp_units(column))}
-        for place, (units, width) in (places | _elsewhere(column)).items():
+        elsewhere = _elsewhere(column)
+        layers = {f"layer {layer}": (units, neurons) for layer, units in enumerate(mlp_units(column))}
+        if elsewhere:  # tables have the mean over places: neurons that are not the column's subject have no part in it
+            layers = {place: of for place, of in layers.items() if not isinstance(of[0], IdentityDictionary)}
+        for place, (units, width) in (layers | elsewhere).items():
             found = {
                 "reconstruction": reconstruction(column.bridge, units, batches),
                 "activation": activation(column.bridge, units, batches),
@@ -135,6 +139,18 @@ def _rows(columns: Mapping[str, Column], heldout: np.ndarray) -> dict[str, dict[
             for row, results in found.items():
                 rows[row].setdefault(name, {})[place] = results
     return rows
+
+
+def _without_paths(columns: Mapping[str, Column]) -> list[str]:
+    """What has to be said of columns in which nodes on no path are not dropped, where some are and some are not of that kind."""
+    names = [name for name, column in columns.items() if not paths_are_known(column.space)]
+    if not names or len(names) == len(columns):
+        return []
+    return [
+        f"In {', '.join(names)} dictionaries see other places than MLPs: nodes that lie on no path from tokens to answers are not "
+        "dropped there, as they are in the other columns, and latents of the residual stream come on top of all other nodes. Its "
+        "circuits count more nodes for both reasons."
+    ]
 
 
 def _elsewhere(column: Column) -> dict[str, tuple[Dictionary, int]]:

@@ -137,7 +137,7 @@ def depth_width_sparsity_sweep(
         elif lost := [seed for seed, run in runs[place].items() if run and run["loss"] is None]:
             missing[place] = f"the training of seed {', '.join(map(str, lost))} diverges at the learning rate {rates[place]:g}"
         else:
-            edge = len(learning_rates) > 1 and rates[place] in (min(learning_rates), max(learning_rates))
+            edge = is_at_edge(rates[place], learning_rates)
             cells[place] = SweepCell(grid[place], rates[place], tuple(run for run in done if run), edge)
     return DepthWidthSweep(matching, cells, missing)
 
@@ -157,6 +157,11 @@ def best_rate(runs: Mapping[float, Record]) -> float | None:
     """The learning rate with the least loss; None where the training diverges at all of them."""
     finite = {rate: run["loss"] for rate, run in runs.items() if run["loss"] is not None}
     return min(finite, key=lambda rate: finite[rate]) if finite else None
+
+
+def is_at_edge(rate: float, tried: Sequence[float]) -> bool:
+    """Whether nothing smaller was tried, or nothing larger."""
+    return rate in (min(tried), max(tried))
 
 
 def depth_slopes(losses: Mapping[Place, Sequence[float]]) -> dict[str, Result]:

@@ -95,7 +95,7 @@ def _measured(bridge: Any, dictionary: Dictionary, tasks: Sequence[str], config:
     if not len(drawn):
         return _failed(f"no latent of {dictionary.name!r} fires on the prompts")
     strength = _calibrated(drawn, instances, config.output_kl)
-    effects, moved = drawn.on(instances)(strength)
+    effects, moved = drawn.effects(instances, strength)
     sums = {name: _sums(effects, answers_of(bridge, instances).differences, instances, name) for name in ("mirror", "renamed")}
     return {
         **{f"{name}_fracture": part["fracture"] for name, part in sums.items()},

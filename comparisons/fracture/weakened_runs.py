@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from sparse_lens.hooks.instrumenting import lock_of
 from sparse_lens.hooks.reruns import Edit, Reruns
 
 Effects = Callable[[float], tuple[Float[Tensor, "unit row"], float]]
-"""From a strength to the change of every prompt's output by each unit, and the mean KL from the unperturbed distribution, in nats."""
+"""From a strength to the change of every prompt's output by each unit, and the mean KL from the unperturbed run, in nats."""
 
 _SEQUENCES = 128
 """Sequences in a pass."""
@@ -37,20 +37,26 @@ class WeakenedDirections:
 
     @torch.no_grad()
     def on(self, instances: Instances) -> Effects:
-        """Record the unchanged runs on the prompts, those of one length together; what is returned weakens by a strength."""
-        lengths = [(instances.position == position).nonzero().flatten() for position in instances.position.unique()]
-        parts = [_EqualLengths(self, instances, rows) for of in lengths for rows in of.split(_SEQUENCES)]
-        n_rows = len(instances.tokens)
+        """What weakens by a strength, for several strengths on few prompts: their unchanged runs stay in memory."""
+        parts = list(self._recorded(instances))
+        return lambda strength: self._effects(parts, len(instances.tokens), strength)
 
-        @torch.no_grad()
-        def effects(strength: float) -> tuple[Tensor, float]:
-            found, moved = torch.empty(len(self), n_rows, dtype=torch.float64), 0.0
-            for part in parts:
-                found[:, part.rows], divergence = part.effects(strength)
-                moved += divergence
-            return found, moved / (len(self) * n_rows)
+    def effects(self, instances: Instances, strength: float) -> tuple[Float[Tensor, "unit row"], float]:
+        """The same for one strength, with no more than the prompts of one length in memory."""
+        return self._effects(self._recorded(instances), len(instances.tokens), strength)
 
-        return effects
+    def _recorded(self, instances: Instances) -> Iterator[_EqualLengths]:
+        for position in instances.position.unique():
+            for rows in (instances.position == position).nonzero().flatten().split(_SEQUENCES):
+                yield _EqualLengths(self, instances, rows)
+
+    @torch.no_grad()
+    def _effects(self, parts: Iterable[_EqualLengths], n_rows: int, strength: float) -> tuple[Float[Tensor, "unit row"], float]:
+        found, moved = torch.empty(len(self), n_rows, dtype=torch.float64), 0.0
+        for part in parts:
+            found[:, part.rows], divergence = part.effects(strength)
+            moved += divergence
+        return found, moved / (len(self) * n_rows)
 
 
 class _EqualLengths:
@@ -74,7 +80,7 @@ class _EqualLengths:
 
     def _keep(self, logits: Tensor) -> float:
         """Keeps the logits at the answer; the number itself is not used."""
-        self._logits.append(logits[:, self._answer])
+        self._logits.append(logits[:, self._answer].clone())  # not a view of all positions
         return 0.0
 
     def effects(self, strength: float) -> tuple[Float[Tensor, "unit row"], float]:

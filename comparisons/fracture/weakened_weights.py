@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,6 +31,10 @@ class WeakenedWeights:
 
     def __len__(self) -> int:
         return len(self.weights)
+
+    def effects(self, instances: Instances, strength: float) -> tuple[Float[Tensor, "unit row"], float]:
+        """The change of every prompt's output by each weight, and the mean KL from the unperturbed run, in nats."""
+        return self.on(instances)(strength)
 
     def on(self, instances: Instances) -> Effects:
         """Run the unperturbed model on the prompts; what is returned weakens by a strength."""

@@ -43,7 +43,7 @@ CAVEATS = (
 
 _HEADLINE, _NODES = "bits_ratio_at_0.5", "nodes_ratio_at_0.5"
 
-_MIXED = "its basis mixes channels, between which there are no weights to price; nodes are compared"
+_MIXED = "between nodes of its basis there are no single weights to price; nodes are compared"
 
 _NEURONS = (
     ("dense_matched_neurons", "dense_matched_rotated", "the dense neurons and a random rotation of them"),

@@ -169,7 +169,7 @@ def _circuit_sizes(nodes: Mapping[str, float], margins: Sequence[float], tasks: 
 
 
 def _compositionality(pair: ModelPair, size: Size) -> Measured:
-    """On the quote and the bracket subroutine, both asked of the same prompts: means over mask seeds, controls with the first."""
+    """On the quote and the bracket subroutine, both asked of the same prompts: means over mask seeds (random weights: one)."""
     return compositionality_table(_bridges(pair), config=size.masks, seeds=size.mask_seeds, progress=False)
 
 

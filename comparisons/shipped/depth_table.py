@@ -129,12 +129,12 @@ def _mean(results: Sequence[Result]) -> Result:
     return over_seeds(values, n=len(values)) if len(values) == len(results) else not_measurable("not in every run")
 
 
-def depth_row(measured: Measured, matching: Matching) -> ClaimRow:
+def depth_row(measured: Measured, matching: Matching, *, at_edge: Sequence[Place] = ()) -> ClaimRow:
     """The claim DEPTH by the rule of all claims: slopes of entanglement on the logarithm of depth, at the greatest density.
 
     One slope a training seed, against 0, shuffled weights and mixed neurons. Models are compared at equal weights, as the claim
-    says, not at equal loss: its slope stands beside. In the places of the sparse and the dense model stand the slopes at the least
-    and the greatest density.
+    says, not at equal loss: its slope stands beside, and how many cells are `at_edge` of the learning rates. In the places of the
+    sparse and the dense model stand the slopes at the least and the greatest density.
     """
     claim = next(claim for claim in CLAIMS if claim.id == "DEPTH")
     densities = sorted({density for _, density in measured})
@@ -148,6 +148,7 @@ def depth_row(measured: Measured, matching: Matching) -> ClaimRow:
     found = ["the difference is the slope of entanglement on the logarithm of depth at the greatest density"]
     found += ["models are compared at equal weights, as the claim says, not at equal loss: the slope of the loss stands beside"]
     found += [f"matched by {matching}: {_EQUAL[matching]}"]
+    found += [f"{len(at_edge)} of {len(measured)} cells do best at the least or the largest learning rate tried"] if at_edge else []
     found += [f"interaction (slope at the least density less that): {own['interaction']}"] if "interaction" in own else []
     found += [f"slope of the loss at {100 * density:g} %: {loss[f'slope_at_{density:g}']}" for density in densities]
     sides = [
@@ -180,9 +181,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise DataError(f"no cell of the grid can be trained: {'; '.join(sweep.missing.values())}")
     how = {"cache": options.cells, "workers": options.workers, "measures": options.only, "smoke": options.smoke}
     measured = measured_grid(ModelPair.open(), sweep, options.grid, tasks=options.tasks, **how)
-    row = depth_row(measured, options.matching)
-    cells = [{"depth": place[0], "density": place[1], "runs": runs} for place, runs in measured.items()]
-    content = {"shape": shape, "scope": {"smoke": options.smoke}, "cells": cells, "claims": [row.to_plain()]}
+    row = depth_row(measured, options.matching, at_edge=[place for place, cell in sweep.cells.items() if cell.at_edge])
+    cells = [
+        {"depth": place[0], "density": place[1], "learning_rate": sweep.cells[place].learning_rate, "runs": runs}
+        for place, runs in measured.items()
+    ]
+    content: dict[str, Any] = {"shape": shape | {"learning_rates": list(options.rates)}, "scope": {"smoke": options.smoke}}
+    content |= {"cells": cells, "claims": [row.to_plain()]}
     options.out.mkdir(parents=True, exist_ok=True)
     with new_file(options.out / KEPT[options.matching]) as path:
         path.write_text(json.dumps(to_plain(content), indent=1) + "\n", encoding="utf-8")

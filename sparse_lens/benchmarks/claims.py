@@ -64,7 +64,7 @@ def fracture_rows() -> list[Row]:
 
         def together(neurons: IdentityDictionary = neurons, directions: torch.Tensor = directions) -> None:
             units = WeakenedDirections(bridge, neurons, directions)
-            units.on(instances)(0.5)
+            units.effects(instances, 0.5)
 
         def one_by_one(neurons: IdentityDictionary = neurons, directions: torch.Tensor = directions) -> None:
             for along in directions:

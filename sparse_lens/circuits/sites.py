@@ -20,6 +20,7 @@ from torch import Tensor
 from sparse_lens.dictionaries import Dictionary, IdentityDictionary
 from sparse_lens.errors import CircuitError, UnknownNameError
 from sparse_lens.hooks.layout import DecoderLayout, decoder_layout
+from sparse_lens.hooks.names import canonical_hook_name
 
 LAYER_SITES = ("attn_in", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out")
 """The eight sites of a layer (arXiv:2511.13653)."""
@@ -27,7 +28,8 @@ LAYER_SITES = ("attn_in", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "m
 FINAL_SITE = "final_resid"
 
 RESIDUAL_SITES = {"resid_pre": "attn_in", "resid_mid": "mlp_in", "resid_post": None}
-"""The residual stream of a layer, a site only where a dictionary sees it, and the site that it comes before (None: the last)."""
+"""Sites of the residual stream, which are there only where a dictionary sees it, each with the site before which it stands (None:
+it ends the layer)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,13 +170,14 @@ def _check_middle(bridge: Any, dictionary: Dictionary) -> None:
 
 def _place(dictionary: Dictionary, hooks: dict[tuple[str, int | None], str]) -> tuple[str, int | None]:
     """Kind and layer of the site that a dictionary stands in."""
+    places = {canonical_hook_name(hook): place for place, hook in hooks.items()}  # an alias names the same place
     for hook in (dictionary.hook_out, dictionary.hook_in):
-        if hook not in hooks.values():
+        if canonical_hook_name(hook) not in places:
             raise UnknownNameError("site hook", hook, hooks.values())
-    (written,) = (place for place, hook in hooks.items() if hook == dictionary.hook_out)
-    if dictionary.hook_in == dictionary.hook_out:
+    written, read = (places[canonical_hook_name(hook)] for hook in (dictionary.hook_out, dictionary.hook_in))
+    if read == written:
         return written
-    if written[0] != "mlp_out" or dictionary.hook_in != hooks["mlp_in", written[1]]:
+    if written[0] != "mlp_out" or read != ("mlp_in", written[1]):
         raise CircuitError(
             f"dictionary {dictionary.name!r} reads {dictionary.hook_in!r} and writes {dictionary.hook_out!r}; a node space takes "
             "dictionaries that read where they write, and transcoders from the input of an MLP to its output"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sparse_lens.circuits import (
     Circuit,
     SearchConfig,
     both_sides,
+    circuit_connections,
     compile_circuit,
     count_edges,
     find_circuit,
@@ -29,16 +31,19 @@ from sparse_lens.circuits.attribution.prompt_graph import attribute_prompt
 from sparse_lens.circuits.cards.logit_lens import logit_directions
 from sparse_lens.circuits.circuit_files import load_circuit
 from sparse_lens.circuits.compiled.masked import masked_model, node_circuit
+from sparse_lens.circuits.exchange.graph_json import read_graph_json, write_graph_json
 from sparse_lens.circuits.paths import paths_are_known
 from sparse_lens.circuits.scoring import masked_differences, task_loss
+from sparse_lens.circuits.search.exhaustion import nodes_at
 from sparse_lens.circuits.sites import full_mask, model_fingerprint
 from sparse_lens.circuits.weights import weight_graph
 from sparse_lens.comparisons import ModelPair
 from sparse_lens.dictionaries import IdentityDictionary, RotationDictionary, random_rotation
 from sparse_lens.dictionaries.protocol import AtOneHook, dictionary_hash
 from sparse_lens.errors import CircuitError, UnknownNameError
+from sparse_lens.report.circuit.rows import circuit_rows, lanes_of
 
-from .conftest import NO, VOCAB, YES, Planted, pairs, random_bridge
+from .conftest import NO, VOCAB, YES, Planted, pairs, problem_of, random_bridge
 from .test_other_decoders import build
 
 D = 8
@@ -173,6 +178,8 @@ def test_a_search_among_latents_of_the_stream() -> None:
     config = SearchConfig(steps=80, evaluations=8, search_pairs=64, evaluation_pairs=32)
     circuit = find_circuit(bridge, "single_double_quote", dictionaries=[rotated], target_loss=0.3, config=config, progress=False)
     kept = circuit.kept()
+    rows = circuit_rows(circuit, circuit_connections(bridge, circuit), [])
+    assert "0 resid_post" in [row.label for row in rows] and not lanes_of(rows)  # latents cut the lanes
     assert circuit.reached and 0 < len(kept["resid_post.0"]) < rotated.n_latents and circuit.n_nodes < circuit.space.n_nodes / 2
 
 
@@ -199,7 +206,7 @@ def test_masks_of_latents_are_scored_and_each_ablated(bridge: Any) -> None:
     assert set(circuit.to_frame().query("kind == 'resid_post'")["latent"]) == {True}
 
 
-def test_direct_effects_add_up_through_the_stream(bridge: Any) -> None:
+def test_direct_effects_add_up_through_the_stream(bridge: Any, tmp_path: Path) -> None:
     """What passes the latents is in their error, so that edges into every node still add up to its value."""
     space = node_space(bridge, [Coarse(HOOKS[2])])
     graph = attribute_prompt(bridge, (5, 7, 2, 9, 6, 1), (YES, NO), space=space, keep=1.0, smallest=1e-4)
@@ -208,6 +215,10 @@ def test_direct_effects_add_up_through_the_stream(bridge: Any) -> None:
     for edge in graph.edges:
         sums[graph.nodes[edge.target]] += edge.weight
     assert all(node.activation == pytest.approx(total, abs=1e-4) for node, total in sums.items())
+    write_graph_json(tmp_path / "graph.json", graph)
+    assert read_graph_json(tmp_path / "graph.json").nodes == graph.nodes
+    ids = [node["node_id"] for node in json.loads((tmp_path / "graph.json").read_text())["nodes"]]
+    assert len(set(ids)) == len(ids)
 
 
 def test_the_logit_lens_reads_their_directions(bridge: Any) -> None:
@@ -228,17 +239,30 @@ def test_other_architectures_have_two_of_the_three() -> None:
         space = node_space(gpt2, [rotated])
         assert [site.name for site in space.sites if not site.is_identity] == [kind]
         logits = gpt2(torch.tensor([[3, 1, 4]]))
-        with gpt2.hooks(fwd_hooks=mask_hooks(space, torch.ones(space.n_nodes), reference_of(gpt2, space))):
+        reference = reference_of(gpt2, space)
+        with gpt2.hooks(fwd_hooks=mask_hooks(space, torch.ones(space.n_nodes), reference)):
             torch.testing.assert_close(gpt2(torch.tensor([[3, 1, 4]])), logits, atol=1e-5, rtol=0)
+        if place == "post":  # everything passes here, and nothing comes behind but the unembedding
+            closed = torch.ones(space.n_nodes)
+            closed[space.slices[kind]] = 0
+            with gpt2.hooks(fwd_hooks=mask_hooks(space, closed, reference)):
+                found = gpt2(torch.tensor([[3, 1, 4], [5, 6, 2]]))
+            torch.testing.assert_close(found, found[:1, :1].expand_as(found), atol=1e-4, rtol=0)
+    aliased = node_space(gpt2, [RotationDictionary(random_rotation(width), "blocks.1.hook_in")])
+    assert [site.name for site in aliased.sites if not site.is_identity] == ["resid_pre.1"]
     with pytest.raises(CircuitError, match=r"ln2\.hook_in.*hook_resid_pre or hook_resid_post"):
         node_space(gpt2, [RotationDictionary(random_rotation(width), "blocks.1.hook_resid_mid")])
 
 
-def test_bad_dictionaries(bridge: Any) -> None:
+def test_bad_dictionaries(bridge: Any, planted: Planted) -> None:
     """Of another width, twice at one place, and kinds of sites that do not exist."""
     with pytest.raises(CircuitError, match="dictionaries of one site"):
         node_space(bridge, [Coarse(HOOKS[0]), Coarse(HOOKS[0], name="again")])
     with pytest.raises(CircuitError, match="writes 6 channels"):
         node_space(bridge, [RotationDictionary(random_rotation(6), HOOKS[0])])
+    problem = replace(problem_of(planted), space=node_space(bridge, [Coarse(HOOKS[0])]))
+    assert int(nodes_at(problem, ["resid_pre"]).sum()) == 13
+    with pytest.raises(CircuitError, match="no such nodes"):
+        nodes_at(problem, ["resid_post"])
     with pytest.raises(UnknownNameError, match="hook_resid_pre"):
         node_space(bridge, [Coarse("blocks.0.hook_resid_prev")])

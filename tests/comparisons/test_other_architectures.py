@@ -172,6 +172,8 @@ def test_an_sae_of_the_residual_stream_is_a_column(able: Any, tmp_path: Path) ->
     (curve,) = found.metrics["full"]["curves"][TASK]["residual latents"]
     assert curve["facts"]["sites"]["resid_pre.1"] == 65
     assert "mixes other sites" in curve["points"][0]["results"]["total_bits"]["reason"]
+    assert set(found.metrics["full"]["rows"]["activation"]["residual latents"]) == {"resid_pre.1"}  # tables have means over places
+    assert "In residual latents dictionaries see other places" in found.metrics["full"]["caveats"][-1]
     row = frame.loc["rows", "residual latents", "resid_pre.1"]["value"]
     assert 0 < row["l0"] <= 8 and row["explained_variance"] < 1 and row["psi"] >= 0
     page = write_report(found.metrics, tmp_path / "report")

@@ -4,9 +4,10 @@ Sources of the schema: hijohnnylin/neuronpedia, `apps/webapp/app/api/graph/graph
 `circuit_tracer/frontend/graph_models.py`, whose ids are `layer_feature_position`, three integers (`E_token_position` for tokens,
 `-1` as the feature of an error).
 
-A layer has one kind of feature there and eight kinds of channels here. So that no two ids are equal, the channels of each site are
-numbered from another multiple of 2^20 on (`mlp_neuron` from 0: neurons keep their index), their errors are -1, -2, and so on. Each
-node also says `site` and `channel` in plain words, which other readers ignore. They draw types that they do not know as features.
+A layer has one kind of feature there and several kinds of channels and latents here. So that no two ids are equal, the nodes of
+each site are numbered from another multiple of 2^20 on (`mlp_neuron` from 0: neurons keep their index), their errors are -1, -2,
+and so on. Each node also says `site` and `channel` in plain words, which other readers ignore. They draw types that they do not
+know as features.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from sparse_lens.circuits.checked import field, integer, items, mapping, number, read_json_object, text, wrong
 from sparse_lens.circuits.exchange.attribution_graph import AttributionGraph, GraphEdge, GraphNode, LogitTarget
-from sparse_lens.circuits.sites import FINAL_SITE, LAYER_SITES
+from sparse_lens.circuits.sites import FINAL_SITE, LAYER_SITES, RESIDUAL_SITES
 from sparse_lens.errors import CircuitError
 from sparse_lens.files import new_file
 
@@ -28,7 +29,7 @@ EMBEDDING, LOGIT, ERROR, TRANSCODER = "embedding", "logit", "mlp reconstruction 
 """The feature types that circuit-tracer knows."""
 
 _STRIDE = 1 << 20
-_SITES = ("mlp_neuron", *(site for site in LAYER_SITES if site != "mlp_neuron"), FINAL_SITE)
+_SITES = ("mlp_neuron", *(site for site in LAYER_SITES if site != "mlp_neuron"), FINAL_SITE, *RESIDUAL_SITES)
 _NODE_ID = re.compile(r"(E|-?\d{1,15})_(-?\d{1,15})_(\d{1,15})")
 _MOST_LAYERS = 1 << 12
 

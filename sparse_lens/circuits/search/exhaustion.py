@@ -115,5 +115,7 @@ def nodes_at(problem: SearchProblem, sites: Sequence[str]) -> Bool[Tensor, " nod
             raise UnknownNameError("kind of site", kind, (*LAYER_SITES, *RESIDUAL_SITES))
     if not sites:
         raise CircuitError("name at least one kind of site whose nodes are forbidden to the next circuit")
-    parts = [torch.full((site.n_nodes,), site.kind in sites) for site in problem.space.sites]
-    return torch.cat(parts)
+    found = torch.cat([torch.full((site.n_nodes,), site.kind in sites) for site in problem.space.sites])
+    if not bool(found.any()):
+        raise CircuitError(f"no dictionary sees the residual stream at {', '.join(sites)} here, so that there are no such nodes")
+    return found

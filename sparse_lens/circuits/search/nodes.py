@@ -56,9 +56,9 @@ def find_circuit(
     `windows` (token ids, `[window pos]`) are the pretraining distribution whose mean activations replace what is ablated; by
     default those that come with the shipped models. `ablation` and `frozen_norms` choose another replacement (see
     `sparse_lens.circuits.ablation`): circuits found under different ones are not of comparable size. `dictionaries` replace the
-    channels of their hooks; no node of `forbid` is kept (`exhaust_circuits` looks for backup circuits so). With the `target_kind`
-    "kl", `target_loss` is the divergence from the model's own output, and `loss` of the circuit too (see
-    `sparse_lens.circuits.search.objectives`, and there for `calibrate`).
+    channels of their hooks, those of the residual stream come on top; no node of `forbid` is kept (`exhaust_circuits` looks for
+    backup circuits so). With the `target_kind` "kl", `target_loss` is the divergence from the model's own output, and `loss` of the
+    circuit too (see `sparse_lens.circuits.search.objectives`, and there for `calibrate`).
 
     If nothing meets the target, the circuit of least loss comes back, with `reached` False. The whole search is recorded in
     `circuit.search`; `beats_model` there says whether the circuit's task loss is below the whole model's on the same prompts. After

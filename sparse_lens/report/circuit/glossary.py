@@ -4,7 +4,11 @@ from __future__ import annotations
 
 WORDS = (
     ("Node", "One channel (or latent of a dictionary) at one site of the model, shared over all positions."),
-    ("Site", "A place in the forward pass: eight in every layer, and final_resid, which the unembedding reads."),
+    (
+        "Site",
+        "A place in the forward pass: eight in every layer, final_resid, which the unembedding reads, and the residual stream where "
+        "a dictionary sees it.",
+    ),
     (
         "attn_in, mlp_in",
         "What attention and MLP read: channels of the residual stream behind the norm.",

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from sparse_lens.circuits.cards.activation_summary import Histogram
 from sparse_lens.circuits.cards.connections import HEAD_OUT, Connection, Connections, Place
 from sparse_lens.circuits.cards.node_card import Context, NodeCard
+from sparse_lens.circuits.sites import RESIDUAL_SITES
 from sparse_lens.report.circuit.drawing import anchor
 from sparse_lens.report.circuit.words import place_name, signed
 from sparse_lens.report.numbers import DASH, format_number
@@ -24,8 +25,13 @@ _READS, _WRITES = ("attn_in", "mlp_in", "final_resid"), ("attn_out", "mlp_out")
 _TOKEN = 24
 
 
-def card_view(card: NodeCard, places: Sequence[Place], connections: Connections, ident: str) -> dict[str, Any]:
-    """The template's variables for one card; `places` are all nodes that have one, in the order of computation."""
+def card_view(
+    card: NodeCard, places: Sequence[Place], connections: Connections, ident: str, *, streams: bool = True
+) -> dict[str, Any]:
+    """The template's variables for one card; `places` are all nodes that have one, in the order of computation.
+
+    `streams`: whether channels of the residual stream pass from site to site as they are, with no dictionary in between.
+    """
     most = max([abs(value) for context in card.contexts for value in context.values], default=0.0)
     linked, own = set(places), anchor(ident, card.place)
     return {
@@ -42,7 +48,7 @@ def card_view(card: NodeCard, places: Sequence[Place], connections: Connections,
         "leaving": [_edge(edge, edge.target, linked, connections, ident) for edge in card.leaving],
         "more_arriving": card.n_arriving - len(card.arriving),
         "more_leaving": card.n_leaving - len(card.leaving),
-        "stream": _stream(card.place, places, ident) if not card.latent else None,
+        "stream": _stream(card.place, places, ident) if streams and not card.latent else None,
         "lens": _lens(card),
         "weights_apply": not card.latent,
     }
@@ -55,7 +61,7 @@ def _what(card: NodeCard, connections: Connections) -> str:
         return "a latent of a dictionary"
     if card.place.kind in ("attn_q", "attn_k", "attn_v"):
         return f"channel {card.place.index % connections.d_head} of head {connections.head(card.place)}"
-    return "a residual channel" if card.place.kind in (*_READS, *_WRITES) else "a neuron"
+    return "a residual channel" if card.place.kind in (*_READS, *_WRITES, *RESIDUAL_SITES) else "a neuron"
 
 
 def _delta(delta: Result | None) -> dict[str, str]:

@@ -126,7 +126,7 @@ def _circuit_view(one: ShownCircuit, ident: str) -> dict[str, Any]:
         "drawing": Markup(drawn.svg),
         "positions": None if run is None else Markup(draw_positions(one.circuit, run, ident=f"{ident}-positions")),
         "pair": None if run is None else [visible("".join(side)) for side in zip(*run.tokens, strict=True)],
-        "cards": [card_view(card, places, one.connections, ident) for card in chosen],
+        "cards": [card_view(card, places, one.connections, ident, streams=not one.circuit.space.sees_residual) for card in chosen],
         "hidden_cards": len(one.cards) - len(chosen),
         "facts": search_facts(one.circuit),
         "search_command": search_command(one.circuit, one.model),

@@ -81,9 +81,10 @@ def _mark(place: Place, circuit: Circuit, connections: Connections) -> Mark:
         return Mark(place, shorten(token_label(connections.texts.get(place.index, place.index)), _TOKEN_COLUMNS), node=False)
     box = (place.layer or 0, connections.head(place)) if place.kind in _HEAD_SITES else None
     if place.kind in (EMBEDDING, HEAD_OUT):
-        return Mark(place, visible(place.index), node=False, lane=place.index if place.kind == EMBEDDING else None, box=box)
+        in_lane = place.kind == EMBEDDING and not circuit.space.sees_residual
+        return Mark(place, visible(place.index), node=False, lane=place.index if in_lane else None, box=box)
     site = next(site for site in circuit.space.sites if site.name == place.site)
-    own = site.is_identity and place.kind in _LANE_SITES
+    own = site.is_identity and place.kind in _LANE_SITES and not circuit.space.sees_residual  # whose latents cut the lanes
     label = "error" if place.index >= site.n_latents else f"{_letter(place.kind)}{place.index}"
     return Mark(place, label, node=True, lane=place.index if own else None, box=box if site.is_identity else None)
 

@@ -15,6 +15,7 @@ from sparse_lens.comparisons.depth_width.sweeping import (
     best_rate,
     depth_slopes,
     depth_width_sparsity_sweep,
+    is_at_edge,
 )
 from sparse_lens.comparisons.jobs import Record
 from sparse_lens.data import DataConfig, SourceFolder, TokenData, generate_program, prepare_data
@@ -59,6 +60,7 @@ def test_best_rate_table_and_missing_cells() -> None:
     diverged = {"name": "far", "loss": None}
     assert best_rate({0.1: run(3.0), 0.2: run(2.9), 0.4: run(3.4), 0.8: diverged}) == 0.2
     assert best_rate({0.8: diverged}) is None
+    assert [is_at_edge(rate, (0.2, 0.1, 0.4)) for rate in (0.1, 0.2, 0.4)] == [True, False, True] and is_at_edge(0.1, (0.1,))
     cell = SweepCell(GridCell(1, 1, 0.5), 0.2, (run(3.2), run(3.4)))
     assert cell.results["loss"].value == pytest.approx(3.3)
     assert cell.results["half"].value == pytest.approx(1.65) and cell.results["half"].seeds == 2

@@ -45,7 +45,8 @@ def spliced(bridge: Any, dictionary: Dictionary, directions: Tensor, instances: 
 def assert_as_spliced(bridge: Any, dictionary: Dictionary, directions: Tensor, instances: Instances) -> None:
     """At a strength that moves the outputs well beyond rounding."""
     units = WeakenedDirections(bridge, dictionary, directions)
-    effects, moved = units.on(instances)(3.0)
+    effects, moved = units.effects(instances, 3.0)
+    assert torch.equal(units.on(instances)(3.0)[0], effects)
     expected, expected_moved = spliced(bridge, dictionary, directions, instances, 3.0)
     assert expected.abs().max() > 0.02
     torch.testing.assert_close(effects, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))

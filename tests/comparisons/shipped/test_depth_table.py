@@ -47,6 +47,12 @@ def test_planted_slopes_decide_the_claim(tmp_path: Path) -> None:
     assert read_kept(tmp_path / KEPT["core"])[0].judgement == row.judgement
 
 
+def test_cells_without_a_tuned_rate_are_told() -> None:
+    assert not any("learning rate" in line for line in depth_row(planted(), "core").found)
+    told = depth_row(planted(), "core", at_edge=[(1, 1.0), (4, 1.0)]).found
+    assert any(line.startswith(f"2 of {len(planted())} cells do best at the least or the largest learning rate") for line in told)
+
+
 def test_a_control_or_too_few_seeds_leave_it_open() -> None:
     assert depth_row(planted(untrained=0.1), "core").verdict == "indistinguishable"
     assert depth_row(planted(2), "core").verdict == "not measurable"
