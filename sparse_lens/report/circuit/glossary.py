@@ -6,8 +6,8 @@ WORDS = (
     ("Node", "One channel (or latent of a dictionary) at one site of the model, shared over all positions."),
     (
         "Site",
-        "A place in the forward pass: eight in every layer, final_resid, which the unembedding reads, and the residual stream where "
-        "a dictionary sees it.",
+        "A place in the forward pass: eight in every layer, final_resid, which the unembedding reads, and the residual stream "
+        "where a dictionary sees it.",
     ),
     (
         "attn_in, mlp_in",
