@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +66,31 @@ def test_a_run_that_failed_goes_on_where_it_was(tmp_path: Path) -> None:
     assert content["name"] == "parse" and content["seconds"] >= 0
     kept.write_text(json.dumps(content | {"record": {"n": "from the cache"}}))
     assert run_jobs([good], tmp_path, workers=1, progress=False) == [{"n": "from the cache"}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path: Path, workers: int) -> None:
+    """Real cells, a real kill in their midst: what was kept is read, the rest computed, and all is as in a run without it."""
+    jobs = [Job(f"{n} windows", CARDS, {"pair": "python", "role": "sparse", "windows": n}) for n in range(1, 13)]
+    cells = tmp_path / "cells"
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from sparse_lens.comparisons.jobs import Job, run_jobs\n"
+        f"jobs = [Job(f'{{n}} windows', {CARDS!r}, {{'pair': 'python', 'role': 'sparse', 'windows': n}}) for n in range(1, 13)]\n"
+        "if __name__ == '__main__':\n"
+        f"    run_jobs(jobs, {str(cells)!r}, workers={workers})\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(list(cells.glob("*.json"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
+    assert 3 <= len(kept) < len(jobs) and len(missing_jobs(jobs, cells)) == len(jobs) - len(kept)
+    assert run_jobs(jobs, cells, workers=1, progress=False) == run_jobs(jobs, workers=1, progress=False)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept and not missing_jobs(jobs, cells)
 
 
 def test_the_fingerprint_knows_arguments_and_what_else_the_record_depends_on() -> None:
