@@ -4,12 +4,13 @@
 
 trains both arms of every recipe and seed into the folder MODELS from the token data in DATA, learns their masks, prints the table,
 keeps its numbers and writes the page's table anew. Models, and what was measured in `--cells`, are kept: the command goes on where
-it stopped.
+it stopped. Recipes that the file in OUT holds already stay in the table, so that one can be added.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from sparse_lens.comparisons.instrument.verdicts import difference_over_seeds
 from sparse_lens.comparisons.jobs import Job, run_jobs
 from sparse_lens.comparisons.shipped.page_tables import write_tables
 from sparse_lens.data import TokenData
+from sparse_lens.errors import DataError
 from sparse_lens.hooks import load
 from sparse_lens.results import Result, from_plain, not_measurable, write_json
 from sparse_lens.training.recipes import get_recipe
@@ -129,6 +131,23 @@ def page(effects: Mapping[str, Sequence[Results]]) -> str:
     return "\n".join(rows)
 
 
+def kept_effects(folder: Path, scope: Mapping[str, Any]) -> dict[str, list[Results]]:
+    """What an earlier run of the same scope has kept in a folder, by recipe; none without one.
+
+    Raises `DataError` for a file that cannot be read.
+    """
+    path = folder / KEPT
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return from_plain(content["effects"]) if content["scope"] == scope else {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is no file of this command ({error!r}); move it away, or name another folder with --out"
+        ) from error
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train and measure what is missing, print the table, keep its numbers, and write the page's table anew."""
     options = _parser().parse_args(arguments)
@@ -137,11 +156,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shape |= {"masks": CHEAP, "mask_seeds": (0,)}
     recipes, seeds = options.recipe or list(RECIPES), list(range(options.seeds))
     how = {"cache": options.cells, "workers": options.workers}
-    effects = measure(options.models, options.data, recipes, seeds, **shape, **how)
+    scope = {"quick": options.quick, "steps": options.steps, "python_first": options.python_first, "seeds": seeds}
+    effects = kept_effects(options.out, scope) | measure(options.models, options.data, recipes, seeds, **shape, **how)
     table = page(effects)
     sys.stdout.write(f"{table}\n")
     options.out.mkdir(parents=True, exist_ok=True)
-    scope = {"quick": options.quick, "steps": options.steps, "python_first": options.python_first, "seeds": seeds}
     content = {"scope": scope, "effects": effects, "over_trainings": {name: over_trainings(of) for name, of in effects.items()}}
     write_json(content, options.out / KEPT)
     if options.page is not None:

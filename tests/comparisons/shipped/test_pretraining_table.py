@@ -13,10 +13,10 @@ from scipy import stats
 from sparse_lens.comparisons.compositionality.pretraining import COMPARED
 from sparse_lens.comparisons.compositionality.training import ARMS, SUBROUTINES, quotes_and_brackets, train_arm
 from sparse_lens.comparisons.mixed_data import MixedData
-from sparse_lens.comparisons.shipped.pretraining_table import KEPT, TABLE, main, over_trainings, page
+from sparse_lens.comparisons.shipped.pretraining_table import KEPT, TABLE, kept_effects, main, over_trainings, page
 from sparse_lens.data import DataConfig, SourceFolder, TokenData, generate_program, prepare_data
-from sparse_lens.errors import ConfigError, UnknownNameError
-from sparse_lens.results import Result, exact, from_plain, not_measurable
+from sparse_lens.errors import ConfigError, DataError, UnknownNameError
+from sparse_lens.results import Result, exact, from_plain, not_measurable, write_json
 from sparse_lens.training.recipes import get_recipe
 
 
@@ -41,6 +41,18 @@ def effects(differences: tuple[float, ...]) -> list[dict[str, Result]]:
         sides |= {f"pretrained_{name}": exact(0.1 + difference, n=64) for name in COMPARED}
         found.append(sides | {f"difference_{name}": exact(difference) for name in COMPARED})
     return found
+
+
+def test_recipes_of_an_earlier_run_stay(tmp_path: Path) -> None:
+    """If it was of the same scope; a file of something else is refused, not overwritten."""
+    scope = {"quick": False, "steps": None, "python_first": None, "seeds": [0, 1]}
+    assert kept_effects(tmp_path, scope) == {}
+    write_json({"scope": scope, "effects": {"tiny": effects((0.2, 0.3))}}, tmp_path / KEPT)
+    assert kept_effects(tmp_path, scope) == {"tiny": effects((0.2, 0.3))}
+    assert kept_effects(tmp_path, scope | {"steps": 5}) == {}
+    (tmp_path / KEPT).write_text("[]")
+    with pytest.raises(DataError, match="no file of this command"):
+        kept_effects(tmp_path, scope)
 
 
 def test_trainings_are_the_samples() -> None:
