@@ -79,7 +79,7 @@ def fracture_index(
     if units not in UNITS:
         raise UnknownNameError("kind of unit", units, UNITS)
     config = config or FractureConfig()
-    passed = [task for task in tasks if _accuracy(bridge, task, config.seed) >= gate]
+    passed = [task for task in tasks if task_accuracy(bridge, task, config.seed) >= gate]
     if not passed:
         return _failed(f"none of {', '.join(tasks)} is done with an accuracy of {gate:g}")
     found = _measured(bridge, dictionary, passed, config, units)
@@ -119,7 +119,9 @@ def fracture_table(
     weights shuffled, without the gate, which such a model cannot pass. No mask is learned, so there is none to draw at random.
     """
     config = config or FractureConfig()
-    done = [task for task in tasks if all(_accuracy(bridge, task, config.seed) >= ACCURACY_GATE for bridge, _ in columns.values())]
+    done = [
+        task for task in tasks if all(task_accuracy(bridge, task, config.seed) >= ACCURACY_GATE for bridge, _ in columns.values())
+    ]
     if not done:
         none = f"no task of {', '.join(tasks)} is done with an accuracy of {ACCURACY_GATE:g} by every column"
         return {name: _failed(none) for name in columns}
@@ -135,7 +137,8 @@ def fracture_table(
     return found
 
 
-def _accuracy(bridge: Any, task: str, seed: int) -> float:
+def task_accuracy(bridge: Any, task: str, seed: int = 0) -> float:
+    """The share of a task's prompts whose right answer is the likelier of the two: on as many pairs as the gate asks for."""
     return answers_of(bridge, sample_instances(bridge, [task], n_pairs=_GATE_PAIRS, seed=seed)).accuracy
 
 

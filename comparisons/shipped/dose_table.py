@@ -69,7 +69,18 @@ def dose_page(models: Mapping[str, Mapping[str, Any]], target: str) -> dict[str,
         correlations = [response.results["spearman"] for response in found.values()]
         shown = ", ".join("—" if each.value is None else f"{each.value:.2g}" for each in correlations)
         table.append("| " + " | ".join([told, *cells, _number(slope_of(found)), shown]) + " |")
-    return {"dose models": "\n".join(rows), "doses": "\n".join(table)}
+    return {"dose models": "\n".join(rows), "doses": "\n".join(table) + _fracture_told(models)}
+
+
+def _fracture_told(models: Mapping[str, Mapping[str, Any]]) -> str:
+    """On which tasks fracture and entanglement were measured: models that were measured apart may have other ones in common."""
+    sets = {tuple(model["fracture_tasks"]) for model in models.values() if model.get("fracture_tasks")}
+    if not sets:
+        return ""
+    if len(sets) > 1:
+        return "\n\nFracture and entanglement are not of the same tasks in all models: measure these models in one run."
+    (tasks,) = sets
+    return f"\n\nFracture and entanglement on {', '.join(f'`{task}`' for task in tasks)}: what all models do."
 
 
 def slope_of(found: Mapping[int, DoseResponse]) -> Result:

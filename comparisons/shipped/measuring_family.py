@@ -17,9 +17,11 @@ from sparse_lens.comparisons.curves.curve_areas import size_at
 from sparse_lens.comparisons.instrument.measuring_jobs import measuring_job
 from sparse_lens.comparisons.jobs import Job, Record, run_jobs
 from sparse_lens.comparisons.pair import ModelPair, model_facts
+from sparse_lens.comparisons.shipped.family_fracture import family_fracture
 from sparse_lens.hooks import load, sparsity_report
 from sparse_lens.models_shipped import address_of
-from sparse_lens.results import Result, exact, from_plain, not_measurable
+from sparse_lens.results import Result, exact, from_plain
+from sparse_lens.tasks import available_tasks
 
 PSI = "features per neuron (psi)"
 SHUFFLED = "features per neuron, weights shuffled"
@@ -41,6 +43,7 @@ MEASURED: Mapping[str, tuple[str, str]] = {
 }
 """What is printed of which measure of the claims, by its name in the table."""
 
+_FRACTURE = "fracture"
 _CURVE = "sparse_lens.comparisons.full.cells:curve_cell"
 BITS = "bits of a circuit at a KL of 0.5"
 _TARGETS = (1.0, 0.5, 0.3)
@@ -59,7 +62,7 @@ def family_jobs(
     measures: Sequence[str] = MEASURES,
     smoke: bool = False,
 ) -> dict[str, list[Job]]:
-    """The cells of every model, by its name: the measures of the claims, and a curve for each task.
+    """The cells of every model, by its name: the measures of the claims but fracture, and a curve for each task.
 
     A cell of the claims measures two models at once, the pair's `sparse` and its `dense_matched`: models are taken two by two, of
     as many layers each. Predictability is read from as many neurons in both: there every model stands beside the narrowest.
@@ -67,6 +70,8 @@ def family_jobs(
     jobs: dict[str, list[Job]] = {name: [] for name in folders}
     config = SearchConfig(steps=20, search_pairs=64, evaluation_pairs=32, evaluations=6) if smoke else SearchConfig()
     for measure in measures:
+        if measure == _FRACTURE:
+            continue
         for first, second in _beside_the_narrowest(folders) if measure == "predictability" else _two_by_two(folders):
             both = pair.with_models(sparse=folders[first], dense_matched=folders[second])
             job = measuring_job(both, measure, f"{measure} of {first}, {second}", smoke=smoke)
@@ -113,20 +118,23 @@ def measure_family(
 ) -> dict[str, dict[str, Any]]:
     """By model: its recipe, its training seed, the density of its blocks' matrices, its loss, and `values` by their name here.
 
-    The loss is in nats per token on the pair's held-out windows.
-
-    `how` is that of `run_jobs`.
+    The loss is in nats per token on the pair's held-out windows; `fracture_tasks` are those that all models do, on which fracture
+    and entanglement are measured. `how` is that of `run_jobs`.
     """
     jobs = family_jobs(pair, folders, tasks, measures=measures, smoke=smoke)
     flat = list({job.fingerprint: job for of in jobs.values() for job in of}.values())
     records = {job.fingerprint: record for job, record in zip(flat, run_jobs(flat, **how), strict=True)}
     losses = {name: loss_of(pair, folder) for name, folder in folders.items()}
+    done, fracture = [], {}
+    if _FRACTURE in measures:
+        done, fracture = family_fracture(folders, pair.default_tasks or available_tasks(), smoke=smoke, **how)
     return {
         name: {
             **recipe_of(folder),
             "density": density_of(folder),
             "loss": losses[name],
-            "values": _values(folder, jobs[name], records, len(pair.default_tasks or ())),
+            "fracture_tasks": done,
+            "values": _values(folder, jobs[name], records, fracture.get(name)),
         }
         for name, folder in folders.items()
     }
@@ -149,8 +157,10 @@ def loss_of(pair: ModelPair, folder: Path) -> Result:
     return model_facts(load(folder), pair.windows["heldout"])["loss"]
 
 
-def _values(folder: Path, jobs: Sequence[Job], records: Mapping[str, Record], n_tasks: int) -> dict[str, Result]:
-    found: dict[str, Mapping[str, Result]] = {}
+def _values(
+    folder: Path, jobs: Sequence[Job], records: Mapping[str, Record], fracture: Mapping[str, Result] | None
+) -> dict[str, Result]:
+    found: dict[str, Mapping[str, Result]] = {} if fracture is None else {_FRACTURE: fracture}
     curves = []
     for job in jobs:
         record = records[job.fingerprint]
@@ -161,19 +171,7 @@ def _values(folder: Path, jobs: Sequence[Job], records: Mapping[str, Record], n_
         else:
             curves.append(CircuitCurve.from_plain(record))
     values = {told: found[measure][metric] for told, (measure, metric) in MEASURED.items() if measure in found}
-    if "fracture" in found:
-        values |= _on_all_tasks(
-            found["fracture"], {told: values[told] for told in MEASURED if MEASURED[told][0] == "fracture"}, n_tasks
-        )
     return values | ({BITS: _pooled([size_at(curve, _KL) for curve in curves])} if curves else {})
-
-
-def _on_all_tasks(found: Mapping[str, Result], values: Mapping[str, Result], n_tasks: int) -> dict[str, Result]:
-    """Numbers over the effects on several tasks, where these are all tasks: on fewer they are another measure."""
-    done = found["tasks"].value
-    if done is None or done == n_tasks:
-        return dict(values)
-    return dict.fromkeys(values, not_measurable(f"{done:g} of {n_tasks} tasks are done by this model and the one measured with it"))
 
 
 def _pooled(sizes: Sequence[Result]) -> Result:

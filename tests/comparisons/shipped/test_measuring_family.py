@@ -7,18 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from sparse_lens.comparisons.column_specs import mlp_neurons
+from sparse_lens.comparisons.fracture import fracture_table
+from sparse_lens.comparisons.instrument.measuring import SMOKE
 from sparse_lens.comparisons.pair import ModelPair
-from sparse_lens.comparisons.shipped.measuring_family import (
-    ENTANGLEMENT,
-    MEASURED,
-    MEASURES,
-    density_of,
-    family_jobs,
-    measure_family,
-    recipe_of,
-)
-from sparse_lens.files import new_file
-from sparse_lens.results import exact, to_plain
+from sparse_lens.comparisons.shipped.family_fracture import family_fracture
+from sparse_lens.comparisons.shipped.measuring_family import MEASURES, density_of, family_jobs, recipe_of
+from sparse_lens.hooks import load
 
 PAIR = ModelPair.open()
 FOLDERS = {f"m{number}": PAIR.model_folder(role) for number, role in enumerate(("sparse", "dense_matched", "sparse"))}
@@ -27,8 +22,8 @@ FOLDERS = {f"m{number}": PAIR.model_folder(role) for number, role in enumerate((
 def test_models_are_measured_two_by_two() -> None:
     """Of three models each has every measure once, the last beside itself, and a curve for each task."""
     jobs = family_jobs(PAIR, FOLDERS, ["if_equals", "with_as"])
-    assert all(len(of) == len(MEASURES) + 2 for of in jobs.values())
-    two_by_two = [measure for measure in MEASURES if measure != "predictability"]
+    assert all(len(of) == len(MEASURES) - 1 + 2 for of in jobs.values())  # fracture is of all models together
+    two_by_two = [measure for measure in MEASURES if measure not in ("predictability", "fracture")]
     both = {job.fingerprint for of in jobs.values() for job in of if job.arguments.get("measure") in two_by_two}
     assert len(both) == 2 * len(two_by_two)
     assert density_of(FOLDERS["m0"]) == pytest.approx(0.05) and density_of(FOLDERS["m1"]) == 1.0
@@ -41,15 +36,23 @@ def test_predictability_is_read_from_as_many_neurons() -> None:
     assert beside == ["python-dense-matched"] * 3
 
 
-def test_numbers_on_fewer_tasks_are_not_taken(tmp_path: Path) -> None:
-    """Entanglement counts tasks: it is comparable only where all of them were counted."""
+def test_fracture_is_of_the_tasks_that_all_models_do(tmp_path: Path) -> None:
+    """Both shipped models do two of three tasks; numbers are those of `fracture_table` on these, model by model."""
     folders = {"a": PAIR.model_folder("sparse"), "b": PAIR.model_folder("dense_matched")}
-    (job,) = family_jobs(PAIR, folders, [], measures=["fracture"])["a"]
-    metrics = {metric: exact(0.5) for measure, metric in MEASURED.values() if measure == "fracture"}
-    for tasks, kept in ((5, True), (4, False)):
-        sides = {"sparse": metrics | {"tasks": exact(tasks)}, "dense": metrics | {"tasks": exact(tasks)}}
-        with new_file(tmp_path / f"{job.fingerprint}.json") as path:
-            path.write_text(json.dumps({"record": to_plain(sides)}))
-        found = measure_family(PAIR, folders, tasks=[], measures=["fracture"], cache=tmp_path, workers=1, progress=False)
-        assert found["a"]["values"][ENTANGLEMENT].measurable == found["b"]["values"][ENTANGLEMENT].measurable == kept
-    assert "4 of 5 tasks" in str(found["a"]["values"][ENTANGLEMENT].reason)
+    how = {"cache": tmp_path, "workers": 1, "progress": False}
+    done, found = family_fracture(folders, ["single_double_quote", "class_init", "while_return_true"], smoke=True, **how)
+    assert done == ["single_double_quote", "while_return_true"]
+    bridge = load(folders["b"])
+    layers = [fracture_table({"": (bridge, of)}, done, SMOKE.fracture)[""]["entanglement"].value for of in mlp_neurons(bridge)]
+    assert found["b"]["entanglement"].value == pytest.approx(sum(layers) / len(layers))
+    assert all(of["mirror_fracture"].measurable and of["random_weights_entanglement"].measurable for of in found.values())
+
+
+def test_a_share_of_tasks_needs_two_of_them(tmp_path: Path) -> None:
+    folders = {"a": PAIR.model_folder("sparse")}
+    how = {"cache": tmp_path, "workers": 1, "progress": False}
+    done, found = family_fracture(folders, ["class_init", "while_return_true"], smoke=True, **how)
+    assert done == ["while_return_true"] and found["a"]["mirror_fracture"].measurable
+    assert "1 of 2 tasks" in str(found["a"]["entanglement"].reason) and not found["a"]["rotated_entanglement"].measurable
+    _, nothing = family_fracture(folders, ["class_init"], smoke=True, **how)
+    assert not nothing["a"]["mirror_fracture"].measurable

@@ -1,0 +1,64 @@
+"""Fracture of the models of a family, on the tasks that all of them do: on other tasks it is another measure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparse_lens.circuits.sites import model_fingerprint
+from sparse_lens.circuits.trust.verdicts import ACCURACY_GATE
+from sparse_lens.comparisons.column_specs import mlp_neurons
+from sparse_lens.comparisons.fracture import FractureConfig, fracture_table
+from sparse_lens.comparisons.fracture.model_fracture import task_accuracy
+from sparse_lens.comparisons.instrument.measuring import SMOKE, mean_results
+from sparse_lens.comparisons.jobs import Job, run_jobs
+from sparse_lens.hooks import load
+from sparse_lens.models_shipped import address_of, folder_at
+from sparse_lens.results import Result, from_plain, not_measurable
+
+_FORMAT = "family fracture 1"
+"""Raised when what a cell computes changes, so that older records are not taken for its."""
+
+_FEWEST = 2
+"""Tasks that entanglement, a share of tasks, says anything about."""
+
+
+def accuracies_cell(model: str, tasks: Sequence[str]) -> dict[str, float]:
+    """How often a model, given by its address, prefers the right one of two answers, task by task."""
+    bridge: Any = load(folder_at(model))
+    return {task: task_accuracy(bridge, task) for task in tasks}
+
+
+def fracture_cell(model: str, tasks: Sequence[str], smoke: bool) -> dict[str, Result]:
+    """`fracture_table` of a model's MLP neurons, averaged over layers."""
+    bridge: Any = load(folder_at(model))
+    config = SMOKE.fracture if smoke else FractureConfig()
+    layers = [fracture_table({"neurons": (bridge, neurons)}, tasks, config)["neurons"] for neurons in mlp_neurons(bridge)]
+    return mean_results(layers)
+
+
+def family_fracture(
+    folders: Mapping[str, Path], tasks: Sequence[str], *, smoke: bool = False, **how: Any
+) -> tuple[list[str], dict[str, dict[str, Result]]]:
+    """The tasks that all models do, and by model what `fracture_table` gives on these; `how` is that of `run_jobs`.
+
+    Nothing is measurable where no task is done by all, entanglement not on a single one.
+    """
+    addresses = {name: address_of(folder) for name, folder in folders.items()}
+    reads = {name: [_FORMAT, model_fingerprint(load(folder_at(address)))] for name, address in addresses.items()}
+
+    def jobs(what: str, cell: str, **arguments: Any) -> list[Job]:
+        return [
+            Job(f"{what} of {name}", f"{__name__}:{cell}", {"model": address} | arguments, reads[name])
+            for name, address in addresses.items()
+        ]
+
+    accuracies = run_jobs(jobs("accuracies", "accuracies_cell", tasks=list(tasks)), **how)
+    done = [task for task in tasks if all(found[task] >= ACCURACY_GATE for found in accuracies)]
+    records = run_jobs(jobs("fracture", "fracture_cell", tasks=done, smoke=smoke), **how)
+    found = {name: from_plain(record) for name, record in zip(folders, records, strict=True)}
+    if len(done) < _FEWEST:
+        few = not_measurable(f"{len(done)} of {len(tasks)} tasks are done by all models; a share of tasks needs {_FEWEST}")
+        found = {name: of | {metric: few for metric in of if metric.endswith("entanglement")} for name, of in found.items()}
+    return done, found
