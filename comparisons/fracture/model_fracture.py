@@ -119,9 +119,8 @@ def fracture_table(
     weights shuffled, without the gate, which such a model cannot pass. No mask is learned, so there is none to draw at random.
     """
     config = config or FractureConfig()
-    done = [
-        task for task in tasks if all(task_accuracy(bridge, task, config.seed) >= ACCURACY_GATE for bridge, _ in columns.values())
-    ]
+    bridges = [bridge for bridge, _ in columns.values()]
+    done = [task for task in tasks if all(task_accuracy(bridge, task, config.seed) >= ACCURACY_GATE for bridge in bridges)]
     if not done:
         none = f"no task of {', '.join(tasks)} is done with an accuracy of {ACCURACY_GATE:g} by every column"
         return {name: _failed(none) for name in columns}
