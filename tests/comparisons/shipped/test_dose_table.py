@@ -66,6 +66,16 @@ def test_measures_are_read_at_one_loss() -> None:
         responses(planted(), "d0.3")
 
 
+def test_the_page_names_the_tasks_of_fracture() -> None:
+    """And says so where models have been measured on other tasks than others."""
+    models = planted()
+    assert "Fracture" not in dose_page(models, "d0.025")["doses"]
+    told = {name: model | {"fracture_tasks": ["with_as", "else_elif"]} for name, model in models.items()}
+    assert dose_page(told, "d0.025")["doses"].endswith("on `with_as`, `else_elif`: what all models do.")
+    told["wide"]["fracture_tasks"] = ["with_as"]
+    assert "not of the same tasks" in dose_page(told, "d0.025")["doses"]
+
+
 def test_the_page_has_every_recipe_and_measure() -> None:
     page = dose_page(planted(2), "d0.025")
     assert page["dose models"].count("\n") == 7 and "| `narrow` | 100 % | 3.700, 3.800 |" in page["dose models"]
