@@ -127,7 +127,7 @@ def measure_family(
     losses = {name: loss_of(pair, folder) for name, folder in folders.items()}
     done, fracture = [], {}
     if _FRACTURE in measures:
-        done, fracture = family_fracture(folders, pair.default_tasks or available_tasks(), smoke=smoke, **how)
+        done, fracture = family_fracture(folders, available_tasks(), smoke=smoke, **how)
     return {
         name: {
             **recipe_of(folder),
