@@ -70,11 +70,12 @@ def make_grid(
 
 
 def cell_recipe(
-    cell: GridCell, *, tokens: int, seed: int, learning_rate: float, d_head: int = 16, batch_size: int = 16, context: int = 128
+    cell: GridCell, *, tokens: int, seed: int, learning_rate: float, d_head: int = 16, batch_size: int = 8, context: int = 128
 ) -> TrainingConfig:
     """The family's sparse recipe in the cell's shape, without AbsTopK, bigram table and sparse embeddings: only density differs.
 
     Embedding and unembedding are one matrix. A neuron keeps as many weights alive as the density leaves on average, at most 4.
+    Batches are half the family's, for twice the steps: of a million tokens that makes 3.99 for 4.17 nats (4 layers, 1/16).
     """
     name = f"L{cell.depth}-d{cell.width}-f{cell.density:g}-lr{learning_rate:g}"
     model: dict[str, int | float | str | bool | None] = {

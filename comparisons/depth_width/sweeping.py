@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,8 @@ from sparse_lens.results import Result, exact, from_plain, not_measurable
 if TYPE_CHECKING:
     import pandas as pd
 
-LEARNING_RATES = (3e-3, 9e-3, 2.7e-2)
-"""Tried in every cell: sparse models need larger ones."""
+LEARNING_RATES = (3e-3, 9e-3)
+"""Tried in every cell, then what lies beyond the better one: dense models need smaller rates than sparse ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +90,7 @@ def depth_width_sparsity_sweep(
     tokens: int = 5_000_000,
     matching: Matching = "core",
     learning_rates: Sequence[float] = LEARNING_RATES,
+    widenings: int = 2,
     measures: Mapping[str, str] | None = None,
     d_head: int = 16,
     workers: int = 1,
@@ -98,48 +99,56 @@ def depth_width_sparsity_sweep(
 ) -> DepthWidthSweep:
     """Train every depth and density on as many tokens, each cell at its best learning rate, and tabulate them.
 
-    All `learning_rates` are tried with the first of the `seeds`; the others are trained at the rate that did best there. Models
-    and records are kept in `folder`: begun anew the sweep goes on where it was, and `train=False` tabulates what is there.
-    `measures` are addresses `package.module:name` of functions from a bridge to a `Result`. A default cell takes 5 to 10 minutes a
-    run by estimate; the whole default sweep is 45 runs. Raises what `make_grid`, `train` and `run_jobs` raise, and `ConfigError`
-    without seeds or learning rates.
+    The `learning_rates` are tried with the first of the `seeds`; where the best of them is the least or the largest, the next one
+    beyond is tried, too, up to `widenings` times; the other seeds are trained at the rate that did best. Models and records are
+    kept in `folder`: begun anew the sweep goes on where it was, and `train=False` tabulates what is there. `measures` are addresses
+    `package.module:name` of functions from a bridge to a `Result`. A default cell takes 10 to 20 minutes a run by estimate; the
+    whole default sweep is about 45 runs. Raises what `make_grid`, `train` and `run_jobs` raise, and `ConfigError` without seeds or
+    learning rates.
     """
     if not seeds or not learning_rates:
         raise ConfigError("a sweep needs at least one seed and one learning rate")
     grid, missing = make_grid(budget_core, depths, densities, matching=matching, d_head=d_head)
     cache = Path(folder) / "records"
 
-    def job(place: Place, rate: float, seed: int) -> Job:
-        recipe = cell_recipe(grid[place], tokens=tokens, seed=seed, learning_rate=rate, d_head=d_head)
-        return _job(recipe, data, Path(folder), measures or {})
-
-    def records(jobs: Mapping[Place, Mapping[Any, Job]]) -> dict[Place, dict[Any, Record | None]]:
+    def records(wanted: Collection[tuple[Place, float, int]]) -> dict[tuple[Place, float, int], Record | None]:
+        jobs = {}
+        for place, rate, seed in wanted:
+            recipe = cell_recipe(grid[place], tokens=tokens, seed=seed, learning_rate=rate, d_head=d_head)
+            jobs[place, rate, seed] = _job(recipe, data, Path(folder), measures or {})
         if train:
-            run_jobs([one for of in jobs.values() for one in of.values()], cache, workers=workers, progress=progress)
-        return {place: {key: read_record(cache, one) for key, one in of.items()} for place, of in jobs.items()}
+            run_jobs(list(jobs.values()), cache, workers=workers, progress=progress)
+        return {key: read_record(cache, job) for key, job in jobs.items()}
 
-    tried = records({place: {rate: job(place, rate, seeds[0]) for rate in learning_rates} for place in grid})
-    best = {place: best_rate({rate: run for rate, run in of.items() if run}) for place, of in tried.items() if all(of.values())}
-    rates = {place: rate for place, rate in best.items() if rate is not None}
-    runs = records({place: {seed: job(place, rate, seed) for seed in seeds} for place, rate in rates.items()})
+    rates: dict[Place, tuple[float, ...]] = {place: tuple(learning_rates) for place in grid}
+    tried = records([(place, rate, seeds[0]) for place, of in rates.items() for rate in of])
+    for _ in range(widenings):
+        beyond = {place: next_rate(_by_rate(tried, place)) for place in grid}
+        if not (wider := {place: rate for place, rate in beyond.items() if rate is not None}):
+            break
+        tried |= records([(place, rate, seeds[0]) for place, rate in wider.items()])
+        rates |= {place: (*rates[place], rate) for place, rate in wider.items()}
+    best = {place: best_rate(_by_rate(tried, place)) for place in grid}
+    runs = records([(place, rate, seed) for place, rate in best.items() if rate is not None for seed in seeds])
     cells = {}
-    n_runs = len(learning_rates) + len(seeds) - 1
-    for place in grid:
-        if best.get(place, 0.0) is None:
-            missing[place] = (
-                f"the training diverges at all learning rates tried ({', '.join(f'{rate:g}' for rate in learning_rates)})"
-            )
-            continue
-        done = runs[place].values() if place in runs else tried[place].values()
-        lacking = sum(run is None for run in done) + (0 if place in runs else len(seeds) - 1)
-        if lacking:
-            missing[place] = f"{lacking} of {n_runs} runs are not trained yet"
-        elif lost := [seed for seed, run in runs[place].items() if run and run["loss"] is None]:
-            missing[place] = f"the training of seed {', '.join(map(str, lost))} diverges at the learning rate {rates[place]:g}"
+    for place, rate in best.items():
+        of = _by_rate(tried, place)
+        lacking = [seed for seed in seeds if rate is not None and runs[place, rate, seed] is None]
+        done = [run for (at, *_), run in runs.items() if at == place and run is not None]
+        if len(of) < len(rates[place]) or lacking:
+            n_lacking = len(rates[place]) - len(of) + (len(lacking) if rate is not None else len(seeds) - 1)
+            missing[place] = f"{n_lacking} of {len(rates[place]) + len(seeds) - 1} runs are not trained yet"
+        elif rate is None:
+            missing[place] = f"the training diverges at all learning rates tried ({', '.join(f'{rate:g}' for rate in sorted(of))})"
+        elif lost := [str(seed) for seed, run in zip(seeds, done, strict=True) if run["loss"] is None]:
+            missing[place] = f"the training of seed {', '.join(lost)} diverges at the learning rate {rate:g}"
         else:
-            edge = is_at_edge(rates[place], learning_rates)
-            cells[place] = SweepCell(grid[place], rates[place], tuple(run for run in done if run), edge)
+            cells[place] = SweepCell(grid[place], rate, tuple(done), is_at_edge(rate, list(of)))
     return DepthWidthSweep(matching, cells, missing)
+
+
+def _by_rate(tried: Mapping[tuple[Place, float, int], Record | None], place: Place) -> dict[float, Record]:
+    return {rate: run for (at, rate, _), run in tried.items() if at == place and run is not None}
 
 
 def _job(recipe: Any, data: TokenData, folder: Path, measures: Mapping[str, str]) -> Job:
@@ -157,6 +166,18 @@ def best_rate(runs: Mapping[float, Record]) -> float | None:
     """The learning rate with the least loss; None where the training diverges at all of them."""
     finite = {rate: run["loss"] for rate, run in runs.items() if run["loss"] is not None}
     return min(finite, key=lambda rate: finite[rate]) if finite else None
+
+
+def next_rate(runs: Mapping[float, Record]) -> float | None:
+    """The next learning rate to try: as far beyond the best as its neighbour is on the other side, below all that diverge.
+
+    None where the best has a neighbour on either side, or where a single rate says nothing of a distance.
+    """
+    tried, best = sorted(runs), best_rate(runs)
+    if len(tried) < 2 or not (best is None or is_at_edge(best, tried)):
+        return None
+    edge, inner = (tried[-1], tried[-2]) if best == tried[-1] else (tried[0], tried[1])
+    return float(f"{edge * edge / inner:.6g}")
 
 
 def is_at_edge(rate: float, tried: Sequence[float]) -> bool:

@@ -221,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--densities", type=float, nargs="+", default=[1.0, 1 / 4, 1 / 16], help="shares of nonzero weights")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds")
     parser.add_argument("--tokens", type=int, default=2_000_000, help="tokens that each model reads")
-    parser.add_argument("--rates", type=float, nargs="+", default=LEARNING_RATES, help="learning rates tried in every cell")
+    parser.add_argument("--rates", type=float, nargs="+", default=LEARNING_RATES, help="learning rates tried first, then beyond")
     parser.add_argument("--tasks", nargs="*", default=["if_equals", "with_as"], help="tasks of the circuit curves")
     parser.add_argument("--only", nargs="*", default=MEASURES, choices=MEASURES, metavar="MEASURE", help="of the claims' measures")
     parser.add_argument("--workers", type=int, default=2, help="processes")

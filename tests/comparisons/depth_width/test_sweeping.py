@@ -16,6 +16,7 @@ from sparse_lens.comparisons.depth_width.sweeping import (
     depth_slopes,
     depth_width_sparsity_sweep,
     is_at_edge,
+    next_rate,
 )
 from sparse_lens.comparisons.jobs import Record
 from sparse_lens.data import DataConfig, SourceFolder, TokenData, generate_program, prepare_data
@@ -61,6 +62,9 @@ def test_best_rate_table_and_missing_cells() -> None:
     assert best_rate({0.1: run(3.0), 0.2: run(2.9), 0.4: run(3.4), 0.8: diverged}) == 0.2
     assert best_rate({0.8: diverged}) is None
     assert [is_at_edge(rate, (0.2, 0.1, 0.4)) for rate in (0.1, 0.2, 0.4)] == [True, False, True] and is_at_edge(0.1, (0.1,))
+    assert next_rate({0.9: run(2.9), 0.3: run(3.0)}) == 2.7 and next_rate({0.9: run(3.1), 0.3: run(3.0)}) == 0.1
+    assert next_rate({0.1: run(3.1), 0.3: run(3.0), 0.9: run(3.2)}) is None and next_rate({0.1: run(3.1)}) is None
+    assert next_rate({0.3: diverged, 0.9: diverged}) == 0.1
     cell = SweepCell(GridCell(1, 1, 0.5), 0.2, (run(3.2), run(3.4)))
     assert cell.results["loss"].value == pytest.approx(3.3)
     assert cell.results["half"].value == pytest.approx(1.65) and cell.results["half"].seeds == 2
@@ -72,7 +76,7 @@ def test_best_rate_table_and_missing_cells() -> None:
 def test_nothing_trained_yet_is_all_missing(data: TokenData, tmp_path: Path) -> None:
     """Without training every cell is named, with how many runs it lacks."""
     sweep = depth_width_sparsity_sweep(data, tmp_path, budget_core=49_152, depths=(1, 3), densities=(1.0,), train=False)
-    assert not sweep.cells and sweep.missing[1, 1.0] == "5 of 5 runs are not trained yet" and "no width" in sweep.missing[3, 1.0]
+    assert not sweep.cells and sweep.missing[1, 1.0] == "4 of 4 runs are not trained yet" and "no width" in sweep.missing[3, 1.0]
     with pytest.raises(ConfigError, match="one seed"):
         depth_width_sparsity_sweep(data, tmp_path, seeds=())
 
@@ -81,19 +85,19 @@ def test_nothing_trained_yet_is_all_missing(data: TokenData, tmp_path: Path) -> 
 def test_a_tiny_grid(data: TokenData, tmp_path: Path) -> None:
     """Two depths and two densities, 60 steps: equal cores, a loss and a measure in every cell, and nothing computed twice."""
     options = {"budget_core": 49_152, "depths": (1, 4), "densities": (1.0, 1 / 16), "seeds": (0,), "tokens": 60 * 16 * 128}
-    options |= {"learning_rates": (1.8e-2, 3.6e-2), "progress": False}
+    options |= {"learning_rates": (9e-3, 1.8e-2), "widenings": 1, "progress": False}
     sweep = depth_width_sparsity_sweep(data, tmp_path, **options)
     assert set(sweep.cells) == {(1, 1.0), (1, 1 / 16), (4, 1.0), (4, 1 / 16)} and not sweep.missing
     for (_, density), cell in sweep.cells.items():
         found = cell.results
         assert found["core"].value == 49_152 and found["nonzeros"].value == round(density * 49_152)
         assert 1 < (found["loss"].value or 0) < math.log(600) and found["loss"].seeds == 1
-        assert found["learning_rate"].value in (1.8e-2, 3.6e-2) and cell.at_edge  # of two rates each is one
+        assert found["learning_rate"].value in (4.5e-3, 9e-3, 1.8e-2, 3.6e-2)
     assert sweep.results["interaction"].value is not None and sweep.results["interaction"].lo is None
     again = depth_width_sparsity_sweep(data, tmp_path, train=False, **options)
     assert again.to_frame().equals(sweep.to_frame())
     records = sorted((tmp_path / "records").iterdir())
-    assert len(records) == 8
+    assert len(records) == 4 * 3  # of two rates each is at an edge: a third in every cell
     records[0].unlink()
     assert len(depth_width_sparsity_sweep(data, tmp_path, train=False, **options).missing) == 1
     assert depth_width_sparsity_sweep(data, tmp_path, **options).to_frame().equals(sweep.to_frame())
