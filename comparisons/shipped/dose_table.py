@@ -14,7 +14,6 @@ measured of every model; those that it holds already stay in the tables, so that
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,11 @@ from sparse_lens.comparisons.instrument.rows import ClaimRow
 from sparse_lens.comparisons.instrument.verdicts import difference_over_seeds, judge
 from sparse_lens.comparisons.mechanism.doses import Dose, DoseResponse, dose_response
 from sparse_lens.comparisons.pair import ModelPair
+from sparse_lens.comparisons.shipped.kept_file import read_kept_file
 from sparse_lens.comparisons.shipped.measuring_family import MEASURES, PSI, SHUFFLED, measure_family
 from sparse_lens.comparisons.shipped.page_tables import write_tables
-from sparse_lens.errors import DataError, UnknownNameError
-from sparse_lens.files import new_file
-from sparse_lens.results import Result, from_plain, not_measurable, to_plain
+from sparse_lens.errors import UnknownNameError
+from sparse_lens.results import Result, not_measurable, write_json
 
 KEPT = "doses.json"
 
@@ -132,15 +131,7 @@ def kept_models(folder: Path) -> dict[str, dict[str, Any]]:
 
     Raises `DataError` for a file that cannot be read.
     """
-    path = folder / KEPT
-    if not path.is_file():
-        return {}
-    try:
-        return from_plain(json.loads(path.read_text(encoding="utf-8"))["models"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} is no file of this command ({error!r}); move it away, or name another folder with --out"
-        ) from error
+    return read_kept_file(folder / KEPT, ["models"]).get("models", {})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -165,8 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     row = prevention_row(models, options.target)
     content = {"target": options.target, "scope": {"smoke": options.smoke}, "models": models, "claims": [row.to_plain()]}
-    with new_file(options.out / KEPT) as path:
-        path.write_text(json.dumps(to_plain(content), indent=1) + "\n", encoding="utf-8")
+    write_json(content, options.out / KEPT)
     if options.page is not None:
         write_tables(options.page, dose_page(models, options.target))
 

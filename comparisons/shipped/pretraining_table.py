@@ -10,7 +10,6 @@ it stopped. Recipes that the file in OUT holds already stay in the table, so tha
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,9 +22,9 @@ from sparse_lens.comparisons.compositionality.training import ARMS, SUBROUTINES,
 from sparse_lens.comparisons.compositionality.weight_masks import CHEAP, MaskConfig
 from sparse_lens.comparisons.instrument.verdicts import difference_over_seeds
 from sparse_lens.comparisons.jobs import Job, run_jobs
+from sparse_lens.comparisons.shipped.kept_file import read_kept_file
 from sparse_lens.comparisons.shipped.page_tables import write_tables
 from sparse_lens.data import TokenData
-from sparse_lens.errors import DataError
 from sparse_lens.hooks import load
 from sparse_lens.results import Result, from_plain, not_measurable, write_json
 from sparse_lens.training.recipes import get_recipe
@@ -136,16 +135,8 @@ def kept_effects(folder: Path, scope: Mapping[str, Any]) -> dict[str, list[Resul
 
     Raises `DataError` for a file that cannot be read.
     """
-    path = folder / KEPT
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return from_plain(content["effects"]) if content["scope"] == scope else {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} is no file of this command ({error!r}); move it away, or name another folder with --out"
-        ) from error
+    content = read_kept_file(folder / KEPT, ["scope", "effects"])
+    return content["effects"] if content.get("scope") == scope else {}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

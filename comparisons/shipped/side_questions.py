@@ -14,7 +14,6 @@ markers, and their numbers kept in one file, which is written anew each time.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,9 +24,10 @@ from sparse_lens.comparisons.fracture.hidden_until_shift import LOSSES, ShiftPoi
 from sparse_lens.comparisons.mechanism.regression import wiring_table
 from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.comparisons.predictability.capacity import structural_bias
+from sparse_lens.comparisons.shipped.kept_file import read_kept_file
 from sparse_lens.comparisons.shipped.page_tables import write_tables
 from sparse_lens.comparisons.shipped.side_cells import QUICK, SideModel, SideSize, measure_side
-from sparse_lens.errors import ConfigError, DataError, UnknownNameError
+from sparse_lens.errors import ConfigError, UnknownNameError
 from sparse_lens.models_shipped import DEFAULT_PAIR, shipped_models
 from sparse_lens.results import Result, write_json
 
@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pair, arms = ModelPair.open(), named_arms(options.bias_arm, options.baseline)
     if options.bias_only and not arms:
         raise ConfigError("--bias-only needs arms: --bias-arm NAME=FOLDER for each of their models, and a --baseline")
-    content, tables = (_kept(options.out), {}) if options.bias_only else _of_models(pair, options)
+    content, tables = (read_kept_file(options.out / KEPT), {}) if options.bias_only else _of_models(pair, options)
     if options.baseline is not None:
         heldout = pair.windows["heldout"][: _QUICK_WINDOWS if options.quick else None]
         bias = structural_bias(arms, heldout, baseline=options.baseline)
@@ -210,17 +210,6 @@ def _of_models(pair: ModelPair, options: argparse.Namespace) -> tuple[dict[str, 
     tables = {WIRES: wires_page(wires), HIDDEN: shift_page(models, shifts)}
     facts = {name: {"density": model.density, "weights": model.wiring.weights, **model.shift} for name, model in models.items()}
     return {"scope": {"quick": options.quick, "labels": labels}, "models": facts, WIRES: wires, HIDDEN: shifts}, tables
-
-
-def _kept(folder: Path) -> dict[str, Any]:
-    """What an earlier run has kept in a folder; nothing without one. Raises `DataError` for a file that cannot be read."""
-    path = folder / KEPT
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is no file of this command ({error}); move it away, or name another folder with --out") from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,21 +7,26 @@ import math
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sparse_lens.comparisons.depth_width.grid import GridCell
+from sparse_lens.comparisons.depth_width.grid import GridCell, Matching
 from sparse_lens.comparisons.depth_width.sweeping import DepthWidthSweep, SweepCell
 from sparse_lens.comparisons.instrument.kept_rows import read_kept
-from sparse_lens.comparisons.shipped.depth_table import KEPT, Measured, depth_page, depth_row, main, read_measured, slopes_of
+from sparse_lens.comparisons.shipped.depth_page import depth_page
+from sparse_lens.comparisons.shipped.depth_table import depth_row, main
+from sparse_lens.comparisons.shipped.measured_grid import KEPT, MeasuredGrid, read_grid, with_measures
 from sparse_lens.comparisons.shipped.measuring_family import ENTANGLEMENT, MIXED, UNTRAINED
 from sparse_lens.data import DataConfig, SourceFolder, generate_program, prepare_data
-from sparse_lens.results import Result, exact, not_measurable, to_plain
+from sparse_lens.results import Result, exact, not_measurable, to_plain, write_json
 
 DEPTHS, DENSITIES = (1, 4, 16), (1.0, 1 / 16)
 
+Measured = dict[tuple[int, float], list[dict[str, Result]]]
 
-def planted(seeds: int = 3, *, untrained: float = 0.0) -> dict[tuple[int, float], list[dict[str, Result]]]:
+
+def planted(seeds: int = 3, *, untrained: float = 0.0) -> Measured:
     """Entanglement falls by 0.1 with each unit of the logarithm of depth in dense models, by 0.02 in sparse ones."""
 
     def run(depth: int, density: float, seed: int) -> dict[str, Result]:
@@ -33,14 +38,15 @@ def planted(seeds: int = 3, *, untrained: float = 0.0) -> dict[tuple[int, float]
     return {(depth, density): [run(depth, density, seed) for seed in range(seeds)] for depth in DEPTHS for density in DENSITIES}
 
 
-def sweep_of(measured: Measured) -> DepthWidthSweep:
+def grid_of(measured: Measured, matching: Matching = "core", **changes: Any) -> MeasuredGrid:
     counts = {"core": 10, "nonzeros": 5_000, "embeddings": 3, "total": 20, "loss": 4.0, "measures": {}, "seconds": 90.0}
     cells = {place: SweepCell(GridCell(place[0], 64, place[1]), 0.01, (counts,) * len(of)) for place, of in measured.items()}
-    return DepthWidthSweep("core", cells, {(3, 1.0): "no width"})
+    sweep = DepthWidthSweep(matching, {place: replace(cell, **changes) for place, cell in cells.items()}, {(3, 1.0): "no width"})
+    return with_measures(sweep, measured, ["with_as"])
 
 
 def test_planted_slopes_decide_the_claim(tmp_path: Path) -> None:
-    row = depth_row(planted(), "core")
+    row = depth_row(grid_of(planted()))
     assert row.verdict == "supports" and row.judgement.difference.value == pytest.approx(-0.101)
     assert row.sparse.value == pytest.approx(-0.021) and any("interaction" in line and "0.08" in line for line in row.found)
     (tmp_path / KEPT["core"]).write_text(json.dumps(to_plain({"claims": [row.to_plain()]})))
@@ -48,36 +54,39 @@ def test_planted_slopes_decide_the_claim(tmp_path: Path) -> None:
 
 
 def test_cells_without_a_tuned_rate_are_told() -> None:
-    assert not any("learning rate" in line for line in depth_row(planted(), "core").found)
-    told = depth_row(planted(), "core", at_edge=[(1, 1.0), (4, 1.0)]).found
-    assert any(line.startswith(f"2 of {len(planted())} cells do best at the least or the largest learning rate") for line in told)
+    assert not any("learning rate" in line for line in depth_row(grid_of(planted())).found)
+    told = depth_row(grid_of(planted(), at_edge=True)).found
+    assert any(line.startswith("6 of 6 cells do best at the least or the largest learning rate") for line in told)
 
 
 def test_a_control_or_too_few_seeds_leave_it_open() -> None:
-    assert depth_row(planted(untrained=0.1), "core").verdict == "indistinguishable"
-    assert depth_row(planted(2), "core").verdict == "not measurable"
+    assert depth_row(grid_of(planted(untrained=0.1))).verdict == "indistinguishable"
+    assert depth_row(grid_of(planted(2))).verdict == "not measurable"
 
 
 def test_the_page_has_every_cell_and_names_gaps() -> None:
     measured = planted()
     for run in measured[16, 1 / 16]:
         run[ENTANGLEMENT] = not_measurable("4 of 5 tasks are done")
-    page = depth_page(sweep_of(measured), measured)
-    assert (
-        "| 16 | 64 | 6.25 % | 5,000 | 3 | 0.01 | 3.945 (0.028) | 1.5 |" in page["depth grid"]
-        and "3 layers at 100 %: no width" in page["depth grid"]
-    )
+    page = depth_page(grid_of(measured))
+    assert "| 16 | 64 | 6.25 % | 5,000 | 3 | 20 | 0.01 | 3.945 (0.028) | 1.5 |" in page["depth grid"]
+    assert "3 layers at 100 %: no width" in page["depth grid"]
     (entanglement,) = (line for line in page["depth measures"].splitlines() if line.startswith(f"| {ENTANGLEMENT} |"))
-    assert entanglement.endswith("| — |") and entanglement.count("|") == 8
-    assert slopes_of(measured, ENTANGLEMENT)["slope_at_0.0625"].value == pytest.approx(-0.021)
+    assert entanglement.endswith("| — |") and entanglement.count("|") == 8 and "all models do: with_as" in page["depth measures"]
+    assert grid_of(measured).slopes_of(ENTANGLEMENT)["slope_at_0.0625"].value == pytest.approx(-0.021)
     assert f"| {ENTANGLEMENT} | -0.101 [" in page["depth"] and "Matched by core: all models" in page["depth grid"]
     assert "edge" not in page["depth grid"]
-    at_edge = {place: replace(cell, at_edge=True) for place, cell in sweep_of(measured).cells.items()}
-    told = depth_page(DepthWidthSweep("core", at_edge, {}), measured)["depth grid"]
+    told = depth_page(grid_of(measured, at_edge=True))["depth grid"]
     assert "| 0.01 (edge) |" in told and "a better one may lie beyond" in told
-    others = DepthWidthSweep("nonzeros", sweep_of(measured).cells, {})
-    assert set(depth_page(others, measured)) == {f"{marker} at equal nonzeros" for marker in page}
-    assert any("matched by nonzeros" in line for line in depth_row(measured, "nonzeros").found)
+    others = grid_of(measured, "nonzeros")
+    assert set(depth_page(others)) == {f"{marker} at equal nonzeros" for marker in page}
+    assert any("matched by nonzeros" in line for line in depth_row(others).found)
+
+
+def test_a_kept_grid_is_read_again(tmp_path: Path) -> None:
+    grid = grid_of(planted())
+    write_json({"grid": grid.to_plain()}, tmp_path / KEPT["core"])
+    assert read_grid(tmp_path) == grid and depth_page(read_grid(tmp_path)) == depth_page(grid)
 
 
 @pytest.mark.slow
@@ -104,7 +113,7 @@ def test_a_tiny_grid_is_trained_measured_and_taken_up_again(tmp_path: Path) -> N
     page = tmp_path / "page.md"
     page.write_text("".join(f"<!-- table: {name} -->\n<!-- end -->\n" for name in ("depth grid", "depth measures", "depth")))
     main([str(tmp_path / "grid"), *options, "--page", str(page)])
-    measured = read_measured(tmp_path / "kept")
+    measured = {place: cell.runs for place, cell in read_grid(tmp_path / "kept").cells.items()}
     assert set(measured) == {(1, 1.0), (4, 1.0)} and page.read_text().count("held-out R²") == 2
     assert all(run["held-out R² of a neuron from the others"].measurable for of in measured.values() for run in of)
     before = {

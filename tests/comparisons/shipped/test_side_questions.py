@@ -184,10 +184,10 @@ def test_arms_alone_leave_the_other_answers_as_they_are(tmp_path: Path) -> None:
     assert kept["wires"] == {"a": 1} and kept["structural bias"]["arms"]["sparse"]["loss"]["measurable"]
     with pytest.raises(ConfigError, match="--bias-only needs arms"):
         main(["--out", str(tmp_path), "--bias-only"])
-    (tmp_path / KEPT).write_text("{")
+    (tmp_path / KEPT).write_text("[]")
     with pytest.raises(DataError, match="--out"):
         main(["--out", str(tmp_path), "--quick", "--bias-only", *arms])
-    assert (tmp_path / KEPT).read_text() == "{"
+    assert (tmp_path / KEPT).read_text() == "[]"
 
 
 @pytest.mark.slow

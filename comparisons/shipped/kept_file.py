@@ -1,0 +1,30 @@
+"""The JSON file in which a command keeps what it has measured, so that a later run adds to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sparse_lens.errors import DataError
+from sparse_lens.results import from_plain
+
+
+def read_kept_file(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
+    """What an earlier run has kept, with its results as `Result`; nothing without a file.
+
+    Raises `DataError` for a file that cannot be read, or lacks one of the keys that the command `needs`.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = from_plain(json.loads(path.read_text(encoding="utf-8")))
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}, not an object")
+        for key in needs:
+            content[key]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else f"{error}"
+        raise DataError(f"{path} is no file of this command ({why}); move it away, or name another folder with --out") from error
+    return content

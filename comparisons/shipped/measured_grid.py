@@ -1,0 +1,114 @@
+"""The grid of depth, width and density as it was trained and measured: what `depth_table` keeps, and tables are made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sparse_lens.comparisons.depth_width.grid import Matching, Place
+from sparse_lens.comparisons.depth_width.sweeping import DepthWidthSweep, depth_slopes
+from sparse_lens.comparisons.pair import ModelPair
+from sparse_lens.comparisons.shipped.measuring_family import measure_family
+from sparse_lens.results import Result, from_plain
+
+KEPT: Mapping[Matching, str] = {"core": "depth.json", "nonzeros": "depth-nonzeros.json"}
+"""The file of each matching, which are never mixed."""
+
+
+@dataclass(frozen=True)
+class MeasuredCell:
+    """A cell at its best learning rate, with the measures of its runs by their name in the table, one run a training seed.
+
+    `nonzeros` of the blocks' matrices, `embeddings` and `parameters` (everything) are counts, `seconds` those of a training.
+    """
+
+    depth: int
+    density: float
+    width: int
+    learning_rate: float
+    at_edge: bool
+    nonzeros: int
+    embeddings: int
+    parameters: int
+    seconds: float | None
+    runs: Sequence[Mapping[str, Result]]
+
+
+@dataclass(frozen=True)
+class MeasuredGrid:
+    """The cells of one matching; `missing` has the reason for every other. `fracture_tasks`: those that all models do."""
+
+    matching: Matching
+    cells: Mapping[Place, MeasuredCell]
+    missing: Mapping[Place, str]
+    fracture_tasks: Sequence[str] = ()
+
+    @property
+    def measures(self) -> list[str]:
+        return list(next(iter(self.cells.values())).runs[0])
+
+    @property
+    def densities(self) -> list[float]:
+        """From the least to the greatest."""
+        return sorted({density for _, density in self.cells})
+
+    def slopes_of(self, measure: str) -> dict[str, Result]:
+        """`depth_slopes` of a measure, over the places where it is measurable in all runs."""
+        values = {place: [run[measure].value for run in cell.runs] for place, cell in self.cells.items()}
+        return depth_slopes({place: found for place, of in values.items() if len(found := _values(of)) == len(of)})
+
+    def to_plain(self) -> dict[str, Any]:
+        """For JSON, by `results.write_json`."""
+        missing = [{"depth": depth, "density": density, "why": why} for (depth, density), why in self.missing.items()]
+        cells = [asdict(cell) | {"runs": cell.runs} for cell in self.cells.values()]
+        return {"matching": self.matching, "fracture_tasks": self.fracture_tasks, "cells": cells, "missing": missing}
+
+    @classmethod
+    def from_plain(cls, content: Mapping[str, Any]) -> MeasuredGrid:
+        """The inverse of `to_plain`."""
+        cells = [MeasuredCell(**from_plain(cell)) for cell in content["cells"]]
+        missing = {(gap["depth"], gap["density"]): gap["why"] for gap in content["missing"]}
+        return cls(content["matching"], {(cell.depth, cell.density): cell for cell in cells}, missing, content["fracture_tasks"])
+
+
+def _values(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def measure_grid(pair: ModelPair, sweep: DepthWidthSweep, grid: Path, *, tasks: Sequence[str], **how: Any) -> MeasuredGrid:
+    """Measure the runs of a sweep that trained into the folder `grid`; `how` is that of `measure_family`."""
+    names = {place: [run["name"] for run in cell.runs] for place, cell in sweep.cells.items()}
+    folders = {name: (grid / "models" / name).absolute() for of in names.values() for name in of}
+    models = measure_family(pair, folders, tasks=tasks, **how)
+    measured = {place: [{"loss": models[name]["loss"]} | models[name]["values"] for name in of] for place, of in names.items()}
+    done = next(iter(models.values()))["fracture_tasks"] if models else []
+    return with_measures(sweep, measured, done)
+
+
+def with_measures(
+    sweep: DepthWidthSweep, measured: Mapping[Place, Sequence[Mapping[str, Result]]], fracture_tasks: Sequence[str] = ()
+) -> MeasuredGrid:
+    """A sweep's cells with the measures of their runs."""
+    cells = {}
+    for (depth, density), cell in sweep.cells.items():
+        cells[depth, density] = MeasuredCell(
+            depth=depth,
+            density=density,
+            width=cell.cell.width,
+            learning_rate=cell.learning_rate,
+            at_edge=cell.at_edge,
+            nonzeros=cell.runs[0]["nonzeros"],
+            embeddings=cell.runs[0]["embeddings"],
+            parameters=cell.runs[0]["total"],
+            seconds=cell.results["seconds"].value,
+            runs=measured[depth, density],
+        )
+    return MeasuredGrid(sweep.matching, cells, sweep.missing, fracture_tasks)
+
+
+def read_grid(folder: Path, matching: Matching = "core") -> MeasuredGrid:
+    """What `depth_table` has kept in a folder for a matching."""
+    return MeasuredGrid.from_plain(json.loads((folder / KEPT[matching]).read_text(encoding="utf-8"))["grid"])
