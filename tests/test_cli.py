@@ -82,7 +82,13 @@ def test_models_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     models = json.loads(capsys.readouterr().out)
     assert {"python-sparse", "python-dense", "python-dense-matched", "csp_yolo2"} <= {model["name"] for model in models}
     for model in [model for model in models if model["shipped"]]:
-        assert 0 < model["nonzeros"] <= model["parameters"] and model["loss"] > 0
+        assert 0 < model["matrix_nonzeros"] < model["nonzeros"] <= model["parameters"] and model["loss"] > 0
+
+
+def test_models_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    printed = capsys.readouterr().out
+    assert "185,134" in printed and "training seed 1" in printed and "csp_yolo2" in printed
 
 
 def test_check_for_programs(capsys: pytest.CaptureFixture[str]) -> None:

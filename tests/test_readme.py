@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,22 @@ def test_examples_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for code in examples(ROOT / "docs" / "pages" / "tutorial.md"):
         exec(code, names)
     assert (tmp_path / "quote-circuit" / "circuit.json").is_file()
+
+
+def test_example_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """On this package's own code."""
+    shutil.copytree(ROOT / "sparse_lens" / "training", tmp_path / "my-code", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.chdir(tmp_path)
+    (code,) = examples(ROOT / "docs" / "pages" / "training.md")
+    exec(code, {})
+    loss, density = map(float, capsys.readouterr().out.split()[-2:])
+    assert 0 < loss < 8 and 0 < density < 1
+
+
+def test_example_of_a_shipped_dictionary(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = examples(ROOT / "docs" / "pages" / "tools.md")
+    exec(textwrap.dedent(code), {})
+    assert "1024" in capsys.readouterr().out
 
 
 def test_the_readme_and_the_guide_give_the_same_sizes() -> None:

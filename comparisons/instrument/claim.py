@@ -117,7 +117,8 @@ CLAIMS = (
         "sparsity prevents superposition, rather than only making it dear: fewer features per neuron the fewer the weights",
         "durable",
         "seed question",
-        only_if="needs models of several densities: `python -m sparse_lens.comparisons.shipped.dose_table`; --kept reads its file",
+        unit="features per neuron at the least and the greatest density; the difference is for ten times the density",
+        only_if="needs models of several densities: python -m sparse_lens.comparisons.shipped.dose_table; --kept reads its file",
     ),
     Claim(
         "T3b",
@@ -186,7 +187,8 @@ CLAIMS = (
         "depth lowers entanglement at equal weights, and sparsity changes by how much",
         "durable",
         "arXiv:2402.14905",
-        only_if="needs a grid of models: `python -m sparse_lens.comparisons.shipped.depth_table`; --kept reads its file",
+        unit="share of the tasks that a neuron moves, for each unit of the natural logarithm of depth",
+        only_if="needs a grid of models: python -m sparse_lens.comparisons.shipped.depth_table; --kept reads its file",
     ),
     Claim(
         "ALWAYS",

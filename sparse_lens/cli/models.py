@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from sparse_lens.cli.printing import MODEL_HELP, add_command, number, print_json, print_line, print_table
@@ -27,12 +28,17 @@ def _models(options: argparse.Namespace) -> None:
     if options.json:
         print_json(shipped + released)
         return
-    rows = [[m["name"], f"{m['parameters']:,}", f"{m['nonzeros']:,}", f"{m['loss']:.3f}", m["about"]] for m in shipped]
-    print_table("Shipped models", ["name", "parameters", "nonzeros", "loss (nats/token)", "what it is"], rows)
-    rows = [
-        [m["name"], number(m["parameters"]), f"{number(m['cached'])} bytes" if m["cached"] else "", m["about"]] for m in released
-    ]
-    print_table("Released models", ["name", "parameters", "fetched", "what it is"], rows)
+    rows = [[m["name"], f"{m['matrix_nonzeros']:,}", f"{m['loss']:.3f}", _what(m)] for m in shipped]
+    print_table("Shipped models", ["name", "weights", "loss", "what it is"], rows)
+    print_line("Weights: nonzeros of matrices, without the bigram table, biases and gains. Loss: nats per token on held-out files.")
+    rows = [[m["name"], m["about"] + (f" (fetched: {number(m['cached'])} bytes)" if m["cached"] else "")] for m in released]
+    print_table("Released models", ["name", "what it is"], rows)
+
+
+def _what(model: Mapping[str, Any]) -> str:
+    """What a model is, in a word for one that differs from another by its training seed alone."""
+    _, _, seed = model["name"].partition("-seed")
+    return f"training seed {seed}" if seed else model["about"]
 
 
 def add_check(commands: Any) -> None:

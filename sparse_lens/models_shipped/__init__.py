@@ -46,11 +46,14 @@ def folder_at(address: str) -> Path:
 
 
 def describe_models() -> list[dict[str, Any]]:
-    """One object per shipped model, from its card: `name`, `shipped`, `pair`, `parameters`, `nonzeros`, `loss` (nats a token)."""
+    """One object per shipped model, from its card: `name`, `shipped`, `pair`, `parameters`, `nonzeros`, `loss` (nats a token).
+
+    `matrix_nonzeros` leave out the bigram table, biases and gains.
+    """
     described = []
     for name, folder in shipped_models().items():
         card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
-        facts = {field: card[field] for field in ("parameters", "nonzeros", "loss", "about")}
+        facts = {field: card[field] for field in ("parameters", "nonzeros", "matrix_nonzeros", "loss", "about")}
         described.append({"name": name, "shipped": True, "pair": folder.parent.name} | facts)
     return described
 
