@@ -208,8 +208,9 @@ def _hybrids(full: Mapping[str, Any]) -> Table:
     for boundary in sequence(part(full, "couplings"), "boundaries"):
         readings = [read_number(losses.get(f"loss_{way}_at_{boundary}")) for way in ("dense_to_sparse", "sparse_to_dense")]
         rows.append([visible(boundary), *(_with_null(reading) for reading in readings)])
-    alone = [read_number(losses.get(f"loss_{name}")).text() for name in ("dense", "sparse")]
-    title = f"Hybrids, nats per token (dense alone {alone[0]}, sparse alone {alone[1]})"
+    dense, sparse = (read_number(losses.get(f"loss_{name}")) for name in ("dense", "sparse"))
+    windows = "" if dense.n is None else f" on {dense.n} held-out windows"
+    title = f"Hybrids, nats per token{windows} (dense alone {dense.text()}, sparse alone {sparse.text()})"
     return Table(title, ["boundary", "dense, then sparse", "sparse, then dense"], rows)
 
 
