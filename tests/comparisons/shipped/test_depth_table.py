@@ -89,6 +89,19 @@ def test_a_kept_grid_is_read_again(tmp_path: Path) -> None:
     assert read_grid(tmp_path) == grid and depth_page(read_grid(tmp_path)) == depth_page(grid)
 
 
+def test_the_docs_hold_the_kept_tables() -> None:
+    """Tables and the claim's row are what the kept grid gives."""
+    docs = Path(__file__).parents[3] / "docs"
+    page = (docs / "pages" / "claims-details.md").read_text()
+    kept = [matching for matching, name in KEPT.items() if (docs / "depth" / name).is_file()]
+    assert "core" in kept
+    for matching in kept:
+        grid, content = read_grid(docs / "depth", matching), json.loads((docs / "depth" / KEPT[matching]).read_text())
+        for marker, table in depth_page(grid).items():
+            assert f"<!-- table: {marker} -->\n{table}\n<!-- end -->" in page
+        assert to_plain(depth_row(grid).to_plain()) == content["claims"][0] and not content["scope"]["smoke"]
+
+
 @pytest.mark.slow
 def test_a_tiny_grid_is_trained_measured_and_taken_up_again(tmp_path: Path) -> None:
     source, data = tmp_path / "source", tmp_path / "data"
