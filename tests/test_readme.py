@@ -34,6 +34,7 @@ def test_examples_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (tmp_path / "quote-circuit" / "circuit.json").is_file()
 
 
+@pytest.mark.slow
 def test_example_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """On this package's own code."""
     shutil.copytree(ROOT / "sparse_lens" / "training", tmp_path / "my-code", ignore=shutil.ignore_patterns("__pycache__"))
