@@ -79,13 +79,25 @@ def fracture_index(
     if units not in UNITS:
         raise UnknownNameError("kind of unit", units, UNITS)
     config = config or FractureConfig()
-    passed = [task for task in tasks if task_accuracy(bridge, task, config.seed) >= gate]
+    passed = _done([bridge], tasks, gate, config.seed)
     if not passed:
         return _failed(f"none of {', '.join(tasks)} is done with an accuracy of {gate:g}")
+    return _indexed(bridge, dictionary, passed, config, units, of=len(tasks))
+
+
+def _done(bridges: Sequence[Any], tasks: Sequence[str], gate: float, seed: int) -> list[str]:
+    """The tasks that all bridges do by the gate; a gate of 0 runs nothing."""
+    return [task for task in tasks if gate <= 0 or all(task_accuracy(bridge, task, seed) >= gate for bridge in bridges)]
+
+
+def _indexed(
+    bridge: Any, dictionary: Dictionary, passed: Sequence[str], config: FractureConfig, units: str, *, of: int
+) -> dict[str, Result]:
+    """The index on those `of` so many tasks that have passed."""
     found = _measured(bridge, dictionary, passed, config, units)
     if not found["live_units"].measurable:
         return found
-    return found | probe_accuracies(bridge, dictionary, passed, seed=config.seed) | {"tasks": exact(len(passed), n=len(tasks))}
+    return found | probe_accuracies(bridge, dictionary, passed, seed=config.seed) | {"tasks": exact(len(passed), n=of)}
 
 
 def _measured(bridge: Any, dictionary: Dictionary, tasks: Sequence[str], config: FractureConfig, units: str) -> dict[str, Result]:
@@ -111,18 +123,23 @@ def _failed(reason: str) -> dict[str, Result]:
 
 
 def fracture_table(
-    columns: Mapping[str, tuple[Any, Dictionary]], tasks: Sequence[str], config: FractureConfig | None = None
+    columns: Mapping[str, tuple[Any, Dictionary]],
+    tasks: Sequence[str],
+    config: FractureConfig | None = None,
+    *,
+    gate: float = ACCURACY_GATE,
 ) -> dict[str, dict[str, Result]]:
     """`fracture_index` of several columns on the tasks that all of them do, with the same controls for each.
 
     `rotated_…`: random mixtures of the latents, the same function in another basis. `random_weights_…`: every tensor's nonzero
-    weights shuffled, without the gate, which such a model cannot pass. No mask is learned, so there is none to draw at random.
+    weights shuffled, without the gate, which such a model cannot pass. No mask is learned, so there is none to draw at random. A
+    `gate` of 0 runs nothing: for tasks that are known to be done.
     """
     config = config or FractureConfig()
     bridges = [bridge for bridge, _ in columns.values()]
-    done = [task for task in tasks if all(task_accuracy(bridge, task, config.seed) >= ACCURACY_GATE for bridge in bridges)]
+    done = _done(bridges, tasks, gate, config.seed)
     if not done:
-        none = f"no task of {', '.join(tasks)} is done with an accuracy of {ACCURACY_GATE:g} by every column"
+        none = f"no task of {', '.join(tasks)} is done with an accuracy of {gate:g} by every column"
         return {name: _failed(none) for name in columns}
     found = {}
     for name, column in columns.items():
@@ -132,7 +149,7 @@ def fracture_table(
         controls = {f"rotated_{key}": rotated[key] for key in _MEASURES} | {
             f"random_weights_{key}": random[key] for key in _MEASURES
         }
-        found[name] = fracture_index(*column, done, config) | controls
+        found[name] = _indexed(*column, done, config, "latents", of=len(done)) | controls
     return found
 
 

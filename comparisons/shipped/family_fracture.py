@@ -34,7 +34,7 @@ def fracture_cell(model: str, tasks: Sequence[str], smoke: bool) -> dict[str, Re
     """`fracture_table` of a model's MLP neurons, averaged over layers."""
     bridge: Any = load(folder_at(model))
     config = SMOKE.fracture if smoke else FractureConfig()
-    layers = [fracture_table({"neurons": (bridge, neurons)}, tasks, config)["neurons"] for neurons in mlp_neurons(bridge)]
+    layers = [fracture_table({"neurons": (bridge, neurons)}, tasks, config, gate=0)["neurons"] for neurons in mlp_neurons(bridge)]
     return mean_results(layers)
 
 
