@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from sparse_lens.results import Result, from_plain, not_measurable
 _FORMAT = "family fracture 1"
 """Raised when what a cell computes changes, so that older records are not taken for its."""
 
+_MOST_LAYERS = 4
+
 _FEWEST = 2
 """Tasks that entanglement, a share of tasks, says anything about."""
 
@@ -30,12 +33,25 @@ def accuracies_cell(model: str, tasks: Sequence[str]) -> dict[str, float]:
     return {task: task_accuracy(bridge, task) for task in tasks}
 
 
-def fracture_cell(model: str, tasks: Sequence[str], smoke: bool) -> dict[str, Result]:
-    """`fracture_table` of a model's MLP neurons, averaged over layers."""
+def fracture_cell(model: str, tasks: Sequence[str], smoke: bool, layers: Sequence[int] | None = None) -> dict[str, Result]:
+    """`fracture_table` of a model's MLP neurons, averaged over all layers, or over the given ones."""
     bridge: Any = load(folder_at(model))
     config = SMOKE.fracture if smoke else FractureConfig()
-    layers = [fracture_table({"neurons": (bridge, neurons)}, tasks, config, gate=0)["neurons"] for neurons in mlp_neurons(bridge)]
-    return mean_results(layers)
+    neurons = mlp_neurons(bridge)
+    read = neurons if layers is None else [neurons[layer] for layer in layers]
+    return mean_results([fracture_table({"neurons": (bridge, of)}, tasks, config, gate=0)["neurons"] for of in read])
+
+
+def layers_read(n_layers: int) -> list[int]:
+    """All of up to four layers, of more four from the first to the last: what a layer costs grows with those above it."""
+    if n_layers <= _MOST_LAYERS:
+        return list(range(n_layers))
+    return [round(step * (n_layers - 1) / (_MOST_LAYERS - 1)) for step in range(_MOST_LAYERS)]
+
+
+def _fingerprint_and_depth(address: str) -> tuple[str, int]:
+    bridge: Any = load(folder_at(address))
+    return model_fingerprint(bridge), len(mlp_neurons(bridge))
 
 
 def family_fracture(
@@ -43,20 +59,27 @@ def family_fracture(
 ) -> tuple[list[str], dict[str, dict[str, Result]]]:
     """The tasks that all models do, and by model what `fracture_table` gives on these; `how` is that of `run_jobs`.
 
-    Nothing is measurable where no task is done by all, entanglement not on a single one.
+    Of models of more than four layers `layers_read` are measured. Nothing is measurable where no task is done by all,
+    entanglement not on a single one.
     """
     addresses = {name: address_of(folder) for name, folder in folders.items()}
-    reads = {name: [_FORMAT, model_fingerprint(load(folder_at(address)))] for name, address in addresses.items()}
+    facts = {name: _fingerprint_and_depth(address) for name, address in addresses.items()}
 
-    def jobs(what: str, cell: str, **arguments: Any) -> list[Job]:
-        return [
-            Job(f"{what} of {name}", f"{__name__}:{cell}", {"model": address} | arguments, reads[name])
+    def jobs(what: str, cell: str, **arguments: Any) -> dict[str, Job]:
+        return {
+            name: Job(f"{what} of {name}", f"{__name__}:{cell}", {"model": address} | arguments, [_FORMAT, facts[name][0]])
             for name, address in addresses.items()
-        ]
+        }
 
-    accuracies = run_jobs(jobs("accuracies", "accuracies_cell", tasks=list(tasks)), **how)
+    accuracies = run_jobs(list(jobs("accuracies", "accuracies_cell", tasks=list(tasks)).values()), **how)
     done = [task for task in tasks if all(found[task] >= ACCURACY_GATE for found in accuracies)]
-    records = run_jobs(jobs("fracture", "fracture_cell", tasks=done, smoke=smoke), **how)
+    cells = jobs("fracture", "fracture_cell", tasks=done, smoke=smoke)
+    cells |= {
+        name: replace(cells[name], arguments={**cells[name].arguments, "layers": layers_read(depth)})
+        for name, (_, depth) in facts.items()
+        if depth > _MOST_LAYERS
+    }
+    records = run_jobs(list(cells.values()), **how)
     found = {name: from_plain(record) for name, record in zip(folders, records, strict=True)}
     if len(done) < _FEWEST:
         few = not_measurable(f"{len(done)} of {len(tasks)} tasks are done by all models; a share of tasks needs {_FEWEST}")

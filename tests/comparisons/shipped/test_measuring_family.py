@@ -11,7 +11,7 @@ from sparse_lens.comparisons.column_specs import mlp_neurons
 from sparse_lens.comparisons.fracture import fracture_table
 from sparse_lens.comparisons.instrument.measuring import SMOKE
 from sparse_lens.comparisons.pair import ModelPair
-from sparse_lens.comparisons.shipped.family_fracture import family_fracture
+from sparse_lens.comparisons.shipped.family_fracture import family_fracture, fracture_cell, layers_read
 from sparse_lens.comparisons.shipped.measuring_family import MEASURES, density_of, family_jobs, recipe_of
 from sparse_lens.hooks import load
 
@@ -34,6 +34,12 @@ def test_predictability_is_read_from_as_many_neurons() -> None:
     jobs = family_jobs(PAIR, FOLDERS, [], measures=["predictability"])
     beside = [json.loads(of[0].arguments["pair"])["replaced"]["dense_matched"] for of in jobs.values()]
     assert beside == ["python-dense-matched"] * 3
+
+
+def test_deep_models_are_read_in_four_layers() -> None:
+    assert [layers_read(n) for n in (1, 4, 5, 16)] == [[0], [0, 1, 2, 3], [0, 1, 3, 4], [0, 5, 10, 15]]
+    last = fracture_cell("python-sparse", ["while_return_true"], True, [1])
+    assert last["live_units"] != fracture_cell("python-sparse", ["while_return_true"], True, [0])["live_units"]
 
 
 def test_fracture_is_of_the_tasks_that_all_models_do(tmp_path: Path) -> None:
