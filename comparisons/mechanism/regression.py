@@ -1,12 +1,15 @@
 """Few wires per neuron, or few weights? Least squares of what neurons stand for on how they are wired.
 
 Fans and weights go in by their logarithms, so that a coefficient speaks of doublings. The number of weights is the model's, the
-same for all of its neurons: that of a neuron is its two fans again.
+same for all of its neurons: that of a neuron is its two fans again. What weights explain is therefore a difference between models,
+and thousands of neurons of ten models are ten numbers of weights: its interval is over recipes, and its null deals the numbers of
+weights to the recipes at random.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
@@ -16,61 +19,102 @@ from sparse_lens.errors import ConfigError, UnknownNameError
 from sparse_lens.results import Result, bootstrap_mean, not_measurable
 
 PREDICTORS = ("fan_in", "fan_out", "weights")
+OF_WEIGHTS = ("coefficient_weights", "r2_weights", "weights_beyond_wires")
+"""Results whose null is another dealing of the weights, where recipes are resampled."""
+
 SETS = {"fan_in": (0,), "fan_out": (1,), "wires": (0, 1), "weights": (2,), "all": (0, 1, 2)}
 
-_SHUFFLES, _CHUNK, _COLLINEAR = 200, 50, 1e-6
+_SHUFFLES, _CHUNK, _COLLINEAR, _FEWEST_RECIPES = 200, 50, 1e-6, 5
 
 Numbers = dict[str, np.ndarray]
 """Coefficients and R² by name, each `[resample]`."""
 
 
 def regress_wiring(
-    models: Mapping[str, NeuronWiring], outcome: str = "effective_concepts", *, n_resamples: int = 1000, seed: int = 0
+    models: Mapping[str, NeuronWiring],
+    outcome: str = "effective_concepts",
+    *,
+    recipes: Mapping[str, str] | None = None,
+    n_resamples: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Result]:
     """Least squares of an outcome of the neurons of all `models` together on fan-in, fan-out and the model's number of weights.
 
     `coefficient_…` are standardised; `r2_fan_in`, `r2_fan_out`, `r2_wires` (both fans), `r2_weights` and `r2_all` are shares of the
     variance; `wires_beyond_weights` and `weights_beyond_wires` what one adds to the other. Intervals are a bootstrap over neurons
     within their models: they say what other neurons of these models would give, not what other models would. `null` is the mean
-    over shuffled outcomes. With one model, or several of equally many weights, what weights explain is not measurable.
-    Raises `UnknownNameError` for an outcome that is none, `ConfigError` without models.
+    over shuffled outcomes. With `recipes`, that of each model by its name, whole recipes are resampled (fewer than five have no
+    interval), and the null of `OF_WEIGHTS` is the mean over numbers of weights that are dealt to the recipes at random.
+    With one model, or several of equally many weights, what weights explain is not measurable.
+    Raises `UnknownNameError` for an outcome that is none, `ConfigError` without models or without one's recipe.
     """
     if outcome not in OUTCOMES:
         raise UnknownNameError("outcome", outcome, OUTCOMES)
     if not models:
         raise ConfigError("there is no model to regress over; give the wiring of at least one")
     tables = [_table(model, outcome) for model in models.values()]
-    table = np.concatenate(tables)
+    table, groups = np.concatenate(tables), _groups(models, recipes)
     why = _unusable(table, outcome)
     usable = [number for number, name in enumerate(PREDICTORS) if name not in why]
     if not usable:
         return _names(why, len(table))
-    found = _fit(_moments(np.ones((1, len(table))), table), usable)
-    resampled = _joined(_fit(_moments(counts, table), usable) for counts in _resamples([len(t) for t in tables], n_resamples, seed))
-    shuffled = _joined(_fit(_moments(np.ones((1, len(table))), other), usable) for other in _shuffles(table, seed))
+    sizes = [len(part) for part in tables]
+    found = _fit_once(table, usable)
+    null = _joined(_fit_once(other, usable) for other in _shuffles(table, seed))
+    if groups is not None and "weights" not in why:
+        dealt = _joined(_fit_once(other, usable) for other in _dealt(table, np.repeat(groups, sizes), seed))
+        null |= {name: dealt[name] for name in OF_WEIGHTS if name in dealt}
+    resampled: Numbers | None = None
+    if groups is None or len(set(groups)) >= _FEWEST_RECIPES:
+        resampled = _joined(_fit(_moments(counts, table), usable) for counts in _resamples(sizes, groups, n_resamples, seed))
     results: dict[str, Result] = {}
     for name, value in found.items():
-        lo, hi = np.percentile(resampled[name], [2.5, 97.5])
-        results[name] = Result(float(value[0]), float(lo), float(hi), float(shuffled[name].mean()), len(table))
+        lo, hi = (None, None) if resampled is None else map(float, np.percentile(resampled[name], [2.5, 97.5]))
+        results[name] = Result(float(value[0]), lo, hi, float(null[name].mean()), len(table))
     return _names(why, len(table)) | results
 
 
+def _groups(models: Mapping[str, NeuronWiring], recipes: Mapping[str, str] | None) -> list[int] | None:
+    """The number of each model's recipe, in the order in which recipes come."""
+    if recipes is None:
+        return None
+    if missing := [name for name in models if name not in recipes]:
+        raise ConfigError(f"every model needs its recipe, {missing[0]!r} has none among {sorted(recipes)}")
+    names = list(dict.fromkeys(recipes[name] for name in models))
+    return [names.index(recipes[name]) for name in models]
+
+
 def wiring_table(
-    models: Mapping[str, NeuronWiring], outcome: str = "effective_concepts", *, n_resamples: int = 1000, seed: int = 0
+    models: Mapping[str, NeuronWiring],
+    outcome: str = "effective_concepts",
+    *,
+    recipes: Mapping[str, str] | None = None,
+    n_resamples: int = 1000,
+    seed: int = 0,
 ) -> dict[str, dict[str, Result]]:
-    """`regress_wiring` of each model alone and, as "pooled", of all; beside it the means of the outcome
-    and of the fans' logarithms."""
-    found = {}
-    for name, part in [(name, {name: model}) for name, model in models.items()] + [("pooled", dict(models))]:
-        table = np.concatenate([_table(model, outcome) for model in part.values()])
-        names = ("mean_log2_fan_in", "mean_log2_fan_out", f"mean_{outcome}")
-        means = {mean: _mean(column) for mean, column in zip(names, table[:, [0, 1, 3]].T, strict=True)}
-        found[name] = regress_wiring(part, outcome, n_resamples=n_resamples, seed=seed) | means
-    return found
+    """`regress_wiring` of the models of each recipe, with intervals over neurons, and, as "pooled", of all over recipes.
+
+    Beside it the means of the outcome and of the fans' logarithms, with intervals over neurons for a recipe. Without `recipes`
+    every model is one. Raises what `regress_wiring` raises.
+    """
+    of = {name: name for name in models} if recipes is None else {name: recipes[name] for name in models}
+    found: dict[str, dict[str, Result]] = {}
+    for recipe in dict.fromkeys(of.values()):
+        part = {name: model for name, model in models.items() if of[name] == recipe}
+        found[recipe] = regress_wiring(part, outcome, n_resamples=n_resamples, seed=seed) | _means(part, outcome)
+    pooled = regress_wiring(models, outcome, recipes=of, n_resamples=n_resamples, seed=seed)
+    means = {name: replace(mean, lo=None, hi=None) for name, mean in _means(models, outcome).items()}
+    return found | {"pooled": pooled | means}
 
 
-def _mean(column: Float[np.ndarray, " neuron"]) -> Result:
-    return bootstrap_mean(column) if len(column) else not_measurable("no neuron has this outcome")
+def _means(models: Mapping[str, NeuronWiring], outcome: str) -> dict[str, Result]:
+    table = np.concatenate([_table(model, outcome) for model in models.values()])
+    names = ("mean_log2_fan_in", "mean_log2_fan_out", f"mean_{outcome}")
+    return {name: _mean(column, len(models)) for name, column in zip(names, table[:, [0, 1, 3]].T, strict=True)}
+
+
+def _mean(column: Float[np.ndarray, " neuron"], n_models: int) -> Result:
+    return bootstrap_mean(column, seeds=n_models) if len(column) else not_measurable("no neuron has this outcome")
 
 
 def _table(model: NeuronWiring, outcome: str) -> Float[np.ndarray, "neuron column"]:
@@ -106,6 +150,10 @@ def _moments(counts: Float[np.ndarray, "resample neuron"], table: Float[np.ndarr
     return covariance / deviation[:, :, None] / deviation[:, None, :]
 
 
+def _fit_once(table: Float[np.ndarray, "neuron column"], usable: Sequence[int]) -> Numbers:
+    return _fit(_moments(np.ones((1, len(table))), table), usable)
+
+
 def _fit(correlation: np.ndarray, usable: Sequence[int]) -> Numbers:
     """Standardised coefficients, and R² of every set of predictors that is whole, for each correlation matrix."""
     found: Numbers = {}
@@ -135,13 +183,31 @@ def _names(why: Mapping[str, str], n: int) -> dict[str, Result]:
     return {name: not_measurable(text, n=n) for name, text in missing.items()}
 
 
-def _resamples(sizes: Sequence[int], n_resamples: int, seed: int) -> Iterator[Float[np.ndarray, "resample neuron"]]:
-    """How often each neuron is drawn: as many of each model as it has."""
+def _resamples(
+    sizes: Sequence[int], groups: Sequence[int] | None, n_resamples: int, seed: int
+) -> Iterator[Float[np.ndarray, "resample neuron"]]:
+    """How often each neuron is drawn: as many of each model as it has or, with the `groups` of models, as often as its group."""
     rng = np.random.default_rng(seed)
     for start in range(0, n_resamples, _CHUNK):
         size = min(_CHUNK, n_resamples - start)
-        drawn = [rng.multinomial(n, np.full(n, 1 / n), size=size) for n in sizes if n]
-        yield np.concatenate(drawn, axis=1).astype(np.float64)
+        if groups is None:
+            drawn = [rng.multinomial(n, np.full(n, 1 / n), size=size) for n in sizes if n]
+            yield np.concatenate(drawn, axis=1).astype(np.float64)
+        else:
+            n_groups = max(groups) + 1
+            counts = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=size)
+            yield counts[:, np.repeat(groups, sizes)].astype(np.float64)
+
+
+def _dealt(
+    table: Float[np.ndarray, "neuron column"], groups: np.ndarray, seed: int
+) -> Iterator[Float[np.ndarray, "neuron column"]]:
+    """The table with each group's weights (of its first neuron, for seeds of one recipe may differ a little) another group's."""
+    rng = np.random.default_rng(seed + 2)
+    names, first = np.unique(groups, return_index=True)
+    weights, place = table[first, 2], np.searchsorted(names, groups)
+    for _ in range(_SHUFFLES):
+        yield np.column_stack([table[:, :2], rng.permutation(weights)[place], table[:, 3]])
 
 
 def _shuffles(table: Float[np.ndarray, "neuron column"], seed: int) -> Iterator[Float[np.ndarray, "neuron column"]]:

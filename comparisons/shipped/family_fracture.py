@@ -54,6 +54,22 @@ def _fingerprint_and_depth(address: str) -> tuple[str, int]:
     return model_fingerprint(bridge), len(mlp_neurons(bridge))
 
 
+def tasks_of_all(folders: Mapping[str, Path], fingerprints: Mapping[str, str], tasks: Sequence[str], **how: Any) -> list[str]:
+    """Those of the tasks that all models do, of the `model_fingerprint` that stands beside each; `how` is that of `run_jobs`."""
+    jobs = _jobs(folders, fingerprints, "accuracies", "accuracies_cell", tasks=list(tasks))
+    accuracies = run_jobs(list(jobs.values()), **how)
+    return [task for task in tasks if all(found[task] >= ACCURACY_GATE for found in accuracies)]
+
+
+def _jobs(folders: Mapping[str, Path], fingerprints: Mapping[str, str], what: str, cell: str, **arguments: Any) -> dict[str, Job]:
+    return {
+        name: Job(
+            f"{what} of {name}", f"{__name__}:{cell}", {"model": address_of(folder)} | arguments, [_FORMAT, fingerprints[name]]
+        )
+        for name, folder in folders.items()
+    }
+
+
 def family_fracture(
     folders: Mapping[str, Path], tasks: Sequence[str], *, smoke: bool = False, **how: Any
 ) -> tuple[list[str], dict[str, dict[str, Result]]]:
@@ -62,18 +78,10 @@ def family_fracture(
     Of models of more than four layers `layers_read` are measured. Nothing is measurable where no task is done by all,
     entanglement not on a single one.
     """
-    addresses = {name: address_of(folder) for name, folder in folders.items()}
-    facts = {name: _fingerprint_and_depth(address) for name, address in addresses.items()}
-
-    def jobs(what: str, cell: str, **arguments: Any) -> dict[str, Job]:
-        return {
-            name: Job(f"{what} of {name}", f"{__name__}:{cell}", {"model": address} | arguments, [_FORMAT, facts[name][0]])
-            for name, address in addresses.items()
-        }
-
-    accuracies = run_jobs(list(jobs("accuracies", "accuracies_cell", tasks=list(tasks)).values()), **how)
-    done = [task for task in tasks if all(found[task] >= ACCURACY_GATE for found in accuracies)]
-    cells = jobs("fracture", "fracture_cell", tasks=done, smoke=smoke)
+    facts = {name: _fingerprint_and_depth(address_of(folder)) for name, folder in folders.items()}
+    fingerprints = {name: fingerprint for name, (fingerprint, _) in facts.items()}
+    done = tasks_of_all(folders, fingerprints, tasks, **how)
+    cells = _jobs(folders, fingerprints, "fracture", "fracture_cell", tasks=done, smoke=smoke)
     cells |= {
         name: replace(cells[name], arguments={**cells[name].arguments, "layers": layers_read(depth)})
         for name, (_, depth) in facts.items()

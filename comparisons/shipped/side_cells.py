@@ -1,6 +1,7 @@
 """What the side questions measure of a model: its neurons' wiring, its fracture, and what it loses when something changes.
 
-Two cells a model, plain JSON, kept by fingerprint (`run_jobs`): the wiring reads labelled tokens, the rest prompts of tasks.
+Cells are plain JSON, kept by fingerprint (`run_jobs`). The wiring of a model reads labelled tokens; the rest reads prompts of the
+tasks that all models do, for on other tasks each of these numbers is another measure.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from sparse_lens.comparisons.instrument.measuring import SMOKE, Size, mean_resul
 from sparse_lens.comparisons.jobs import Job, Record, run_jobs
 from sparse_lens.comparisons.mechanism.neuron_wiring import NeuronWiring, measure_wiring
 from sparse_lens.comparisons.pair import ModelPair
+from sparse_lens.comparisons.shipped.family_fracture import tasks_of_all
+from sparse_lens.errors import ConfigError
 from sparse_lens.hooks import load, sparsity_report
 from sparse_lens.models_shipped import address_of
-from sparse_lens.results import Result, bootstrap_mean, from_plain, not_measurable
-from sparse_lens.tasks import get_task
+from sparse_lens.results import Result, bootstrap_mean, from_plain
+from sparse_lens.tasks import available_tasks, get_task
 
-FORMAT = "side questions 2"
+FORMAT = "side questions 3"
 """What every cell here depends on beside its model: raised when what cells compute changes."""
 
 _WIRING, _SHIFT = (f"sparse_lens.comparisons.shipped.side_cells:{name}" for name in ("wiring_cell", "shift_cell"))
@@ -38,18 +41,18 @@ _WIRING, _SHIFT = (f"sparse_lens.comparisons.shipped.side_cells:{name}" for name
 
 @dataclass(frozen=True)
 class SideSize:
-    """How much is read: labelled tokens (of all held-out files, or the first so many), tasks of the pair (None: all), pairs of
+    """How much is read: labelled tokens (of all held-out files, or the first so many), tasks that are tried (None: all), pairs of
     prompts a task, disturbances of the weights, and the fracture as the claims have it."""
 
     labelled_tokens: int = 100_000
     max_files: int | None = None
-    tasks: int | None = None
+    tasks: Sequence[str] | None = None
     n_pairs: int = 64
     draws: int = 3
     fracture: FractureConfig = Size().fracture
 
 
-QUICK = SideSize(labelled_tokens=4096, max_files=12, tasks=1, n_pairs=8, draws=1, fracture=SMOKE.fracture)
+QUICK = SideSize(labelled_tokens=4096, max_files=12, tasks=("if_equals", "else_elif"), n_pairs=8, draws=1, fracture=SMOKE.fracture)
 """The least that runs everything."""
 
 
@@ -64,18 +67,23 @@ class SideModel:
 
 def measure_side(
     pair: ModelPair, folders: Mapping[str, Path], size: SideSize | None = None, **how: Any
-) -> tuple[dict[str, SideModel], list[str]]:
-    """Every model by its name, and in words which files the labels are of; `how` is that of `run_jobs`.
+) -> tuple[dict[str, SideModel], dict[str, list[str]]]:
+    """Every model by its name, and what was read: in words the files that the labels are of, and the tasks that all models do.
 
-    Raises `ConfigError` for a model in whose tokens the pair's windows are not, and what its cells raise.
+    `how` is that of `run_jobs`. Raises `ConfigError` for a model in whose tokens the pair's windows are not and where no task is
+    done by all, and what its cells raise.
     """
     for folder in folders.values():
         pair.check_tokens(folder)
-    jobs = side_jobs(pair, folders, size or SideSize())
-    records = run_jobs(jobs, **how)
+    size = size or SideSize()
+    tried = list(size.tasks or available_tasks())
+    hashes = {name: fingerprints(pair, ColumnSpec(name, address_of(folder)))[0] for name, folder in folders.items()}
+    if not (tasks := tasks_of_all(folders, hashes, tried, **how)):
+        raise ConfigError(f"none of {', '.join(tried)} is done by all of {', '.join(folders)}; leave out the weakest models")
+    records = run_jobs(side_jobs(pair, folders, size, tasks), **how)
     wiring, shift = records[: len(folders)], records[len(folders) :]
     models = {name: side_model(own, changed) for name, own, changed in zip(folders, wiring, shift, strict=True)}
-    return models, list(dict.fromkeys(record["labels"] for record in wiring))
+    return models, {"labels": list(dict.fromkeys(record["labels"] for record in wiring)), "tasks": tasks}
 
 
 def side_model(wiring: Record, shift: Record) -> SideModel:
@@ -86,16 +94,15 @@ def side_model(wiring: Record, shift: Record) -> SideModel:
     return SideModel(wiring["density"], found, from_plain(shift))
 
 
-def side_jobs(pair: ModelPair, folders: Mapping[str, Path], size: SideSize) -> list[Job]:
-    """The cells: the wiring of every model in their order, then the shift of every model."""
+def side_jobs(pair: ModelPair, folders: Mapping[str, Path], size: SideSize, tasks: Sequence[str]) -> list[Job]:
+    """The cells: the wiring of every model in their order, then the shift of every model on the tasks."""
     wiring: list[Job] = []
     shift: list[Job] = []
-    tasks = list(pair.default_tasks or ())[: size.tasks]
     for name, folder in folders.items():
         place = {"folder": address_of(folder)}
         depends = [FORMAT, *fingerprints(pair, ColumnSpec(name, place["folder"]))]
         labels = {"pair": pair.address, "tokens": size.labelled_tokens, "max_files": size.max_files}
-        prompts = {"tasks": tasks, "n_pairs": size.n_pairs, "draws": size.draws, "fracture": asdict(size.fracture)}
+        prompts = {"tasks": list(tasks), "n_pairs": size.n_pairs, "draws": size.draws, "fracture": asdict(size.fracture)}
         of_labels = [*depends, *labels_read(pair.address)]
         wiring.append(Job(f"wiring of {name}", _WIRING, place | labels, of_labels))
         shift.append(Job(f"shift of {name}", _SHIFT, place | prompts, depends))
@@ -129,22 +136,15 @@ def _labels(pair: str, tokens: int, max_files: int | None) -> tuple[LabelledToke
 def shift_cell(*, folder: str, tasks: Sequence[str], n_pairs: int, draws: int, fracture: Mapping[str, Any]) -> dict[str, Result]:
     """`fracture`, on mirrored prompts, the mean over layers of neurons; `task_loss` in nats; and `losses_under_change`: a cell.
 
-    The fracture has no value where the model does not do all `tasks`: on fewer it is another measure.
+    The model is taken to do the `tasks`; none is asked whether it does.
     """
-    bridge = load(folder)
+    bridge, config = load(folder), FractureConfig(**fracture)
+    found = [fracture_index(bridge, neurons, tasks, config, gate=0) for neurons in mlp_neurons(bridge)]
     return {
-        "fracture": _fracture(bridge, tasks, FractureConfig(**fracture)),
+        "fracture": mean_results(found)["mirror_fracture"],
         "task_loss": _task_loss(bridge, tasks, n_pairs),
         **losses_under_change(bridge, tasks, n_pairs=n_pairs, draws=draws),
     }
-
-
-def _fracture(bridge: Any, tasks: Sequence[str], config: FractureConfig) -> Result:
-    found = mean_results([fracture_index(bridge, neurons, tasks, config) for neurons in mlp_neurons(bridge)])
-    done = found["tasks"].value
-    if done is None or done == len(tasks):
-        return found["mirror_fracture"]
-    return not_measurable(f"{done:g} of {len(tasks)} tasks are done by this model")
 
 
 @torch.no_grad()

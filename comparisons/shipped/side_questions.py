@@ -2,13 +2,14 @@
 
     python -m sparse_lens.comparisons.shipped.side_questions --out docs/mechanism --page docs/pages/claims-details.md
 
-measures the shipped models of the default pair, or those that are named. Structure against capacity is asked of arms of trained
+measures the shipped models of the default pair, or those that are named; models that are named alike but for `-seedN` are one
+recipe, and rows are recipes. Structure against capacity is asked of arms of trained
 models, each given once for every training seed (`--bias-only` asks nothing else):
 
     ... --bias-arm fixed=runs/arm-random --bias-arm narrow=runs/narrow --bias-arm narrow=runs/narrow-seed1 --baseline narrow
 
 Cells are kept in `--cells`, and the command goes on where it stopped. The tables are printed, written to the page between their
-markers, and their numbers kept in one file, which is written anew each time.
+markers, and their numbers kept in one file; arms that an earlier run has kept there stay.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparse_lens.comparisons.circuit_sizes import over_seeds
 from sparse_lens.comparisons.fracture.hidden_until_shift import LOSSES, ShiftPoint, hidden_until_shift
 from sparse_lens.comparisons.mechanism.regression import wiring_table
 from sparse_lens.comparisons.pair import ModelPair
@@ -44,55 +46,85 @@ FULL_DENSITY = 0.99
 Results = Mapping[str, Mapping[str, Result]]
 
 _QUICK_WINDOWS = 8
+_SEED = re.compile(r"-seed\d+$")
 _NEURONS = re.compile(r"all \d+ neurons")
 
 
+def recipe_of(name: str) -> str:
+    """A model's name without its training seed: `dose-5-160` of `dose-5-160-seed2`."""
+    return _SEED.sub("", name)
+
+
 def wires_of(models: Mapping[str, SideModel]) -> dict[str, dict[str, Result]]:
-    """`wiring_table` of effective concepts: each model alone and, as "pooled", all weight-sparse ones, if there are any."""
-    sparse = {name: model.wiring for name, model in models.items() if model.density < FULL_DENSITY}
-    found = wiring_table(sparse, OUTCOME) if sparse else {}
-    alone = {name: found.get(name) or wiring_table({name: model.wiring}, OUTCOME)[name] for name, model in models.items()}
-    return alone | ({POOLED: found[POOLED]} if sparse else {})
+    """`wiring_table` of effective concepts: each recipe and, as "pooled", all weight-sparse ones, if there are any."""
+    found: dict[bool, dict[str, dict[str, Result]]] = {}
+    for dense in (False, True):
+        wiring = {name: model.wiring for name, model in models.items() if (model.density >= FULL_DENSITY) == dense}
+        found[dense] = wiring_table(wiring, OUTCOME, recipes={name: recipe_of(name) for name in wiring}) if wiring else {}
+    alone = found[False] | found[True]
+    pooled = {POOLED: found[False][POOLED]} if found[False] else {}
+    return {recipe: alone[recipe] for recipe in dict.fromkeys(map(recipe_of, models))} | pooled
 
 
 def shifts_of(models: Mapping[str, SideModel]) -> dict[str, dict[str, Result]]:
-    """`hidden_until_shift` for each of the `LOSSES`, over the models that have a fracture, a task loss and this loss."""
+    """`hidden_until_shift` for each of the `LOSSES`, over the recipes that have a fracture, a task loss and this loss.
+
+    A recipe is a point, at the means of its training seeds: models of one recipe are no independent draws.
+    """
     return {loss: hidden_until_shift(list(_points(models, loss))) for loss in LOSSES}
 
 
 def _points(models: Mapping[str, SideModel], lost: str) -> Iterator[ShiftPoint]:
-    for name, model in models.items():
-        fracture, loss, change = (model.shift[key].value for key in ("fracture", "task_loss", lost))
+    for name, of in _shift_by_recipe(models).items():
+        fracture, loss, change = (of[key].value for key in ("fracture", "task_loss", lost))
         if fracture is not None and loss is not None and change is not None:
             yield ShiftPoint(name, fracture, loss, change)
 
 
+def _shift_by_recipe(models: Mapping[str, SideModel]) -> dict[str, dict[str, Result]]:
+    """By recipe the mean of every number over its training seeds, with the extremes; not measurable where one is not."""
+    found = {}
+    for recipe in dict.fromkeys(map(recipe_of, models)):
+        members = [model.shift for name, model in models.items() if recipe_of(name) == recipe]
+        found[recipe] = {key: _over_seeds([shift[key] for shift in members]) for key in members[0]}
+    return found
+
+
+def _over_seeds(results: Sequence[Result]) -> Result:
+    if len(results) == 1:
+        return results[0]
+    if failed := next((result for result in results if result.value is None), None):
+        return failed
+    return over_seeds([result.value for result in results if result.value is not None], n=results[0].n, null=results[0].null)
+
+
 def wires_page(table: Results) -> str:
-    """One row for each model: standardised coefficients and R², with their intervals and shuffled nulls.
+    """One row for each recipe: standardised coefficients and R², with their intervals and nulls.
 
     A column without any number is left out, as that of weights is where all sparse models have equally many.
     """
     columns = {"fan-in": "coefficient_fan_in", "fan-out": "coefficient_fan_out"}
-    columns |= {"R² of wires": "r2_wires", "R² of weights": "r2_weights", "R² of all": "r2_all"}
+    columns |= {"weights": "coefficient_weights", "R² of wires": "r2_wires", "R² of weights": "r2_weights", "R² of all": "r2_all"}
     columns = {told: name for told, name in columns.items() if any(found[name].measurable for found in table.values())}
-    rows = _head(["model", "neurons", "effective concepts", *columns])
+    rows = _head(["recipe", "seeds", "neurons", "effective concepts", *columns])
     for name, found in table.items():
         mean = found[f"mean_{OUTCOME}"]
-        cells = [_model(name), f"{mean.n:,}", str(mean), *(_with_null(found[column]) for column in columns.values())]
-        rows.append(_row(cells))
+        numbers = [_with_null(found[column]) for column in columns.values()]
+        rows.append(_row([_model(name), str(mean.seeds), f"{mean.n:,}", str(mean), *numbers]))
     wanted = {_model(name): [found[column] for column in columns.values()] for name, found in table.items()}
     return "\n".join([*rows, *_missing(wanted)])
 
 
 def shift_page(models: Mapping[str, SideModel], correlations: Results) -> str:
-    """One row for each model, what it loses when something changes; below, rank correlations with fracture for each loss."""
+    """One row for each recipe, what it loses when something changes; below, rank correlations with fracture for each loss."""
     columns = ("fracture", "accuracy", "task_loss", *LOSSES)
-    rows = _head(["model", *map(_told, columns)])
-    rows += [_row([_model(name), *(str(model.shift[column]) for column in columns)]) for name, model in models.items()]
-    rows += _missing({_model(name): [model.shift[column] for column in columns] for name, model in models.items()})
+    rows, recipes = _head(["recipe", "seeds", *map(_told, columns)]), _shift_by_recipe(models)
+    for name, shift in recipes.items():
+        rows.append(_row([_model(name), str(shift["accuracy"].seeds), *(str(shift[column]) for column in columns)]))
+    rows += _missing({_model(name): [shift[column] for column in columns] for name, shift in recipes.items()})
     names = ("fracture_with_lost", "fracture_with_loss", "fracture_with_lost_given_loss")
     told = ("fracture with it", "fracture with task loss", "fracture with it, given task loss")
-    rows += ["", *_head(["what is lost", "models", *told])]
+    rows += ["", *_head(["what is lost", "recipes", *told])]
     for loss, found in correlations.items():
         rows.append(_row([_told(loss), str(sum(1 for _ in _points(models, loss))), *(str(found[name]) for name in names)]))
     return "\n".join([*rows, *_missing({_told(loss): [found[name] for name in names] for loss, found in correlations.items()})])
@@ -188,7 +220,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pair, arms = ModelPair.open(), named_arms(options.bias_arm, options.baseline)
     if options.bias_only and not arms:
         raise ConfigError("--bias-only needs arms: --bias-arm NAME=FOLDER for each of their models, and a --baseline")
-    content, tables = (read_kept_file(options.out / KEPT), {}) if options.bias_only else _of_models(pair, options)
+    content, tables = read_kept_file(options.out / KEPT), {}
+    if not options.bias_only:
+        answers, tables = _of_models(pair, options)
+        content |= answers
     if options.baseline is not None:
         heldout = pair.windows["heldout"][: _QUICK_WINDOWS if options.quick else None]
         bias = structural_bias(arms, heldout, baseline=options.baseline)
@@ -205,11 +240,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _of_models(pair: ModelPair, options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
     """The first two questions, of models: what is kept, and the tables."""
     how: dict[str, Any] = {"cache": options.cells, "workers": options.workers}
-    models, labels = measure_side(pair, named_models(options.models), QUICK if options.quick else SideSize(), **how)
+    models, read = measure_side(pair, named_models(options.models), QUICK if options.quick else SideSize(), **how)
     wires, shifts = wires_of(models), shifts_of(models)
     tables = {WIRES: wires_page(wires), HIDDEN: shift_page(models, shifts)}
     facts = {name: {"density": model.density, "weights": model.wiring.weights, **model.shift} for name, model in models.items()}
-    return {"scope": {"quick": options.quick, "labels": labels}, "models": facts, WIRES: wires, HIDDEN: shifts}, tables
+    return {"scope": {"quick": options.quick, **read}, "models": facts, WIRES: wires, HIDDEN: shifts}, tables
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -63,6 +65,47 @@ def test_confounded_wires_say_nothing_beyond_weights() -> None:
     found = regress_wiring(models, n_resamples=50)
     assert (found["r2_fan_in"].value or 0) > 0.3 and (found["wires_beyond_weights"].value or 1) < 0.01
     assert abs(found["coefficient_fan_in"].value or 1) < 0.05
+
+
+def test_what_weights_explain_is_of_as_many_numbers_as_there_are_recipes() -> None:
+    """Means that differ at random between six recipes of two seeds: thousands of neurons make weights certain of themselves, six
+    recipes do not, and dealing the weights to the recipes at random explains as much. With real weights the null is far below."""
+    rng = np.random.default_rng(3)
+    random, real, recipes = {}, {}, {}
+    for number in range(6):
+        shift = float(rng.standard_normal())
+        for seed in range(2):
+            name, model = f"r{number}-seed{seed}", planted(1000 * 2**number, seed=10 * number + seed, noise=0.3)
+            recipes[name] = f"r{number}"
+            random[name] = replace(model, outcomes={key: values + shift for key, values in model.outcomes.items()})
+            real[name] = replace(model, outcomes={key: values + number for key, values in model.outcomes.items()})
+    neurons, over = regress_wiring(random, n_resamples=200), regress_wiring(random, recipes=recipes, n_resamples=200)
+    assert over["r2_weights"].value == neurons["r2_weights"].value and (neurons["r2_weights"].null or 1) < 0.01
+    assert (neurons["coefficient_weights"].lo or 0) * (neurons["coefficient_weights"].hi or 0) > 0
+    assert (over["coefficient_weights"].lo or 0) < 0 < (over["coefficient_weights"].hi or 0)
+    assert abs((over["r2_weights"].value or 0) - (over["r2_weights"].null or 0)) < 0.25
+    true = regress_wiring(real, recipes=recipes, n_resamples=200)
+    assert (true["coefficient_weights"].lo or 0) > 0.9 and (true["r2_weights"].lo or 0) > 3 * (true["r2_weights"].null or 1)
+    assert true["r2_wires"].null == pytest.approx(2 / 9600, rel=0.3)
+
+
+def test_recipes_by_brute_force() -> None:
+    """The interval over recipes is that of tables put together from drawn recipes; of few recipes there is none."""
+    models = {f"{w}-{seed}": planted(w, seed=w + seed, fan_in=w / 4000) for w in (1000, 2000, 4000, 8000, 9000) for seed in (0, 1)}
+    recipes = {name: name.partition("-")[0] for name in models}
+    found = regress_wiring(models, recipes=recipes, n_resamples=400)["r2_fan_in"]
+    rng, drawn = np.random.default_rng(7), []
+    for _ in range(400):
+        picked = [of for w in rng.choice(sorted(set(recipes.values())), 5) for name, of in models.items() if recipes[name] == w]
+        x, y = (np.concatenate(parts) for parts in zip(*((np.log2(m.fan_in), m.outcomes["concepts"]) for m in picked), strict=True))
+        drawn.append(np.corrcoef(x, y)[0, 1] ** 2)
+    np.testing.assert_allclose([found.lo, found.hi], np.percentile(drawn, [2.5, 97.5]), atol=0.03)
+    few = regress_wiring({name: models[name] for name in list(models)[:8]}, recipes=recipes, n_resamples=20)
+    assert few["r2_weights"].value is not None and few["r2_weights"].lo is None
+    with pytest.raises(ConfigError, match="'1000-0' has none"):
+        regress_wiring(models, recipes={})
+    table = wiring_table(models, recipes=recipes, n_resamples=20)
+    assert list(table) == [*dict.fromkeys(recipes.values()), "pooled"] and table["pooled"]["r2_all"].n == 8000
 
 
 def test_a_permuted_outcome_explains_nothing() -> None:

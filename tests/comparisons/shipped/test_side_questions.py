@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import pytest
 from sparse_lens.comparisons.fracture.hidden_until_shift import LOSSES
 from sparse_lens.comparisons.mechanism.neuron_wiring import OUTCOMES, NeuronWiring
 from sparse_lens.comparisons.pair import ModelPair
-from sparse_lens.comparisons.shipped.side_cells import QUICK, SideModel, SideSize, side_jobs, side_model
+from sparse_lens.comparisons.shipped.side_cells import QUICK, SideModel, SideSize, measure_side, side_jobs, side_model
 from sparse_lens.comparisons.shipped.side_questions import (
     KEPT,
+    OUTCOME,
     bias_page,
     main,
     named_arms,
@@ -38,15 +40,15 @@ def planted_wiring(weights: int, *, dense: bool = False, n: int = 300) -> Neuron
 
 
 def planted() -> dict[str, SideModel]:
-    """Three sparse models of unlike weights and three dense ones (one weight of the last is zero); the more fracture, the more
-    accuracy is lost to noise, and the less the loss rises by it. The last has no fracture."""
+    """Three sparse models of unlike weights and three dense ones (one weight of the last is zero), each a recipe of its own; the
+    more fracture, the more accuracy is lost to noise, and the less the loss rises by it. The last has no fracture."""
     models = {}
     for number, density in enumerate((0.05, 0.1, 0.2, 1.0, 1.0, 0.999_999)):
         shift = {"fracture": exact(1 + number / 10), "accuracy": exact(1.0), "task_loss": exact([3, 1, 4, 2, 5, 6][number])}
         shift |= dict.fromkeys(LOSSES, exact(0.0))
         shift |= {"accuracy_lost_to_noise": exact(number), "loss_rise_by_noise": exact(-number)}
         if number == 5:
-            shift["fracture"] = not_measurable("4 of 5 tasks are done by this model")
+            shift["fracture"] = not_measurable("no neuron fires")
         models[f"m{number}"] = SideModel(density, planted_wiring(1000 * 2**number, dense=number > 2), shift)
     return models
 
@@ -57,13 +59,27 @@ def test_wires_are_told_for_each_model_and_for_the_sparse_ones_together() -> Non
     assert list(table) == ["m0", "m1", "m2", "m3", "m4", "m5", "pooled"]
     pooled = table["pooled"]
     assert pooled["r2_wires"].n == 900 and (pooled["r2_wires"].value or 0) > 0.9 and (pooled["r2_weights"].value or 0) < 0.05
-    assert (pooled["coefficient_fan_in"].lo or 0) > 0.9 and not table["m5"]["r2_all"].measurable
+    assert (pooled["coefficient_fan_in"].value or 0) > 0.9 and not table["m5"]["r2_all"].measurable
+    assert pooled["coefficient_fan_in"].lo is None and pooled[f"mean_{OUTCOME}"].seeds == 3  # of three recipes no interval
     page = wires_page(table).splitlines()
-    assert page[0].startswith("| model | neurons | effective concepts | fan-in | fan-out | R² of wires |") and len(page) == 11
-    assert page[2].startswith("| `m0` | 300 | ") and page[2].count("; null ") == 4 and page[2].count("—") == 1
-    assert page[7].endswith(" | — | — | — | — | — |") and page[8].startswith("| weight-sparse models, pooled | 900 | ")
+    assert page[0].startswith("| recipe | seeds | neurons | effective concepts | fan-in | fan-out | weights |") and len(page) == 11
+    assert page[2].startswith("| `m0` | 1 | 300 | ") and page[2].count("; null ") == 4 and page[2].count("—") == 2
+    assert page[7].endswith(" | — | — | — | — | — | — |") and page[8].startswith("| weight-sparse models, pooled | 3 | 900 | ")
     assert page[10].startswith("Not measurable: ") and "(`m3`, `m4`, `m5`)" in page[10]
-    assert all(row.count("|") == 9 for row in page[:9])
+    assert all(row.count("|") == 11 for row in page[:9])
+
+
+def test_training_seeds_are_one_recipe() -> None:
+    """Their neurons together in one row; one point of the correlation, at their means; models stay apart in the file."""
+    models = planted()
+    seeds = {"a": models["m0"], "a-seed1": models["m1"], "a-seed22": models["m2"], "a-seeds": models["m3"], "b-seed1": models["m4"]}
+    table = wires_of(seeds)
+    assert list(table) == ["a", "a-seeds", "b", "pooled"] and table["a"]["r2_wires"].n == 900 == table["pooled"]["r2_wires"].n
+    assert table["a"][f"mean_{OUTCOME}"].seeds == 3 and table["a"]["coefficient_fan_in"].lo is not None
+    page = shift_page(seeds, shifts_of(seeds)).splitlines()
+    assert page[2] == "| `a` | 3 | 1.1 [1, 1.2] | 1 [1, 1] | 2.67 [1, 4] | 1 [0, 2] | 0 [0, 0] | -1 [-2, 0] | 0 [0, 0] |"
+    assert page[3].startswith("| `a-seeds` | 1 | 1.3 | ") and "3 models" in page[-1]
+    assert "no neuron fires" in str(shift_page({"a": models["m0"], "a-seed1": models["m5"]}, {}))
 
 
 def test_without_a_sparse_model_nothing_is_pooled() -> None:
@@ -77,12 +93,12 @@ def test_a_column_without_a_number_is_left_out() -> None:
     for name, n in (("m0", 200), ("m1", 300)):
         models[name] = SideModel(0.1, planted_wiring(1000, n=n), {})
     page = wires_page(wires_of({name: models[name] for name in ("m0", "m1")}))
-    assert "R² of wires" in page and "R² of weights" not in page and "—" not in page and "Not measurable" not in page
+    assert "R² of wires" in page and "weights" not in page.splitlines()[0] and "—" not in page and "Not measurable" not in page
     dense = {f"d{n}": SideModel(1.0, planted_wiring(1000, dense=True, n=n), {}) for n in (200, 300)}
     assert "fan_in is the same for all neurons (`d200`, `d300`)" in wires_page(wires_of({"m0": models["m0"]} | dense))
 
 
-def test_correlations_are_over_models_that_have_all_numbers() -> None:
+def test_correlations_are_over_recipes_that_have_all_numbers() -> None:
     """Five of six: what grows with fracture, what falls with it, and what does not vary."""
     models = planted()
     found = shifts_of(models)
@@ -92,8 +108,8 @@ def test_correlations_are_over_models_that_have_all_numbers() -> None:
     assert found["accuracy_lost_to_noise"]["fracture_with_loss"].value == pytest.approx(0.5)
     assert not found["loss_rise_by_shift"]["fracture_with_lost"].measurable
     page = shift_page(models, found).splitlines()
-    assert page[2] == "| `m0` | 1 | 1 | 3 | 0 | 0 | 0 | 0 |" and page[7] == "| `m5` | — | 1 | 6 | 5 | 0 | -5 | 0 |"
-    assert page[9] == "Not measurable: 4 of 5 tasks are done by this model (`m5`)."
+    assert page[2] == "| `m0` | 1 | 1 | 1 | 3 | 0 | 0 | 0 | 0 |" and page[7] == "| `m5` | 1 | — | 1 | 6 | 5 | 0 | -5 | 0 |"
+    assert page[9] == "Not measurable: no neuron fires (`m5`)."
     assert page[13].startswith("| accuracy lost to noise | 5 | 1 [1, 1] | 0.5 [")
     few = {name: models[name] for name in ("m0", "m1", "m5")}
     assert "2 models" in str(shifts_of(few)["loss_rise_by_noise"]["fracture_with_lost"].reason)
@@ -127,12 +143,19 @@ def test_cells_are_read_back() -> None:
 
 
 def test_cells_depend_on_their_size() -> None:
-    """Two a model, in order; the quick form has cells of its own and asks one task."""
+    """Two a model, in order; the quick form has cells of its own, as have other tasks."""
     folders = {role: PAIR.model_folder(role) for role in ("sparse", "dense_matched")}
-    jobs, quick = side_jobs(PAIR, folders, SideSize()), side_jobs(PAIR, folders, QUICK)
+    jobs, quick = (side_jobs(PAIR, folders, size, ["if_equals"]) for size in (SideSize(), QUICK))
     assert [job.name for job in jobs] == [f"{what} of {role}" for what in ("wiring", "shift") for role in folders]
-    assert len({job.fingerprint for job in (*jobs, *quick)}) == 8
-    assert jobs[2].arguments["tasks"] == PAIR.default_tasks and quick[2].arguments["tasks"] == (PAIR.default_tasks or [])[:1]
+    assert len({job.fingerprint for job in (*jobs, *quick, *side_jobs(PAIR, folders, QUICK, ["with_as"]))}) == 10
+    assert jobs[2].arguments["tasks"] == ["if_equals"]
+
+
+def test_a_task_is_done_by_all_or_nothing_is_measured(tmp_path: Path) -> None:
+    """`with_open` is done by no model."""
+    folders = {role: PAIR.model_folder(role) for role in ("sparse", "dense_matched")}
+    with pytest.raises(ConfigError, match="none of with_open is done by all of sparse, dense_matched"):
+        measure_side(PAIR, folders, replace(QUICK, tasks=("with_open",)), cache=tmp_path, workers=1)
 
 
 def test_models_by_name(tmp_path: Path) -> None:
@@ -202,6 +225,7 @@ def test_shipped_models_are_measured(tmp_path: Path, capsys: pytest.CaptureFixtu
     text, printed = page.read_text(), capsys.readouterr().out
     kept = json.loads((tmp_path / "kept" / KEPT).read_text())
     assert set(kept) == {"scope", "models", *markers} and kept["scope"]["quick"] and len(kept["scope"]["labels"]) == 1
+    assert kept["scope"]["tasks"] == ["if_equals", "else_elif"]
     assert list(kept["wires"]) == [*names, "pooled"] and kept["wires"]["pooled"]["r2_wires"]["value"] is not None
     sparse = kept["models"]["python-sparse"]
     assert sparse["weights"] == 185_134 and 0 < sparse["fracture"]["value"] < 2 and sparse["task_loss"]["value"] > 0
@@ -211,9 +235,9 @@ def test_shipped_models_are_measured(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert table.partition("-->\n")[2].strip() in printed
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
     main(options)
-    assert len(before) == 4 and {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()} == before
+    assert len(before) == 6 and {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()} == before
     again = json.loads((tmp_path / "kept" / KEPT).read_text())
-    assert set(again) == {"scope", "models", "wires", "hidden until shift"} and again["wires"] == kept["wires"]
+    assert again == kept
     (tmp_path / "empty.md").write_text("")
     with pytest.raises(DataError, match="wires"):
         main([*options, "--page", str(tmp_path / "empty.md")])
