@@ -149,12 +149,24 @@ def _run_here(job: Job) -> tuple[Record, float]:
 
 
 def _in_processes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Record, float]]:
+    """What runs beside a job that fails is finished, and kept; nothing else is begun."""
+    failed: Exception | None = None
     with worker_pool(workers) as pool:
         futures = {pool.submit(Job.timed, job): job for job in jobs}
         for future in as_completed(futures):
-            with _naming(futures[future]):
-                record, seconds = future.result()
+            if future.cancelled():
+                continue
+            try:
+                with _naming(futures[future]):
+                    record, seconds = future.result()
+            except Exception as error:
+                failed = failed or error
+                for other in futures:
+                    other.cancel()
+                continue
             yield futures[future], record, seconds
+    if failed is not None:
+        raise failed
 
 
 def _over_ray(jobs: Sequence[Job], address: str) -> Iterator[tuple[Job, Record, float]]:

@@ -68,6 +68,13 @@ def test_a_run_that_failed_goes_on_where_it_was(tmp_path: Path) -> None:
     assert run_jobs([good], tmp_path, workers=1, progress=False) == [{"n": "from the cache"}]
 
 
+def test_what_runs_beside_a_failing_job_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as failed:
+        run_jobs([_parsed("no json"), _facts("sparse")], tmp_path, workers=2, progress=False)
+    assert "in the cell 'parse' (json:loads)" in failed.value.__notes__
+    assert not missing_jobs([_facts("sparse")], tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path: Path, workers: int) -> None:
