@@ -10,12 +10,16 @@ from sparse_lens.files import new_file
 
 
 def write_tables(page: Path, tables: Mapping[str, str]) -> None:
-    """Put each table between its markers; raises `DataError`, and changes nothing, if they are not there."""
-    text = page.read_text(encoding="utf-8")
+    """Put each table between its markers; raises `DataError`, and changes nothing, if they are not there, or the page is not."""
+    try:
+        text = page.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(f"the page {page} cannot be read ({error}); name one that has the tables' markers") from error
     for name, table in tables.items():
         before, found, rest = text.partition(f"<!-- table: {name} -->\n")
-        if not found or "<!-- end -->" not in rest:
-            raise DataError(f"{page} has no marker <!-- table: {name} --> followed by <!-- end -->")
-        text = before + found + table + "\n<!-- end -->" + rest.partition("<!-- end -->")[2]
+        old, end, after = rest.partition("<!-- end -->")
+        if not found or not end or "<!-- table: " in old:
+            raise DataError(f"{page} has no marker <!-- table: {name} --> followed by its own <!-- end -->")
+        text = before + found + table + "\n" + end + after
     with new_file(page) as path:
         path.write_text(text, encoding="utf-8")
