@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,8 @@ from sparse_lens.tasks import get_task
 NOISE = 0.3
 """Every weight `w` becomes `w (1 + 0.3 g)` with a standard normal `g`: zeros stay zeros, and small weights small."""
 
-_FEWEST_MODELS = 5
-_RESAMPLES = 2000
+_FEWEST_MODELS, _FEWEST_PARTIAL = 5, 12
+_RESAMPLES, _UNDEFINED = 2000, 0.05
 LOSSES = ("accuracy_lost_to_noise", "accuracy_lost_to_shift", "loss_rise_by_noise", "loss_rise_by_shift")
 
 
@@ -86,7 +86,9 @@ def hidden_until_shift(points: Sequence[ShiftPoint]) -> dict[str, Result]:
     """Spearman's rank correlation over models of fracture with what is lost, and with the loss before anything changed.
 
     Hidden means that the second is small and the first is not. `fracture_with_lost_given_loss` is the partial correlation that
-    holds the loss before the change constant. Intervals are a bootstrap over models; fewer than five say nothing.
+    holds the loss before the change constant. Intervals are a bootstrap over models; fewer than five say nothing, and of fewer
+    than twelve the partial correlation has none: resamples of few models often order two of the three columns alike, where it is
+    not defined, and what is left of them excludes 0 far too often.
     """
     names = ("fracture_with_lost", "fracture_with_loss", "fracture_with_lost_given_loss")
     if len(points) < _FEWEST_MODELS:
@@ -98,7 +100,10 @@ def hidden_until_shift(points: Sequence[ShiftPoint]) -> dict[str, Result]:
         lambda rows: rank_correlation(rows[..., 0], rows[..., 2]),
         _partial,
     )
-    return {name: _bootstrapped(statistic, columns) for name, statistic in zip(names, statistics, strict=True)}
+    found = {name: _bootstrapped(statistic, columns) for name, statistic in zip(names, statistics, strict=True)}
+    if len(points) < _FEWEST_PARTIAL:
+        found[names[-1]] = replace(found[names[-1]], lo=None, hi=None)
+    return found
 
 
 def _partial(rows: Float[np.ndarray, "draw model 3"]) -> Float[np.ndarray, " draw"]:
@@ -111,10 +116,15 @@ def _partial(rows: Float[np.ndarray, "draw model 3"]) -> Float[np.ndarray, " dra
 def _bootstrapped(statistic: Callable[[np.ndarray], np.ndarray], rows: Float[np.ndarray, "model 3"]) -> Result:
     value = float(statistic(rows[None])[0])
     if not np.isfinite(value):
-        return not_measurable("all models have the same fracture, loss or change, so there is nothing to correlate", n=len(rows))
+        same = (rows == rows[0]).all(0).any()
+        why = "all models have the same fracture, loss or change" if same else "two of fracture, loss and change order models alike"
+        return not_measurable(f"{why}, so there is nothing to correlate", n=len(rows))
     picks = np.random.default_rng(0).integers(0, len(rows), (_RESAMPLES, len(rows)))
     drawn = statistic(rows[picks])
-    lo, hi = np.percentile(drawn[np.isfinite(drawn)], [2.5, 97.5])
+    defined = drawn[np.isfinite(drawn)]
+    if len(defined) < (1 - _UNDEFINED) * len(drawn):
+        return Result(value, null=0.0, n=len(rows))
+    lo, hi = np.percentile(defined, [2.5, 97.5])
     return Result(value, float(lo), float(hi), 0.0, len(rows))
 
 

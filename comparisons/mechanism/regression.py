@@ -25,6 +25,7 @@ OF_WEIGHTS = ("coefficient_weights", "r2_weights", "weights_beyond_wires")
 SETS = {"fan_in": (0,), "fan_out": (1,), "wires": (0, 1), "weights": (2,), "all": (0, 1, 2)}
 
 _SHUFFLES, _CHUNK, _COLLINEAR, _FEWEST_RECIPES = 200, 50, 1e-6, 5
+_CONSTANT, _UNDEFINED = 1e-12, 0.05
 
 Numbers = dict[str, np.ndarray]
 """Coefficients and R² by name, each `[resample]`."""
@@ -52,13 +53,15 @@ def regress_wiring(
         raise UnknownNameError("outcome", outcome, OUTCOMES)
     if not models:
         raise ConfigError("there is no model to regress over; give the wiring of at least one")
-    tables = [_table(model, outcome) for model in models.values()]
-    table, groups = np.concatenate(tables), _groups(models, recipes)
+    _check_recipes(models, recipes)
+    parts = {name: _table(model, outcome) for name, model in models.items()}
+    tables = {name: part for name, part in parts.items() if len(part)} or parts
+    table, groups = np.concatenate(list(tables.values())), _groups(list(tables), recipes)
     why = _unusable(table, outcome)
     usable = [number for number, name in enumerate(PREDICTORS) if name not in why]
     if not usable:
         return _names(why, len(table))
-    sizes = [len(part) for part in tables]
+    sizes = [len(part) for part in tables.values()]
     found = _fit_once(table, usable)
     null = _joined(_fit_once(other, usable) for other in _shuffles(table, seed))
     if groups is not None and "weights" not in why:
@@ -69,19 +72,32 @@ def regress_wiring(
         resampled = _joined(_fit(_moments(counts, table), usable) for counts in _resamples(sizes, groups, n_resamples, seed))
     results: dict[str, Result] = {}
     for name, value in found.items():
-        lo, hi = (None, None) if resampled is None else map(float, np.percentile(resampled[name], [2.5, 97.5]))
+        lo, hi = (None, None) if resampled is None else _interval(resampled[name])
         results[name] = Result(float(value[0]), lo, hi, float(null[name].mean()), len(table))
     return _names(why, len(table)) | results
 
 
-def _groups(models: Mapping[str, NeuronWiring], recipes: Mapping[str, str] | None) -> list[int] | None:
+def _check_recipes(models: Mapping[str, NeuronWiring], recipes: Mapping[str, str] | None) -> None:
+    if recipes is not None and (missing := [name for name in models if name not in recipes]):
+        raise ConfigError(f"every model needs its recipe, {missing[0]!r} has none among {sorted(recipes)}")
+
+
+def _groups(models: Sequence[str], recipes: Mapping[str, str] | None) -> list[int] | None:
     """The number of each model's recipe, in the order in which recipes come."""
     if recipes is None:
         return None
-    if missing := [name for name in models if name not in recipes]:
-        raise ConfigError(f"every model needs its recipe, {missing[0]!r} has none among {sorted(recipes)}")
     names = list(dict.fromkeys(recipes[name] for name in models))
     return [names.index(recipes[name]) for name in models]
+
+
+def _interval(values: Float[np.ndarray, " resample"]) -> tuple[float | None, float | None]:
+    """The 95 % interval over resamples; none where more than a few of them leave a predictor constant, for the others are no
+    random part."""
+    defined = values[np.isfinite(values)]
+    if len(defined) < (1 - _UNDEFINED) * len(values):
+        return None, None
+    lo, hi = np.percentile(defined, [2.5, 97.5])
+    return float(lo), float(hi)
 
 
 def wiring_table(
@@ -97,14 +113,23 @@ def wiring_table(
     Beside it the means of the outcome and of the fans' logarithms, with intervals over neurons for a recipe. Without `recipes`
     every model is one. Raises what `regress_wiring` raises.
     """
+    _check_recipes(models, recipes)
     of = {name: name for name in models} if recipes is None else {name: recipes[name] for name in models}
+    alike: dict[str, NeuronWiring] = {}
     found: dict[str, dict[str, Result]] = {}
     for recipe in dict.fromkeys(of.values()):
-        part = {name: model for name, model in models.items() if of[name] == recipe}
+        part = _of_equal_weights({name: model for name, model in models.items() if of[name] == recipe})
         found[recipe] = regress_wiring(part, outcome, n_resamples=n_resamples, seed=seed) | _means(part, outcome)
-    pooled = regress_wiring(models, outcome, recipes=of, n_resamples=n_resamples, seed=seed)
+        alike |= part
+    pooled = regress_wiring(alike, outcome, recipes=of, n_resamples=n_resamples, seed=seed)
     means = {name: replace(mean, lo=None, hi=None) for name, mean in _means(models, outcome).items()}
     return found | {"pooled": pooled | means}
+
+
+def _of_equal_weights(models: Mapping[str, NeuronWiring]) -> dict[str, NeuronWiring]:
+    """Models of one recipe with the mean of their numbers of weights: a handful more or fewer by chance is no other number."""
+    mean = round(np.mean([model.weights for model in models.values()]))
+    return {name: replace(model, weights=mean) for name, model in models.items()}
 
 
 def _means(models: Mapping[str, NeuronWiring], outcome: str) -> dict[str, Result]:
@@ -138,16 +163,22 @@ def _unusable(table: Float[np.ndarray, "neuron column"], outcome: str) -> dict[s
     return why
 
 
-def _moments(counts: Float[np.ndarray, "resample neuron"], table: Float[np.ndarray, "neuron column"]) -> np.ndarray:
-    """Correlation matrices of the columns, `[resample column column]`, with neurons counted as often as they were drawn."""
+def _moments(
+    counts: Float[np.ndarray, "resample neuron"], table: Float[np.ndarray, "neuron column"]
+) -> Float[np.ndarray, "resample column column"]:
+    """Correlation matrices of the columns, with neurons counted as often as they were drawn.
+
+    A column that is constant in a resample, where all the rest is rounding, has zeros there, on the diagonal, too.
+    """
     centred = table - table.mean(0)
     scaled = centred / np.where(centred.any(0), np.abs(centred).max(0), 1.0)
     share = counts / counts.sum(1, keepdims=True)
     mean = share @ scaled
     products = (share @ (scaled[:, :, None] * scaled[:, None, :]).reshape(len(table), -1)).reshape(-1, 4, 4)
     covariance = products - mean[:, :, None] * mean[:, None, :]
-    deviation = np.sqrt(np.maximum(np.einsum("rcc->rc", covariance), 1e-30))
-    return covariance / deviation[:, :, None] / deviation[:, None, :]
+    variance = np.einsum("rcc->rc", covariance)
+    inverse = np.where(variance > _CONSTANT, 1 / np.sqrt(np.maximum(variance, _CONSTANT)), 0.0)
+    return covariance * inverse[:, :, None] * inverse[:, None, :]
 
 
 def _fit_once(table: Float[np.ndarray, "neuron column"], usable: Sequence[int]) -> Numbers:
@@ -155,13 +186,18 @@ def _fit_once(table: Float[np.ndarray, "neuron column"], usable: Sequence[int]) 
 
 
 def _fit(correlation: np.ndarray, usable: Sequence[int]) -> Numbers:
-    """Standardised coefficients, and R² of every set of predictors that is whole, for each correlation matrix."""
+    """Standardised coefficients, and R² of every set of predictors that is whole, for each correlation matrix.
+
+    NaN where one of the predictors, or the outcome, is constant.
+    """
     found: Numbers = {}
+    constant = np.einsum("rcc->rc", correlation) == 0
     for name, members in SETS.items():
         inside = [number for number in members if number in usable]
         if inside and (name == "all" or len(inside) == len(members)):
             with_y = correlation[:, inside, 3]
             beta = np.einsum("rij,rj->ri", np.linalg.pinv(correlation[:, inside][:, :, inside], hermitian=True), with_y)
+            beta[constant[:, [*inside, 3]].any(1)] = np.nan
             found[f"r2_{name}"] = (beta * with_y).sum(1)
             if name == "all":
                 found |= {f"coefficient_{PREDICTORS[number]}": beta[:, place] for place, number in enumerate(inside)}

@@ -108,6 +108,31 @@ def test_recipes_by_brute_force() -> None:
     assert list(table) == [*dict.fromkeys(recipes.values()), "pooled"] and table["pooled"]["r2_all"].n == 8000
 
 
+def test_seeds_of_one_recipe_have_one_number_of_weights() -> None:
+    """One weight more by chance is no predictor; nor is a recipe without any neuron that has the outcome a recipe."""
+    one, other = planted(100_000, seed=0), planted(100_001, seed=1)
+    shifted = replace(other, outcomes={name: values + 0.15 for name, values in other.outcomes.items()})
+    table = wiring_table({"a": one, "a-seed1": shifted}, recipes={"a": "a", "a-seed1": "a"}, n_resamples=20)
+    assert not table["a"]["r2_weights"].measurable and table["a"]["r2_wires"].measurable
+    nothing = NeuronWiring(one.fan_in, one.fan_out, 7, {name: np.full(800, np.nan) for name in one.outcomes})
+    models = {str(w): planted(1000 * w, seed=w) for w in range(1, 5)} | {"none": nothing}
+    found = regress_wiring(models, recipes={name: name for name in models}, n_resamples=20)
+    assert found["r2_all"].n == 3200 and found["r2_all"].lo is None
+    rest = {name: model for name, model in models.items() if name != "none"}
+    assert found["r2_weights"].value == regress_wiring(rest, n_resamples=20)["r2_weights"].value
+
+
+def test_resamples_in_which_a_predictor_is_constant_make_no_interval() -> None:
+    """One neuron of another fan-in is missing from a third of them; with twenty the interval is a share of variance."""
+    one = planted(1000, seed=0)
+    for n_other, measurable in ((1, False), (20, True)):
+        fan_in = np.where(np.arange(800) < n_other, 255, 256)
+        found = regress_wiring({"m": NeuronWiring(fan_in, one.fan_out, 1000, one.outcomes)}, n_resamples=200)
+        assert (found["r2_wires"].lo is not None) == measurable and found["r2_fan_out"].lo is not None
+        if measurable:
+            assert 0 <= (found["r2_wires"].lo or 0) <= (found["r2_wires"].value or 0)
+
+
 def test_a_permuted_outcome_explains_nothing() -> None:
     """R² near the shuffled null of three predictors; no coefficient away from zero."""
     models = {}
