@@ -58,7 +58,8 @@ class DepthWidthSweep:
     @property
     def results(self) -> dict[str, Result]:
         """`depth_slopes` of the losses."""
-        return depth_slopes({place: [run["loss"] for run in cell.runs] for place, cell in self.cells.items()})
+        losses: dict[Place, list[float]] = {place: [] for place in self.missing}
+        return depth_slopes(losses | {place: [run["loss"] for run in cell.runs] for place, cell in self.cells.items()})
 
     def to_frame(self) -> pd.DataFrame:
         """One row a cell, missing ones too: its shape, every result's value, and the loss's deviation over seeds."""
@@ -108,6 +109,7 @@ def depth_width_sparsity_sweep(
     """
     if not seeds or not learning_rates:
         raise ConfigError("a sweep needs at least one seed and one learning rate")
+    seeds, learning_rates = list(dict.fromkeys(seeds)), list(dict.fromkeys(learning_rates))
     grid, missing = make_grid(budget_core, depths, densities, matching=matching, d_head=d_head)
     cache = Path(folder) / "records"
 
@@ -127,7 +129,7 @@ def depth_width_sparsity_sweep(
         if not (wider := {place: rate for place, rate in beyond.items() if rate is not None}):
             break
         tried |= records([(place, rate, seeds[0]) for place, rate in wider.items()])
-        rates |= {place: (*rates[place], rate) for place, rate in wider.items()}
+        rates |= {place: tuple(dict.fromkeys((*rates[place], rate))) for place, rate in wider.items()}
     best = {place: best_rate(_by_rate(tried, place)) for place in grid}
     runs = records([(place, rate, seed) for place, rate in best.items() if rate is not None for seed in seeds])
     cells = {}
@@ -186,28 +188,32 @@ def is_at_edge(rate: float, tried: Sequence[float]) -> bool:
 
 
 def depth_slopes(losses: Mapping[Place, Sequence[float]]) -> dict[str, Result]:
-    """What depth does to a number, by density, from its values `[seed]` at every depth and density.
+    """What depth does to a number, by density, from its values `[seed]` at every depth and density, none where it has no value.
 
     `slope_at_<density>`: least-squares slope on the natural logarithm of the depth, each seed its own, mean with Student's 95 %
-    interval over seeds; below 0, depth lowers it. `interaction`: the slope at the least density less that at the greatest. Not
-    measurable where fewer than two depths have values.
+    interval over seeds; below 0, depth lowers it. `interaction`: the slope at the least density less that at the greatest, over
+    the same depths. Not measurable where fewer than two depths have values.
     """
     slopes: dict[float, list[float]] = {}
+    depths: dict[float, set[int]] = {}
     found: dict[str, Result] = {}
     densities = sorted({density for _, density in losses}, reverse=True)
     for density in densities:
-        rows = {depth: values for (depth, at), values in losses.items() if at == density}
+        rows = {depth: values for (depth, at), values in losses.items() if at == density and values}
         if len(rows) < 2:
             found[f"slope_at_{density:g}"] = not_measurable(f"{len(rows)} depth has values at density {density:g}, two are needed")
             continue
         n_seeds = min(len(values) for values in rows.values())
         x = np.log(list(rows))
+        depths[density] = set(rows)
         slopes[density] = [float(np.polyfit(x, [values[seed] for values in rows.values()], 1)[0]) for seed in range(n_seeds)]
         found[f"slope_at_{density:g}"] = difference_over_seeds(slopes[density])
-    if len(slopes) < 2:
-        return found | {"interaction": not_measurable(f"{len(slopes)} density has a slope, two are needed")}
-    sparsest, densest = slopes[min(slopes)], slopes[max(slopes)]
-    return found | {"interaction": difference_over_seeds([s - d for s, d in zip(sparsest, densest, strict=False)])}
+    if len(densities) < 2 or (least := densities[-1]) not in slopes or (most := densities[0]) not in slopes:
+        return found | {"interaction": not_measurable("the least and the greatest density need a slope, and to be two")}
+    if depths[least] != depths[most]:
+        told = " and ".join(", ".join(map(str, sorted(depths[at]))) for at in (least, most))
+        return found | {"interaction": not_measurable(f"the least and the greatest density have values at other depths: {told}")}
+    return found | {"interaction": difference_over_seeds([s - d for s, d in zip(slopes[least], slopes[most], strict=False)])}
 
 
 def _over_seeds(results: Sequence[Result]) -> Result:

@@ -33,7 +33,11 @@ UNITS = ("latents", "rotated", "weights")
 """What is perturbed: latents, random orthogonal mixtures of them, or nonzero weights of all blocks."""
 
 OUTPUT_KL = 1e-4
-"""Nats by which an answer's distribution moves, on average over units and prompts: small, so that units stay near their values."""
+"""Nats by which an answer's distribution moves, on average over units and prompts.
+
+Small for the output, not for every unit: those of a model that hardly depends on any one are moved far to reach it, through
+zero and beyond (`strength` above 1), where an effect is no derivative any more. Read `strength` beside a fracture.
+"""
 
 _LIVE = 1e-9
 """Share of the output's energy below which an effect of a perturbation as small is rounding."""
@@ -140,7 +144,8 @@ def fracture_table(
     done = _done(bridges, tasks, gate, config.seed)
     if not done:
         none = f"no task of {', '.join(tasks)} is done with an accuracy of {gate:g} by every column"
-        return {name: _failed(none) for name in columns}
+        controls = {f"{control}_{key}": not_measurable(none) for control in ("rotated", "random_weights") for key in _MEASURES}
+        return {name: _failed(none) | controls for name in columns}
     found = {}
     for name, column in columns.items():
         rotated = _measured(*column, done, config, "rotated")

@@ -18,7 +18,8 @@ class Claim:
 
     `against` is a fixed number that the sparse model is held against in place of the dense one; `beyond` one that its own value
     must lie beyond, too, in the same direction, for the claim to be supported. `beside` are metrics to read it with: they are
-    printed and decide nothing; in a name `*` stands for anything. `alike` is one that has to be the same number on every seed.
+    printed and decide nothing; in a name `*` stands for anything. `forms` are other metrics of the same question in the same
+    direction: they are printed, too, and ALWAYS looks at them. `alike` is one that has to be the same number on every seed.
     `unit` is what the metric counts. `source` names who makes the claim. `only_if` is the reason a default run cannot measure
     it, if there is one, and `elsewhere` where it has a number when a run has none.
     """
@@ -34,6 +35,7 @@ class Claim:
     against: float | None = None
     beyond: float | None = None
     beside: tuple[str, ...] = ()
+    forms: tuple[str, ...] = ()
     unit: str = ""
     alike: str = ""
     only_if: str = ""
@@ -134,7 +136,14 @@ CLAIMS = (
         "durable",
         "arXiv:2301.10884",
         *("compositionality", "d_abl", "dense", ("random_weights", "random_mask")),
-        beside=("d_sub", "random_weights_d_sub", "random_weights_kept_share", "quote_seed_overlap", "bracket_seed_overlap"),
+        beside=(
+            "d_sub",
+            "random_weights_d_sub",
+            "random_weights_kept_share",
+            "quote_seed_overlap",
+            "bracket_seed_overlap",
+            "rotated_d_abl",
+        ),
         unit="D_abl, which is negative where a subroutine can be removed alone",
     ),
     Claim(
@@ -143,6 +152,7 @@ CLAIMS = (
         "durable",
         "arXiv:1905.03375, the measure alone",
         *("predictability", "heldout_r2_mean", "dense"),
+        beside=("anti_affinity_share", "partners", "train_r2_mean", "ridge"),
         unit="held-out R² of a linear prediction from the other neurons",
     ),
     Claim(
@@ -151,7 +161,8 @@ CLAIMS = (
         "durable",
         "arXiv:2505.11581",
         *("fracture", "mirror_fracture", "dense"),
-        beside=("renamed_fracture", "probe_accuracy", "output_kl"),
+        beside=("probe_accuracy", "output_kl", "strength"),
+        forms=("renamed_fracture", "effective_dimension"),
         unit="fracture index F, 0 to 2",
     ),
     Claim(
@@ -170,6 +181,15 @@ CLAIMS = (
         "durable",
         "arXiv:2310.17191, arXiv:2505.20896",
         *("binding", "representation", "sparse", ()),
+        beside=(
+            "accuracy",
+            "segregation",
+            "composition_gap",
+            "renaming",
+            "flip_*",
+            "restore",
+            "random_flip",
+        ),
         unit="flips and restorations under swaps, less those of random vectors of equal norm",
         elsewhere="the pair `binding` is trained for it: --pair binding --only BIND, whose claims.json --kept reads",
     ),
@@ -187,6 +207,7 @@ CLAIMS = (
         "depth lowers entanglement at equal weights, and sparsity changes by how much",
         "durable",
         "arXiv:2402.14905",
+        larger="dense",
         unit="share of the tasks that a neuron moves, for each unit of the natural logarithm of depth",
         only_if="needs a grid of models: python -m sparse_lens.comparisons.shipped.depth_table; --kept reads its file",
     ),

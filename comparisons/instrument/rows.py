@@ -97,7 +97,11 @@ def _by_difference(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
 def _names(claim: Claim, seeds: Sequence[Seed]) -> list[str]:
     """The metrics beside a claim by their full names, those that no seed has among them."""
     measured = sorted({name for seed in seeds for of in seed[claim.measure].values() for name in of})
-    return [name for asked in claim.beside for name in ([one for one in measured if fnmatchcase(one, asked)] or [asked])]
+    return [
+        name
+        for asked in (*claim.forms, *claim.beside)
+        for name in ([one for one in measured if fnmatchcase(one, asked)] or [asked])
+    ]
 
 
 def _beside(measure: str, name: str, seeds: Sequence[Seed]) -> str:
@@ -246,14 +250,16 @@ def _always(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
 
 
 def _cells(seeds: Sequence[Seed]) -> list[Claim]:
-    """The disentangling claims, and each of them again on every task and subroutine that any model has a number for."""
+    """The disentangling claims, and each of them again in its other forms, and on every task and subroutine that any model has
+    a number for."""
     found = []
     for claim in CLAIMS:
         if claim.id in DISENTANGLING:
             measured = {name for seed in seeds for of in seed.get(claim.measure, {}).values() for name in of}
             parts = {name for name in measured if name.startswith(claim.metric + ON_TASK)}
             parts |= {f"{subroutine}_{claim.metric}" for subroutine in SUBROUTINES} & measured
-            found += [claim, *(replace(claim, metric=name, controls=()) for name in sorted(parts))]
+            names = [*(form for form in claim.forms if form in measured), *sorted(parts)]
+            found += [claim, *(replace(claim, metric=name, controls=()) for name in names)]
     return found
 
 

@@ -5,6 +5,7 @@ sparse-lens claims --out claims
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from sparse_lens.comparisons.instrument.measuring_jobs import measuring_job
 from sparse_lens.comparisons.instrument.rows import ClaimRow, Seed, claim_rows, loss_gaps
 from sparse_lens.comparisons.jobs import Job, run_jobs
 from sparse_lens.comparisons.pair import ModelPair
-from sparse_lens.errors import ConfigError, UnknownNameError
+from sparse_lens.errors import CheckpointError, ConfigError, UnknownNameError
 from sparse_lens.results import Result, from_plain, to_frame, to_plain
 
 if TYPE_CHECKING:
@@ -199,6 +200,17 @@ def _compared_at(seeds: Sequence[Seed]) -> tuple[str, str]:
     )
 
 
+def _tokens(folder: Path) -> int | None:
+    """How many tokens a model was trained on; None where no training of ours says so."""
+    record = folder / "training.json"
+    if not record.is_file():
+        return None
+    try:
+        return int(json.loads(record.read_text(encoding="utf-8"))["tokens"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{record} does not say how many tokens the model was trained on ({error})") from error
+
+
 def _scope(pairs: Sequence[ModelPair], seeds: Sequence[Seed], *, smoke: bool) -> dict[str, Any]:
     def of(role: str, metric: str) -> list[Result]:
         return [seed["losses"][role][metric] for seed in seeds]
@@ -209,6 +221,7 @@ def _scope(pairs: Sequence[ModelPair], seeds: Sequence[Seed], *, smoke: bool) ->
         "training_seeds": len(pairs),
         "loss_gaps": loss_gaps(seeds),
         **{f"{role}_{metric}": of(role, metric) for role in ROLES for metric in ("loss", "nonzeros", "matrix_nonzeros")},
+        "tokens": {role: [_tokens(pair.model_folder(own)) for pair in pairs] for role, own in ROLES.items()},
         "largest": f"tested up to {nonzeros:,.0f} nonzero weights in matrices; no result on a billion weights could be grounded",
         "smoke": smoke,
     }

@@ -48,6 +48,8 @@ METRICS = (
 )
 """Names of the metrics, in the order of the columns of `sparsity_metrics`."""
 
+HIGHER_IS_SPARSER = (*METRICS[:3], "hoyer", "gini", "kurtosis")
+
 _NULL_ROWS = 1024
 _ROUNDING = 1e-12
 

@@ -34,19 +34,21 @@ def depth_row(grid: MeasuredGrid) -> ClaimRow:
 
     One slope a training seed, against 0, shuffled weights and mixed neurons. Models are compared at equal weights, as the claim
     says, not at equal loss: its slope stands beside, and how many cells do best at an edge of the learning rates. In the places of
-    the sparse and the dense model stand the slopes at the least and the greatest density.
+    the sparse and the dense model stand the slopes at the least and the greatest density. All of these are over the cells that
+    have entanglement and its controls in every run: slopes over other depths are other numbers.
     """
     claim = next(claim for claim in CLAIMS if claim.id == "DEPTH")
     if ENTANGLEMENT not in grid.measures:
-        return ClaimRow(claim, judge([None], [None], loss_gaps=[0.0], larger="dense"))
-    least, most = grid.densities[0], grid.densities[-1]
-    slopes = {measure: _by_seed(grid, measure, most) for measure in (ENTANGLEMENT, UNTRAINED, MIXED)}
+        return ClaimRow(claim, judge([None], [None], loss_gaps=[0.0], larger=claim.larger))
+    least, most, measures = grid.densities[0], grid.densities[-1], (ENTANGLEMENT, UNTRAINED, MIXED)
+    complete = grid.with_all(measures)
+    slopes = {measure: _by_seed(complete, measure, most, grid.n_seeds) for measure in measures}
     nothing = [0.0] * len(slopes[ENTANGLEMENT])
     controls = {"random_weights": slopes[UNTRAINED], "rotated": slopes[MIXED]}
-    judgement = judge(slopes[ENTANGLEMENT], nothing, loss_gaps=nothing, larger="dense", controls=controls)
-    own = grid.slopes_of(ENTANGLEMENT)
+    judgement = judge(slopes[ENTANGLEMENT], nothing, loss_gaps=nothing, larger=claim.larger, controls=controls)
+    own = complete.slopes_of(ENTANGLEMENT)
     sides = [own.get(f"slope_at_{density:g}", not_measurable("no two depths have a value")) for density in (least, most)]
-    shown = {name: grid.slopes_of(measure) for name, measure in (("random_weights", UNTRAINED), ("rotated", MIXED))}
+    shown = {name: complete.slopes_of(measure) for name, measure in (("random_weights", UNTRAINED), ("rotated", MIXED))}
     at_dense = {name: of[f"slope_at_{most:g}"] for name, of in shown.items() if f"slope_at_{most:g}" in of}
     return ClaimRow(claim, judgement, sides[0], sides[1], at_dense, tuple(_beside(grid, own)))
 
@@ -64,15 +66,13 @@ def _beside(grid: MeasuredGrid, own: Mapping[str, Result]) -> list[str]:
     return found + [f"slope of the loss at {100 * density:g} %: {loss[f'slope_at_{density:g}']}" for density in grid.densities]
 
 
-def _by_seed(grid: MeasuredGrid, measure: str, density: float) -> list[float | None]:
-    """The slope on the logarithm of depth at one density, seed by seed; None where fewer than two depths have a value."""
+def _by_seed(grid: MeasuredGrid, measure: str, density: float, n_seeds: int) -> list[float | None]:
+    """The slope on the logarithm of depth at one density, seed by seed; None where fewer than two depths are left."""
     runs = {place: cell.runs for place, cell in grid.cells.items() if place[1] == density}
-    found: list[float | None] = []
-    for seed in range(min(len(of) for of in runs.values())):
-        values = {place: of[seed][measure].value for place, of in runs.items()}
-        there = {place: [value] for place, value in values.items() if value is not None}
-        found.append(depth_slopes(there).get(f"slope_at_{density:g}", not_measurable("no depth has a value")).value)
-    return found
+    if len(runs) < 2:
+        return [None] * n_seeds
+    values = [{place: [of[seed][measure].value or 0.0] for place, of in runs.items()} for seed in range(n_seeds)]
+    return [depth_slopes(of_seed)[f"slope_at_{density:g}"].value for of_seed in values]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

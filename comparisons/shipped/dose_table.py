@@ -21,37 +21,51 @@ from typing import Any
 from sparse_lens.comparisons.circuit_sizes import over_seeds
 from sparse_lens.comparisons.instrument.claim import CLAIMS
 from sparse_lens.comparisons.instrument.rows import ClaimRow
-from sparse_lens.comparisons.instrument.verdicts import difference_over_seeds, judge
+from sparse_lens.comparisons.instrument.verdicts import Judgement, difference_over_seeds, judge
 from sparse_lens.comparisons.mechanism.doses import Dose, DoseResponse, dose_response
 from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.comparisons.shipped.kept_file import read_kept_file
-from sparse_lens.comparisons.shipped.measuring_family import MEASURES, PSI, SHUFFLED, measure_family
+from sparse_lens.comparisons.shipped.measuring_family import (
+    CONTROLS,
+    MEASURES,
+    PSI,
+    SHUFFLED,
+    control_of,
+    measure_family,
+    recipe_of,
+)
 from sparse_lens.comparisons.shipped.page_tables import write_tables
-from sparse_lens.errors import UnknownNameError
+from sparse_lens.errors import ConfigError, UnknownNameError
 from sparse_lens.results import Result, not_measurable, write_json
 
 KEPT = "doses.json"
 
 
 def responses(models: Mapping[str, Mapping[str, Any]], target: str) -> dict[str, dict[int, DoseResponse]]:
-    """Dose and response of every measure, for each training seed among its models at the loss of its model of the recipe `target`.
+    """Dose and response of every measure that all models have, for each training seed among its models at one loss: that of its
+    model of the recipe `target`.
 
     Raises `UnknownNameError` where a seed has no such model.
     """
     found: dict[str, dict[int, DoseResponse]] = {}
+    first, *others = (model["values"] for model in models.values())
+    measures = [measure for measure in first if all(measure in values for values in others)]
     for seed in sorted({model["seed"] for model in models.values()}):
         of_seed = {name: model for name, model in models.items() if model["seed"] == seed}
         aim = {model["recipe"]: name for name, model in of_seed.items()}
         if target not in aim:
             raise UnknownNameError(f"recipe of training seed {seed}", target, aim)
-        for measure in next(iter(of_seed.values()))["values"]:
+        for measure in measures:
             doses = {name: Dose(model["density"], model["loss"], model["values"][measure]) for name, model in of_seed.items()}
             found.setdefault(measure, {})[seed] = dose_response(doses, target=aim[target])
     return found
 
 
 def dose_page(models: Mapping[str, Mapping[str, Any]], target: str) -> dict[str, str]:
-    """Markdown by marker: the models, and each measure at every density (means over training seeds) with its slope."""
+    """Markdown by marker: the models, and each measure at every density (means over training seeds) with its slope.
+
+    Beside it the slope in each of its controls, and whether the rule of the claims tells it apart from 0 and from all of them.
+    """
     rows = ["| recipe | density | loss, by training seed |", "|---|---:|---:|"]
     recipes: dict[str, list[Mapping[str, Any]]] = {}
     for model in sorted(models.values(), key=lambda model: (model["density"], model["recipe"], model["seed"])):
@@ -61,14 +75,40 @@ def dose_page(models: Mapping[str, Mapping[str, Any]], target: str) -> dict[str,
         rows.append(f"| `{recipe}` | {100 * of[0]['density']:g} % | {losses} |")
     densities = sorted({model["density"] for model in models.values()})
     head = ["measure", *(f"{100 * density:g} %" for density in densities), "slope for ten times the density", "rank correlation"]
+    head += ["slope in controls", "told apart from them"]
     table = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    for told, found in responses(models, target).items():
+    everything, controls = responses(models, target), {name for told in CONTROLS for name in _controls(told).values()}
+    for told, found in everything.items():
+        if told in controls:
+            continue
         means = [_mean_at(found, density) for density in densities]
         cells = ["—" if mean.value is None else f"{mean.value:.3g}" for mean in means]
         correlations = [response.results["spearman"] for response in found.values()]
         shown = ", ".join("—" if each.value is None else f"{each.value:.2g}" for each in correlations)
-        table.append("| " + " | ".join([told, *cells, _number(slope_of(found)), shown]) + " |")
+        table.append("| " + " | ".join([told, *cells, _number(slope_of(found)), shown, *_beyond(told, everything)]) + " |")
     return {"dose models": "\n".join(rows), "doses": "\n".join(table) + _fracture_told(models)}
+
+
+def _controls(measure: str) -> dict[str, str]:
+    """The names of a measure's numbers in its controls, by control."""
+    return {control: control_of(measure, control) for control in CONTROLS.get(measure, ())}
+
+
+def _beyond(measure: str, everything: Mapping[str, Mapping[int, DoseResponse]]) -> tuple[str, str]:
+    """A measure's slope in its controls, and whether its own lies beyond 0 and all of them, in words."""
+    found = {control: everything[name] for control, name in _controls(measure).items() if name in everything}
+    if not found:
+        return "—", "no control"
+    shown = "; ".join(f"{control} {_number(slope_of(of)).partition(':')[0]}" for control, of in found.items())
+    verdict = _judged(everything[measure], found).verdict
+    return shown, {"indistinguishable": "no", "not measurable": "—"}.get(verdict, "yes")
+
+
+def _judged(found: Mapping[int, DoseResponse], controls: Mapping[str, Mapping[int, DoseResponse]]) -> Judgement:
+    """The rule of the claims on slopes over training seeds, against 0; models are compared at one loss, so that there is no gap."""
+    slopes, *others = ([of.results["slope_per_decade"].value for of in each.values()] for each in (found, *controls.values()))
+    nothing = [0.0] * len(slopes)
+    return judge(slopes, nothing, loss_gaps=nothing, larger="sparse", controls=dict(zip(controls, others, strict=True)))
 
 
 def _fracture_told(models: Mapping[str, Mapping[str, Any]]) -> str:
@@ -98,11 +138,7 @@ def prevention_row(models: Mapping[str, Mapping[str, Any]], target: str) -> Clai
     found = responses(models, target)
     if PSI not in found:
         return ClaimRow(claim, judge([None], [None], loss_gaps=[0.0], larger="sparse"))
-    slopes, shuffled = (
-        [response.results["slope_per_decade"].value for response in found[name].values()] for name in (PSI, SHUFFLED)
-    )
-    nothing = [0.0] * len(slopes)  # and no gap in loss: they are compared at one loss
-    judgement = judge(slopes, nothing, loss_gaps=nothing, larger="sparse", controls={"random_weights": shuffled})
+    judgement = _judged(found[PSI], {"random_weights": found[SHUFFLED]})
     densities = sorted({model["density"] for model in models.values()})
     means = [_mean_at(found[PSI], density) for density in densities]
     told = tuple(f"{100 * density:g} % of weights: {mean}" for density, mean in zip(densities, means, strict=True))
@@ -126,12 +162,42 @@ def _number(result: Result) -> str:
     return f"{result.value:.2g}{interval}"
 
 
-def kept_models(folder: Path) -> dict[str, dict[str, Any]]:
-    """The models, as `measure_family` gives them, that an earlier run has kept in a folder; none without one.
+def kept_models(folder: Path, scope: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The models, as `measure_family` gives them, that an earlier run of the same `scope` has kept in a folder; none without one.
 
-    Raises `DataError` for a file that cannot be read.
+    Raises `DataError` for a file that cannot be read, `ConfigError` for one of another scope: numbers of a smoke run, or of
+    circuits on other tasks, are not mixed with these.
     """
-    return read_kept_file(folder / KEPT, ["models"]).get("models", {})
+    content = read_kept_file(folder / KEPT, ["models", "scope"])
+    if content and content["scope"] != scope:
+        told = ", ".join(f"{name} {value}" for name, value in content["scope"].items())
+        raise ConfigError(f"{folder / KEPT} is of a run with {told}; name another folder with --out, or move it away")
+    return content.get("models", {})
+
+
+def merged(kept: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Both, by model; of one that is in both the new facts, and the values of both."""
+    found = {name: dict(model) for name, model in kept.items()}
+    for name, model in new.items():
+        old = found.get(name, {"values": {}, "fracture_tasks": []})
+        tasks = model["fracture_tasks"] or old["fracture_tasks"]
+        found[name] = {**model, "fracture_tasks": tasks, "values": {**old["values"], **model["values"]}}
+    return found
+
+
+def _named_folders(given: Sequence[Path], kept: Mapping[str, Mapping[str, Any]], target: str) -> dict[str, Path]:
+    """The folders by their names; each training seed has a model of the recipe `target`, here or kept."""
+    folders: dict[str, Path] = {}
+    for folder in given:
+        if folders.setdefault(folder.name, folder.absolute()) != folder.absolute():
+            raise ConfigError(f"{folder} and {folders[folder.name]} have one name in the tables; rename one of the folders")
+    recipes: dict[int, list[str]] = {}
+    for model in [*kept.values(), *map(recipe_of, folders.values())]:
+        recipes.setdefault(model["seed"], []).append(model["recipe"])
+    for seed, names in sorted(recipes.items()):
+        if target not in names:
+            raise UnknownNameError(f"recipe of training seed {seed}", target, names)
+    return folders
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -149,13 +215,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
     parser.add_argument("--smoke", action="store_true", help="the least that runs everything")
     options = parser.parse_args(arguments)
-    folders = {folder.name: folder.absolute() for folder in options.folders}
-    how = {"cache": options.cells, "workers": options.workers}
-    models = kept_models(options.out)
-    models |= measure_family(ModelPair.open(), folders, tasks=options.tasks, measures=options.only, smoke=options.smoke, **how)
+    scope = {"smoke": options.smoke, "tasks": list(options.tasks)}
+    kept = kept_models(options.out, scope)
+    folders = _named_folders(options.folders, kept, options.target)
+    how = {"cache": options.cells, "workers": options.workers, "measures": options.only, "smoke": options.smoke}
+    models = merged(kept, measure_family(ModelPair.open(), folders, tasks=options.tasks, **how))
     options.out.mkdir(parents=True, exist_ok=True)
     row = prevention_row(models, options.target)
-    content = {"target": options.target, "scope": {"smoke": options.smoke}, "models": models, "claims": [row.to_plain()]}
+    content = {"target": options.target, "scope": scope, "models": models, "claims": [row.to_plain()]}
     write_json(content, options.out / KEPT)
     if options.page is not None:
         write_tables(options.page, dose_page(models, options.target))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,24 @@ class MeasuredGrid:
         """From the least to the greatest."""
         return sorted({density for _, density in self.cells})
 
+    @property
+    def n_seeds(self) -> int:
+        """Runs of a cell."""
+        return min(len(cell.runs) for cell in self.cells.values())
+
+    def with_all(self, measures: Sequence[str]) -> MeasuredGrid:
+        """The grid without the cells of which a run lacks one of the measures; what is left may be nothing."""
+        there = {
+            place: cell
+            for place, cell in self.cells.items()
+            if all(run[measure].value is not None for run in cell.runs for measure in measures)
+        }
+        return replace(self, cells=there)
+
     def slopes_of(self, measure: str) -> dict[str, Result]:
         """`depth_slopes` of a measure, over the places where it is measurable in all runs."""
         values = {place: [run[measure].value for run in cell.runs] for place, cell in self.cells.items()}
-        return depth_slopes({place: found for place, of in values.items() if len(found := _values(of)) == len(of)})
+        return depth_slopes({place: found if len(found := _values(of)) == len(of) else [] for place, of in values.items()})
 
     def to_plain(self) -> dict[str, Any]:
         """For JSON, by `results.write_json`."""

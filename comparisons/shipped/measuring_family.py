@@ -24,24 +24,46 @@ from sparse_lens.results import Result, exact, from_plain
 from sparse_lens.tasks import available_tasks
 
 PSI = "features per neuron (psi)"
-SHUFFLED = "features per neuron, weights shuffled"
 ENTANGLEMENT = "entanglement"
-UNTRAINED = f"{ENTANGLEMENT}, weights shuffled"
-MIXED = f"{ENTANGLEMENT}, neurons mixed"
-MEASURED: Mapping[str, tuple[str, str]] = {
+_SHUFFLED, _MIXED, _MASKED = "weights shuffled", "neurons mixed", "masks at random"
+_PREFIXES = {_SHUFFLED: "random_weights", _MIXED: "rotated", _MASKED: "random_mask"}
+CONTROLS: Mapping[str, tuple[str, ...]] = {
+    PSI: (_SHUFFLED,),
+    "features": (),
+    "labels per neuron": (_SHUFFLED, _MIXED),
+    "F1 of concepts beyond the token": (_SHUFFLED, _MIXED),
+    "held-out R² of a neuron from the others": (_SHUFFLED, _MIXED),
+    "fracture F": (_SHUFFLED, _MIXED),
+    ENTANGLEMENT: (_SHUFFLED, _MIXED),
+    "D_abl": (_SHUFFLED, _MASKED),
+}
+"""The measures by their names in the table, each with its controls: the same number of them is `control_of`."""
+
+_METRICS = {
     PSI: ("superposition", "psi"),
-    SHUFFLED: ("superposition", "random_weights_psi"),
     "features": ("superposition", "effective_features"),
     "labels per neuron": ("concepts", "concepts_per_unit"),
     "F1 of concepts beyond the token": ("concepts", "coverage_f1_over_tokens_ambiguous"),
     "held-out R² of a neuron from the others": ("predictability", "heldout_r2_mean"),
     "fracture F": ("fracture", "mirror_fracture"),
     ENTANGLEMENT: ("fracture", "entanglement"),
-    UNTRAINED: ("fracture", "random_weights_entanglement"),
-    MIXED: ("fracture", "rotated_entanglement"),
     "D_abl": ("compositionality", "d_abl"),
 }
+
+
+def control_of(measure: str, control: str) -> str:
+    """The name of a measure's number in a control."""
+    return f"{measure}, {control}"
+
+
+MEASURED: Mapping[str, tuple[str, str]] = _METRICS | {
+    control_of(told, control): (_METRICS[told][0], f"{_PREFIXES[control]}_{_METRICS[told][1]}")
+    for told, controls in CONTROLS.items()
+    for control in controls
+}
 """What is printed of which measure of the claims, by its name in the table."""
+
+SHUFFLED, UNTRAINED, MIXED = control_of(PSI, _SHUFFLED), control_of(ENTANGLEMENT, _SHUFFLED), control_of(ENTANGLEMENT, _MIXED)
 
 _FRACTURE = "fracture"
 _CURVE = "sparse_lens.comparisons.full.cells:curve_cell"

@@ -25,6 +25,7 @@ from sparse_lens.comparisons.jobs import Job, run_jobs
 from sparse_lens.comparisons.shipped.kept_file import read_kept_file
 from sparse_lens.comparisons.shipped.page_tables import write_tables
 from sparse_lens.data import TokenData
+from sparse_lens.errors import ConfigError
 from sparse_lens.hooks import load
 from sparse_lens.results import Result, from_plain, not_measurable, write_json
 from sparse_lens.training.recipes import get_recipe
@@ -36,6 +37,9 @@ RECIPES = ("dose-20-64", "dose-100-32")
 """A weight-sparse model and a dense one of about its loss on Python, small enough for many trainings."""
 
 Results = Mapping[str, Result]
+
+_CELLS = "sparse_lens.comparisons.shipped.pretraining_table"
+"""This module, by the name that it has not when it is run: its cells are the same ones then."""
 
 
 def train_cell(data: str, folder: str, recipe: str, seed: int, arm: str, steps: int, python_first: int) -> dict[str, Any]:
@@ -80,7 +84,7 @@ def measure(
         folders = {arm: str(record["folder"]) for arm, record in zip(ARMS, (pretrained, alone), strict=True)}
         depends = [model_fingerprint(load(folder)) for folder in folders.values()]
         name = f"masks of {Path(folders['alone']).name.replace('-alone', '')}"
-        effects.append(Job(name, f"{__name__}:effect_cell", folders | {"config": config, "seeds": list(mask_seeds)}, depends))
+        effects.append(Job(name, f"{_CELLS}:effect_cell", folders | {"config": config, "seeds": list(mask_seeds)}, depends))
     found = iter(run_jobs(effects, **how))
     return {recipe: [from_plain(next(found)) for _ in seeds] for recipe in recipes}
 
@@ -94,7 +98,7 @@ def _training_jobs(models: Path, data: Path, recipe: str, seed: int, steps: int,
         name = f"{recipe}-{arm}-seed{seed}"
         place = {"data": str(data.absolute()), "folder": str((models / name).absolute())}
         of = {"recipe": recipe, "seed": seed, "arm": arm, "steps": steps, "python_first": first}
-        jobs.append(Job(f"train {name}", f"{__name__}:train_cell", place | of, reads))
+        jobs.append(Job(f"train {name}", f"{_CELLS}:train_cell", place | of, reads))
     return jobs
 
 
@@ -133,10 +137,13 @@ def page(effects: Mapping[str, Sequence[Results]]) -> str:
 def kept_effects(folder: Path, scope: Mapping[str, Any]) -> dict[str, list[Results]]:
     """What an earlier run of the same scope has kept in a folder, by recipe; none without one.
 
-    Raises `DataError` for a file that cannot be read.
+    Raises `DataError` for a file that cannot be read, `ConfigError` for one of another scope.
     """
     content = read_kept_file(folder / KEPT, ["scope", "effects"])
-    return content["effects"] if content.get("scope") == scope else {}
+    if content and content["scope"] != scope:
+        told = ", ".join(f"{name} {value}" for name, value in content["scope"].items())
+        raise ConfigError(f"{folder / KEPT} is of a run with {told}; name another folder with --out, or move it away")
+    return content.get("effects", {})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -145,10 +152,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shape: dict[str, Any] = {"steps": options.steps, "python_first": options.python_first}
     if options.quick:
         shape |= {"masks": CHEAP, "mask_seeds": (0,)}
+    if options.seeds < 1:
+        raise ConfigError(f"at least one training seed is needed, got {options.seeds}")
     recipes, seeds = options.recipe or list(RECIPES), list(range(options.seeds))
     how = {"cache": options.cells, "workers": options.workers}
     scope = {"quick": options.quick, "steps": options.steps, "python_first": options.python_first, "seeds": seeds}
-    effects = kept_effects(options.out, scope) | measure(options.models, options.data, recipes, seeds, **shape, **how)
+    effects = kept_effects(options.out, scope)
+    effects |= measure(options.models, options.data, recipes, seeds, **shape, **how)
     table = page(effects)
     sys.stdout.write(f"{table}\n")
     options.out.mkdir(parents=True, exist_ok=True)

@@ -207,6 +207,8 @@ def named_arms(arms: Sequence[str], baseline: str | None) -> dict[str, list[Path
         if not name or not folder:
             raise ConfigError(f"an arm is NAME=FOLDER, got {arm!r}; give as many as it has training seeds")
         found.setdefault(name, []).append(_model_folder(folder))
+        if len(set(found[name])) < len(found[name]):
+            raise ConfigError(f"arm {name!r} has the folder {folder} twice; give each training seed once")
     if bool(found) != (baseline is not None):
         raise ConfigError(f"arms and a baseline go together, got {len(found)} arms and {baseline or 'no baseline'}")
     if baseline is not None and baseline not in found:
@@ -227,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.baseline is not None:
         heldout = pair.windows["heldout"][: _QUICK_WINDOWS if options.quick else None]
         bias = structural_bias(arms, heldout, baseline=options.baseline)
-        content[BIAS] = {"baseline": options.baseline, "arms": bias}
+        content[BIAS] = {"quick": options.quick, "baseline": options.baseline, "arms": bias}
         tables[BIAS] = bias_page(bias, options.baseline)
     for name, table in tables.items():
         sys.stdout.write(f"{name}\n\n{table}\n\n")

@@ -119,9 +119,9 @@ def test_sections_that_claims_lead_to_are_there() -> None:
 
 
 def test_the_command_writes_tables_and_figure(tmp_path: Path) -> None:
-    (tmp_path / "claims.md").write_text("<!-- table: claims -->\nold\n<!-- end -->\n")
-    markers = ("pruned", "beside", "literature")
-    (tmp_path / "claims-details.md").write_text("".join(f"<!-- table: {name} -->\nold\n<!-- end -->\n" for name in markers))
+    pages = {"claims.md": ("claims", "scope"), "claims-details.md": ("pruned", "beside", "literature", "shift metrics")}
+    for page, markers in pages.items():
+        (tmp_path / page).write_text("".join(f"<!-- table: {name} -->\nold\n<!-- end -->\n" for name in markers))
     main([str(Path(__file__).parents[2] / "docs" / "claims"), "--pages", str(tmp_path)])
-    assert all("\nold\n" not in (tmp_path / name).read_text() for name in ("claims.md", "claims-details.md"))
+    assert all("\nold\n" not in (tmp_path / name).read_text() for name in pages)
     assert (tmp_path / "figures" / FIGURE).read_text().startswith("<svg")

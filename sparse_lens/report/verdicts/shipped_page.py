@@ -15,9 +15,11 @@ from pathlib import Path
 from sparse_lens.comparisons.instrument.claim import CLAIMS
 from sparse_lens.comparisons.instrument.literature import read_literature
 from sparse_lens.comparisons.shipped.page_tables import write_tables
+from sparse_lens.comparisons.shipped.shift_metrics import shift_metrics_page
 from sparse_lens.report.standalone import standalone_svg
 from sparse_lens.report.verdicts.forest import forest_plot
-from sparse_lens.report.verdicts.tables import beside_markdown, claims_markdown, literature_markdown
+from sparse_lens.report.verdicts.tables import beside_markdown, claims_markdown, literature_markdown, scope_markdown
+from sparse_lens.results import from_plain
 
 FIGURE = "claims-forest.svg"
 WIDTH = 720.0
@@ -39,7 +41,8 @@ def page_tables(kept: Path) -> dict[str, dict[str, str]]:
     about = [{"id": claim.id, "literature": [vars(item) for item in known.about(claim.id)]} for claim in CLAIMS]
     literature = literature_markdown({"claims": about, "grounds": known.grounds})
     details = {"pruned": claims_markdown(pruned), "beside": beside_markdown(claims), "literature": literature}
-    return {"claims.md": {"claims": claims_markdown(claims, links=LINKS)}, _DETAILS: details}
+    details["shift metrics"] = shift_metrics_page(from_plain(claims["measured"]))
+    return {"claims.md": {"claims": claims_markdown(claims, links=LINKS), "scope": scope_markdown(claims)}, _DETAILS: details}
 
 
 def page_figure(kept: Path) -> str:

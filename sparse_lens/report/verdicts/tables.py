@@ -115,6 +115,15 @@ def shown(raw: Any) -> str:
     return reading.text() + (f" [{interval}]" if interval else "")
 
 
+def _trained(tokens: Mapping[str, Sequence[int | None]]) -> str:
+    """On how many tokens the models of each side were trained, where that is known of all of them."""
+    sides = {role: [count for count in counts if count is not None] for role, counts in tokens.items()}
+    if not sides or any(len(sides[role]) < len(counts) for role, counts in tokens.items()):
+        return ""
+    told = {role: ", ".join(f"{count:,.0f}" for count in dict.fromkeys(counts)) for role, counts in sides.items()}
+    return "Tokens that each model was trained on: " + "; ".join(f"{count} ({role})" for role, count in told.items()) + "."
+
+
 def scope_lines(content: Mapping[str, Any]) -> Sequence[str]:
     """What the claims were tested on, and what could not be grounded, as sentences."""
     scope = content["scope"]
@@ -126,6 +135,8 @@ def scope_lines(content: Mapping[str, Any]) -> Sequence[str]:
         f"The literature is covered until {content['covered_until']}.",
         "Not grounded: " + "; ".join(content["not_grounded"]) + ".",
     ]
+    if trained := _trained(scope.get("tokens", {})):
+        lines.insert(1, trained)
     if scope["smoke"]:
         lines.insert(0, "A smoke run: one pair, as little as runs everything. Nothing can be learned from its numbers.")
     return [visible(line) for line in lines]

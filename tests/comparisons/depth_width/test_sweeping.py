@@ -52,6 +52,18 @@ def test_planted_depth_slopes_are_recovered() -> None:
     assert not few["slope_at_0.25"].measurable and not few["interaction"].measurable and few["slope_at_1"].lo is None
 
 
+def test_an_interaction_is_of_the_extreme_densities_over_the_same_depths() -> None:
+    """Not of the next density where the least has no values, nor of slopes over other depths."""
+    losses: dict[tuple[int, float], list[float]] = {
+        (depth, density): [4 - density * depth] for density in (1.0, 1 / 4, 1 / 16) for depth in (1, 4, 16)
+    }
+    assert depth_slopes(losses)["interaction"].measurable
+    gone = depth_slopes(losses | {(depth, 1 / 16): [] for depth in (1, 4, 16)})
+    assert gone["slope_at_0.25"].measurable and not gone["interaction"].measurable
+    other = depth_slopes(losses | {(16, 1 / 16): []})
+    assert other["slope_at_0.0625"].measurable and "1, 4 and 1, 4, 16" in str(other["interaction"].reason)
+
+
 def run(loss: float) -> Record:
     return {"loss": loss, "measures": {"half": loss / 2}, "core": 12, "nonzeros": 6, "embeddings": 3, "total": 20, "seconds": 1.0}
 

@@ -127,6 +127,7 @@ def test_gates_and_bad_input(bridge: Any, neurons: IdentityDictionary) -> None:
     assert not failed["mirror_fracture"].measurable and "class_init" in str(failed["mirror_fracture"].reason)
     table = fracture_table({"neurons": (bridge, neurons)}, ["class_init"], SMALL)
     assert not table["neurons"]["renamed_fracture"].measurable
+    assert set(table["neurons"]) == set(fracture_table({"neurons": (bridge, neurons)}, TASKS[:1], SMALL)["neurons"])
     silent = fracture_index(bridge, Silent(bridge.cfg.d_mlp, HOOK), TASKS[:1], SMALL)
     assert "no latent" in str(silent["mirror_fracture"].reason)
     with pytest.raises(DataError, match="latents that are NaN"):

@@ -53,6 +53,21 @@ def test_planted_slopes_decide_the_claim(tmp_path: Path) -> None:
     assert read_kept(tmp_path / KEPT["core"])[0].judgement == row.judgement
 
 
+def test_the_row_and_its_slopes_are_over_the_same_cells() -> None:
+    """A number that one run lacks takes its cell out of entanglement and of its controls, in verdict and numbers shown; the row
+    says the direction by which it was judged."""
+    measured = planted()
+    measured[16, 1.0][0][UNTRAINED] = not_measurable("gate")
+    row = depth_row(grid_of(measured))
+    assert row.claim.larger == "dense" and row.judgement.difference == row.dense and row.verdict == "supports"
+    without = {place: runs for place, runs in planted().items() if place != (16, 1.0)}
+    assert row.judgement == depth_row(grid_of(without)).judgement and row.controls == depth_row(grid_of(without)).controls
+    assert not any(line.startswith("interaction") and "measurable" in line for line in row.found)
+    for depth in (1, 4):
+        measured[depth, 1.0][1][MIXED] = not_measurable("gate")
+    assert depth_row(grid_of(measured)).verdict == "not measurable"
+
+
 def test_cells_without_a_tuned_rate_are_told() -> None:
     assert not any("learning rate" in line for line in depth_row(grid_of(planted())).found)
     told = depth_row(grid_of(planted(), at_edge=True)).found

@@ -16,11 +16,12 @@ from sparse_lens.comparisons.shipped.dose_table import (
     dose_page,
     kept_models,
     main,
+    merged,
     prevention_row,
     responses,
 )
 from sparse_lens.comparisons.shipped.measuring_family import BITS, PSI, SHUFFLED
-from sparse_lens.errors import DataError, UnknownNameError
+from sparse_lens.errors import ConfigError, DataError, UnknownNameError
 from sparse_lens.results import exact, not_measurable, to_plain
 from sparse_lens.training import get_recipe
 
@@ -80,7 +81,29 @@ def test_the_page_has_every_recipe_and_measure() -> None:
     page = dose_page(planted(2), "d0.025")
     assert page["dose models"].count("\n") == 7 and "| `narrow` | 100 % | 3.700, 3.800 |" in page["dose models"]
     up, some = page["doses"].splitlines()[2:4]
-    assert up.startswith("| up | 0.25 | 0.5 | 1 | 2 | 10 | ") and up.endswith("| 1, 1 |") and "| — |" in some
+    assert up.startswith("| up | 0.25 | 0.5 | 1 | 2 | 10 | ") and up.endswith("| 1, 1 | — | no control |") and "| — |" in some
+    [psi] = [row for row in page["doses"].splitlines() if row.startswith(f"| {PSI} |")]
+    assert psi.endswith(" | — |") and "weights shuffled -0.0004" in psi and f"| {SHUFFLED} |" not in page["doses"]
+    [psi] = [row for row in dose_page(planted(3), "d0.025")["doses"].splitlines() if row.startswith(f"| {PSI} |")]
+    assert psi.endswith(" | yes |")
+    alike = planted(3)
+    for model in alike.values():
+        model["values"][SHUFFLED] = model["values"][PSI]
+    assert dose_page(alike, "d0.025")["doses"].count("| no |") == 1
+
+
+def test_models_measured_apart_are_put_together() -> None:
+    """Values of both runs by model, fracture's tasks from the run that has them; the page has what all models have."""
+    kept, new = planted(), planted()
+    for model in kept.values():
+        model |= {"fracture_tasks": ["with_as"]}
+    for model in new.values():
+        model |= {"fracture_tasks": [], "values": {"features": exact(1.0)}}
+    both = merged(kept, new)
+    assert set(both["wide"]["values"]) == {"up", "some", PSI, SHUFFLED, "features"}
+    assert both["wide"]["fracture_tasks"] == ["with_as"]
+    del both["wide"]["values"]["up"]
+    assert set(responses(both, "d0.025")) == {"some", PSI, SHUFFLED, "features"}
 
 
 def test_the_claim_is_decided_by_slopes_over_seeds(tmp_path: Path) -> None:
@@ -109,20 +132,39 @@ def test_the_recipes_are_one_family() -> None:
 
 
 def test_what_was_measured_before_is_read_back(tmp_path: Path) -> None:
-    assert kept_models(tmp_path) == {}
+    scope = {"smoke": False, "tasks": ["if_equals"]}
+    assert kept_models(tmp_path, scope) == {}
     models = planted(2)
-    (tmp_path / KEPT).write_text(json.dumps(to_plain({"models": models, "claims": []})))
-    assert kept_models(tmp_path) == models and dose_page(kept_models(tmp_path), "d0.025") == dose_page(models, "d0.025")
+    (tmp_path / KEPT).write_text(json.dumps(to_plain({"models": models, "scope": scope, "claims": []})))
+    kept = kept_models(tmp_path, scope)
+    assert kept == models and dose_page(kept, "d0.025") == dose_page(models, "d0.025")
+    for other in ({"smoke": True}, {"tasks": ["with_as"]}):
+        with pytest.raises(ConfigError, match=r"a run with smoke False, tasks \['if_equals'\]; name another folder"):
+            kept_models(tmp_path, scope | other)
     (tmp_path / KEPT).write_text("[]")
     with pytest.raises(DataError, match="--out"):
-        kept_models(tmp_path)
+        kept_models(tmp_path, scope)
+
+
+def test_folders_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    """Two of one name; a training seed without a model of the target's recipe."""
+    for place, recipe in (("a/one", "wide"), ("b/one", "wide"), ("a/two", "narrow")):
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        (folder / "training.json").write_text(json.dumps({"config": {"name": recipe, "seed": 0}}))
+    options = ["--target", "wide", "--out", str(tmp_path / "kept")]
+    with pytest.raises(ConfigError, match="one name in the tables"):
+        main([str(tmp_path / "a/one"), str(tmp_path / "b/one"), *options])
+    with pytest.raises(UnknownNameError, match="recipe of training seed 0"):
+        main([str(tmp_path / "a/two"), *options])
+    assert not (tmp_path / "kept").exists()
 
 
 def test_the_docs_hold_the_kept_tables() -> None:
     """Tables and the claim's row are what the kept models give."""
     docs = Path(__file__).parents[3] / "docs"
     kept = json.loads((docs / "doses" / KEPT).read_text())
-    models, page = kept_models(docs / "doses"), (docs / "pages" / "claims-details.md").read_text()
+    models, page = kept_models(docs / "doses", kept["scope"]), (docs / "pages" / "claims-details.md").read_text()
     for marker, table in dose_page(models, kept["target"]).items():
         assert f"<!-- table: {marker} -->\n{table}\n<!-- end -->" in page
     assert to_plain(prevention_row(models, kept["target"]).to_plain()) == kept["claims"][0] and not kept["scope"]["smoke"]

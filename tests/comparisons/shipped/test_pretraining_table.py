@@ -44,12 +44,13 @@ def effects(differences: tuple[float, ...]) -> list[dict[str, Result]]:
 
 
 def test_recipes_of_an_earlier_run_stay(tmp_path: Path) -> None:
-    """If it was of the same scope; a file of something else is refused, not overwritten."""
+    """If it was of the same scope; a file of another scope or of something else is refused, not overwritten."""
     scope = {"quick": False, "steps": None, "python_first": None, "seeds": [0, 1]}
     assert kept_effects(tmp_path, scope) == {}
     write_json({"scope": scope, "effects": {"tiny": effects((0.2, 0.3))}}, tmp_path / KEPT)
     assert kept_effects(tmp_path, scope) == {"tiny": effects((0.2, 0.3))}
-    assert kept_effects(tmp_path, scope | {"steps": 5}) == {}
+    with pytest.raises(ConfigError, match=r"a run with quick False, .* name another folder with --out"):
+        kept_effects(tmp_path, scope | {"steps": 5})
     (tmp_path / KEPT).write_text("[]")
     with pytest.raises(DataError, match="no file of this command"):
         kept_effects(tmp_path, scope)

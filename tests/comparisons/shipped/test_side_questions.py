@@ -178,6 +178,8 @@ def test_arms_by_name() -> None:
     assert [len(folders) for folders in named_arms(arms, "b").values()] == [2, 1] and named_arms([], None) == {}
     with pytest.raises(UnknownNameError, match="arm 'c'"):
         named_arms(arms, "c")
+    with pytest.raises(ConfigError, match="twice"):
+        named_arms(["a=python-sparse", "a=python-sparse"], "a")
     for bad, baseline in ((["python-sparse"], "a"), (["=python-sparse"], "a"), (arms, None), ([], "a")):
         with pytest.raises(ConfigError, match=r"NAME=FOLDER|go together"):
             named_arms(bad, baseline)
@@ -204,7 +206,8 @@ def test_arms_alone_leave_the_other_answers_as_they_are(tmp_path: Path) -> None:
     (tmp_path / KEPT).write_text(json.dumps({"scope": {"quick": False}, "wires": {"a": 1}}))
     main(["--out", str(tmp_path), "--quick", "--bias-only", *arms])
     kept = json.loads((tmp_path / KEPT).read_text())
-    assert kept["wires"] == {"a": 1} and kept["structural bias"]["arms"]["sparse"]["loss"]["measurable"]
+    bias = kept["structural bias"]
+    assert kept["wires"] == {"a": 1} and bias["quick"] and bias["arms"]["sparse"]["loss"]["measurable"]
     with pytest.raises(ConfigError, match="--bias-only needs arms"):
         main(["--out", str(tmp_path), "--bias-only"])
     (tmp_path / KEPT).write_text("[]")
