@@ -7,6 +7,7 @@ is read here.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator
 from functools import lru_cache
@@ -32,6 +33,12 @@ def standard_library(pair: ModelPair, split: Split) -> list[Document]:
     """The files of this Python's standard library that belong to a split of the pair's corpus, by the hash of their content."""
     share = pair_corpus(pair.folder)["valid_share"] if (pair.folder / "corpus.json").is_file() else VALID_SHARE
     return [document for document in _library() if split_of(document.sha256, share) == split]
+
+
+def files_read(pair: ModelPair) -> str:
+    """What numbers of `reading_windows` depend on beside models: the training files of this Python's standard library."""
+    digest = hashlib.sha256("".join(document.sha256 for document in standard_library(pair, "train")).encode())
+    return f"files read {digest.hexdigest()[:16]}"
 
 
 @lru_cache(maxsize=1)

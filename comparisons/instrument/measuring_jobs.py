@@ -7,6 +7,7 @@ from sparse_lens.comparisons.concepts.pair_labels import labels_read
 from sparse_lens.comparisons.instrument.measuring import ROLES
 from sparse_lens.comparisons.jobs import Job
 from sparse_lens.comparisons.pair import ModelPair
+from sparse_lens.comparisons.reading import files_read
 
 _FORMAT = "claims 1"
 """What every cell depends on beside its models: raised when what all cells compute changes."""
@@ -20,6 +21,7 @@ _CHANGED = {
 """What a measure gives beside what it gave at first: its older cells are computed anew."""
 
 _ON_HELD_OUT_FILES = ("concepts", "shift", "robustness")
+_ON_TRAINING_FILES = ("superposition", "predictability")
 
 _CELL = "sparse_lens.comparisons.instrument.measuring:measured"
 
@@ -27,9 +29,11 @@ _CELL = "sparse_lens.comparisons.instrument.measuring:measured"
 def measuring_job(pair: ModelPair, measure: str, name: str, *, smoke: bool) -> Job:
     """The cell of one measure on both models of a pair, called `name`; `smoke` reads as little as runs.
 
-    It depends on their weights, the pair's windows and, where it reads them, the held-out files of this machine and their labels.
+    It depends on their weights, the pair's windows and, where it reads them, this machine's files: held-out ones and their labels,
+    or those of training.
     """
     depends = [_FORMAT, *(part for own in ROLES.values() for part in fingerprints(pair, ColumnSpec(own, own)))]
     depends += [_CHANGED[measure]] if measure in _CHANGED else []
     depends += labels_read(pair.address) if measure in _ON_HELD_OUT_FILES else []
+    depends += [files_read(pair)] if measure in _ON_TRAINING_FILES else []
     return Job(name, _CELL, {"pair": pair.address, "measure": measure, "smoke": smoke}, depends)
