@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
+from sparse_lens.comparisons.concepts.equal_units import best_of_fewer
 from sparse_lens.comparisons.concepts.label_histogram import LabelHistogram
 from sparse_lens.comparisons.concepts.labelled_tokens import LEAST_POSITIVES, LabelledTokens, labelled_latents
 from sparse_lens.comparisons.concepts.scores import SCORES, Thresholds, areas, best_thresholds, f1_score, scores_at, steps_of_slots
@@ -61,11 +62,14 @@ def measure_concepts(
     *,
     magnitude: bool = False,
     batch_size: int = 32,
+    of_units: int | None = None,
 ) -> ConceptScores:
     """Concept scores of a dictionary's latents; train and test are windows of different files (`LabelledTokens.split`).
 
     A latent counts as firing above zero, as for SAEs; `magnitude` scores absolute values, for neurons that mean something below
-    zero too. Raises `DataError` for latents that are not finite, and what `harvest_activations` raises.
+    zero too. With `of_units` the results `equal_coverage_f1_over_tokens…` are beside the others: of the best of so many latents
+    drawn at random, the mean over all draws, to compare with a dictionary that has no more. Raises `DataError` for latents that are
+    not finite, `ConfigError` for more `of_units` than there are latents, and what `harvest_activations` raises.
 
     Example: `measure_concepts(bridge, sae, *label_pair(pair, "dense_matched").split()).results["coverage_f1"]`.
     """
@@ -76,7 +80,7 @@ def measure_concepts(
     testing = training.test()
     for latents, _, batch in labelled_latents(bridge, dictionary, test, batch_size=batch_size):
         testing.add(latents, batch)
-    return testing.scores(train, test)
+    return testing.scores(train, test, of_units=of_units)
 
 
 class ConceptTraining:
@@ -117,9 +121,9 @@ class ConceptTest:
         any_fires(np.abs(values) if self.histogram.magnitude else values, self.needed, found)
         self.predicted += np.stack([((columns == 1) & (found == 1)).sum(0), ((columns >= 0) & (found == 1)).sum(0)])
 
-    def scores(self, train: LabelledTokens, test: LabelledTokens) -> ConceptScores:
-        """All scores; `train` and `test` are what the batches were of."""
-        return _Assembly(self, train, test).scores()
+    def scores(self, train: LabelledTokens, test: LabelledTokens, *, of_units: int | None = None) -> ConceptScores:
+        """All scores; `train` and `test` are what the batches were of, `of_units` is that of `measure_concepts`."""
+        return _Assembly(self, train, test, of_units).scores()
 
 
 def _columns(columns: LabelColumns, batch: LabelledTokens) -> Int8[np.ndarray, "token column"]:
@@ -129,17 +133,21 @@ def _columns(columns: LabelColumns, batch: LabelledTokens) -> Int8[np.ndarray, "
 class _Assembly:
     """From arrays `[latent column]` to rows."""
 
-    def __init__(self, of: ConceptTest, train: LabelledTokens, test: LabelledTokens) -> None:
+    def __init__(self, of: ConceptTest, train: LabelledTokens, test: LabelledTokens, of_units: int | None) -> None:
         self.columns, self.train = of.columns, train
         self.at_test = scores_at(of.histogram, of.thresholds.slots)
         every = np.arange(len(of.columns.labels))
         self.best = {name: self.at_test[name][of.thresholds.scores[name].argmax(0), every] for name in SCORES}
+        fewer = None if of_units is None else best_of_fewer(of.thresholds.scores["f1"], self.at_test["f1"], of_units)
         at_auroc = areas(of.histogram)
         self.best["auroc"] = at_auroc[of.thresholds.auroc.argmax(0), every]
         counts = of.columns.lookup_counts(test)
         self.lookup = {name: score(*counts) for name, score in SCORES.items()} | {"auroc": np.full(len(every), 0.5)}
         self.best["high_precision_f1"] = f1_score(of.predicted[0], of.predicted[1], of.histogram.positives, of.histogram.known)
         self.lookup["high_precision_f1"] = self.lookup["f1"]
+        self.over_tokens = {"coverage_f1_over_tokens": self.best["f1"] - self.lookup["f1"]}
+        if fewer is not None:
+            self.over_tokens["equal_coverage_f1_over_tokens"] = fewer - self.lookup["f1"]
         self.f1 = self.at_test["f1"].T
         histogram = of.histogram
         everywhere = f1_score(histogram.positives, histogram.known, histogram.positives, histogram.known)[:, None]
@@ -157,8 +165,8 @@ class _Assembly:
             for name, values in self.best.items():
                 row = name if name.startswith("high") else f"coverage_{name}"
                 found[row + suffix] = self._mean(values[chosen], self.lookup[name][chosen])
-            over = (self.best["f1"] - self.lookup["f1"])[chosen]
-            found["coverage_f1_over_tokens" + suffix] = self._mean(over, np.zeros(len(over)))
+            for name, over in self.over_tokens.items():
+                found[name + suffix] = self._mean(over[chosen], np.zeros(len(chosen)))
             found |= {name + suffix: result for name, result in self._units(chosen).items()}
         return found | {"measured_labels": exact(len(self.columns.plain))}
 

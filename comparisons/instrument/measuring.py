@@ -114,12 +114,17 @@ def _superposition(pair: ModelPair, size: Size) -> Measured:
 
 
 def _concepts(pair: ModelPair, size: Size) -> Measured:
+    """Of single neurons, also at equal numbers of them: the best of as many as the model with the fewest has in a layer."""
     train, test = label_pair(pair, n_tokens=size.labelled_tokens).split()
+    columns = (open_column(pair.address, ColumnSpec(own, own)) for own in ROLES.values())
+    fewest = min(units.n_latents for column in columns for units in mlp_units(column))
 
     def measure(bridge: Any, units: Dictionary) -> Mapping[str, Result]:
-        return measure_concepts(bridge, units, train, test, magnitude=True).results
+        return measure_concepts(bridge, units, train, test, magnitude=True, of_units=fewest).results
 
-    return _with_controls(pair, measure, ("concepts_per_unit", "coverage_f1_over_tokens_ambiguous"))
+    controlled = ("concepts_per_unit", "coverage_f1_over_tokens_ambiguous", "equal_coverage_f1_over_tokens_ambiguous")
+    found = _with_controls(pair, measure, controlled)
+    return {role: results | {"equal_units": exact(fewest)} for role, results in found.items()}
 
 
 def _predictability(pair: ModelPair, size: Size) -> Measured:

@@ -13,6 +13,7 @@ _FORMAT = "claims 1"
 """What every cell depends on beside its models: raised when what all cells compute changes."""
 
 _CHANGED = {
+    "concepts": "at equal numbers of neurons",
     "robustness": "scores of tasks and masks",
     "circuits": "those that reach the target, by task",
     "compositionality": "three mask seeds",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sparse_lens.report.numbers import NOT_MEASURABLE, format_effect
@@ -23,8 +23,18 @@ class Axes:
     monospace_rows: bool = False
 
 
-def heatmap(values: Grid, axes: Axes, *, limit: float, ident: str, title: str, description: str, most_width: float = 420.0) -> str:
-    """One cell a value, colored up to `limit` on both sides; the number is written in where it fits."""
+def heatmap(
+    values: Grid,
+    axes: Axes,
+    *,
+    limit: float,
+    ident: str,
+    title: str,
+    description: str,
+    most_width: float = 420.0,
+    write: Callable[[float], str] = format_effect,
+) -> str:
+    """One cell a value, colored up to `limit` on both sides; the number is written in where it fits, as `write` has it."""
     rows = [shorten(visible(label), 16) for label in axes.rows]
     columns = max([len(row) for row in values], default=0)
     left = 10 + max([text_width(label) * (1.12 if axes.monospace_rows else 1) for label in rows], default=0.0)
@@ -44,19 +54,19 @@ def heatmap(values: Grid, axes: Axes, *, limit: float, ident: str, title: str, d
         parts.append(text(label, left - 8, y + 15, class_=name, text_anchor="end"))
         for column, value in enumerate(row):
             told = f"{axes.row_name} {axes.rows[index]}, {axes.column_name} {axes.columns[column]}"
-            parts.append(_cell(value, left + column * cell, y, (cell, pitch), limit, told))
+            written = None if value is None else write(value)
+            parts.append(_cell(value, written, left + column * cell, y, (cell, pitch), limit, told))
     frame = tag("rect", class_="frame", x=left, y=top, width=columns * cell, height=pitch * len(rows))
     height = top + pitch * len(rows) + 2
     return document(left + columns * cell + 2, height, *parts, frame, ident=ident, title=title, description=description)
 
 
-def _cell(value: float | None, x: float, y: float, size: tuple[float, float], limit: float, told: str) -> str:
+def _cell(value: float | None, written: str | None, x: float, y: float, size: tuple[float, float], limit: float, told: str) -> str:
     width, height = size
-    if value is None:
+    if value is None or written is None:
         title = hover(f"{told}: {NOT_MEASURABLE}")
         return tag("rect", title, class_="missing", x=x, y=y, width=width, height=height)
     strength = min(abs(value) / limit, 1.0) if limit > 0 else 0.0
-    written = format_effect(value)
     title = hover(f"{told}: {written}")
     under = tag("rect", title, class_="blank", x=x, y=y, width=width, height=height)
     name = "positive" if value >= 0 else "negative"

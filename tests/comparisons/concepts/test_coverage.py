@@ -14,7 +14,7 @@ from sparse_lens.comparisons.concepts.scores import SHARES, areas, best_threshol
 from sparse_lens.comparisons.concepts.token_identity import LabelColumns, best_lookup, label_ambiguity, label_entropy
 from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.dictionaries import IdentityDictionary
-from sparse_lens.errors import DataError
+from sparse_lens.errors import ConfigError, DataError
 from sparse_lens.kernels.histograms import grid_value
 
 CONTEXT = 32
@@ -253,3 +253,24 @@ def test_detectors_of_the_benchmark_are_found():
     found = score_made_up(64_000)
     assert found.f1.shape[1] == 4096 and found.results["coverage_f1"].value > 0.95
     assert found.f1.argmax(1).tolist() == [int(name.removeprefix("label_")) for name in found.names]
+
+
+def test_the_best_of_fewer_neurons() -> None:
+    """Of all of them it is the coverage, of one the mean over neurons; more than there are cannot be drawn."""
+    pair = ModelPair.open()
+    train, test = label_pair(pair, n_tokens=4096, max_files=12).split()
+    bridge = pair.open_model("dense_matched")
+    neurons = IdentityDictionary(bridge.cfg.d_mlp, "blocks.0.mlp.hook_post")
+
+    def of(n_units: int | None):
+        return measure_concepts(bridge, neurons, train, test, magnitude=True, of_units=n_units)
+
+    plain, every, one = of(None), of(bridge.cfg.d_mlp), of(1)
+    name = "coverage_f1_over_tokens"
+    assert f"equal_{name}" not in plain.results
+    for suffix in ("", "_ambiguous"):
+        assert every.results[f"equal_{name}{suffix}"].value == pytest.approx(plain.results[f"{name}{suffix}"].value)
+    lookup = np.array([plain.per_label[label]["f1"].null for label in plain.names])
+    assert one.results[f"equal_{name}"].value == pytest.approx(float((plain.f1.mean(1) - lookup).mean()), abs=1e-6)
+    with pytest.raises(ConfigError, match="cannot be drawn"):
+        of(bridge.cfg.d_mlp + 1)
