@@ -163,16 +163,11 @@ def _number(result: Result) -> str:
 
 
 def kept_models(folder: Path, scope: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The models, as `measure_family` gives them, that an earlier run of the same `scope` has kept in a folder; none without one.
+    """The models, as `measure_family` gives them, that an earlier run has kept in a folder; none without one.
 
-    Raises `DataError` for a file that cannot be read, `ConfigError` for one of another scope: numbers of a smoke run, or of
-    circuits on other tasks, are not mixed with these.
+    Raises what `read_kept_file` raises.
     """
-    content = read_kept_file(folder / KEPT, ["models", "scope"])
-    if content and content["scope"] != scope:
-        told = ", ".join(f"{name} {value}" for name, value in content["scope"].items())
-        raise ConfigError(f"{folder / KEPT} is of a run with {told}; name another folder with --out, or move it away")
-    return content.get("models", {})
+    return read_kept_file(folder / KEPT, ["models"], scope).get("models", {})
 
 
 def merged(kept: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

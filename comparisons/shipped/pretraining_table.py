@@ -135,15 +135,8 @@ def page(effects: Mapping[str, Sequence[Results]]) -> str:
 
 
 def kept_effects(folder: Path, scope: Mapping[str, Any]) -> dict[str, list[Results]]:
-    """What an earlier run of the same scope has kept in a folder, by recipe; none without one.
-
-    Raises `DataError` for a file that cannot be read, `ConfigError` for one of another scope.
-    """
-    content = read_kept_file(folder / KEPT, ["scope", "effects"])
-    if content and content["scope"] != scope:
-        told = ", ".join(f"{name} {value}" for name, value in content["scope"].items())
-        raise ConfigError(f"{folder / KEPT} is of a run with {told}; name another folder with --out, or move it away")
-    return content.get("effects", {})
+    """What an earlier run has kept in a folder, by recipe; none without one. Raises what `read_kept_file` raises."""
+    return read_kept_file(folder / KEPT, ["effects"], scope).get("effects", {})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
