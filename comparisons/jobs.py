@@ -11,10 +11,11 @@ import importlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -149,22 +150,23 @@ def _run_here(job: Job) -> tuple[Record, float]:
 
 
 def _in_processes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Record, float]]:
-    """What runs beside a job that fails is finished, and kept; nothing else is begun."""
+    """What runs beside a job that fails is finished, and kept; nothing is begun after it, as no process has a job in waiting."""
     failed: Exception | None = None
+    left = iter(jobs)
     with worker_pool(workers) as pool:
-        futures = {pool.submit(Job.timed, job): job for job in jobs}
-        for future in as_completed(futures):
-            if future.cancelled():
-                continue
-            try:
-                with _naming(futures[future]):
-                    record, seconds = future.result()
-            except Exception as error:
-                failed = failed or error
-                for other in futures:
-                    other.cancel()
-                continue
-            yield futures[future], record, seconds
+        running = {pool.submit(Job.timed, job): job for job in islice(left, workers)}
+        while running:
+            done: list[tuple[Job, Record, float]] = []
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                try:
+                    with _naming(job):
+                        done.append((job, *future.result()))
+                except Exception as error:
+                    failed = failed or error
+            if failed is None:
+                running |= {pool.submit(Job.timed, job): job for job in islice(left, workers - len(running))}
+            yield from done
     if failed is not None:
         raise failed
 

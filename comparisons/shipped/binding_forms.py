@@ -33,9 +33,10 @@ MEASURES = {
     BEHAVIOUR: {"accuracy": "accuracy", "segregation": "segregation", "renaming": "renaming", "composition gap": "composition_gap"},
     INSIDE: {
         "representation": "representation",
-        "flipped": "flip_attribute",
+        "flipped by the value's": "flip_attribute",
+        "by the name's": "flip_entity",
         "restored": "restore",
-        "flipped by random vectors": "random_flip",
+        "flipped by random ones": "random_flip",
         "leakage (logits)": "leakage_logits",
     },
 }
@@ -43,7 +44,7 @@ JUDGED = ("composition gap", "representation")
 """Of these the difference over training seeds is printed, too, with its verdict."""
 
 _CELL = "sparse_lens.comparisons.shipped.binding_forms:binding_cell"
-_FORMAT = "binding forms 1"
+_FORMAT = "binding forms 2"
 _QUICK_PAIRS = 24
 _NOISE = 1e-12
 
@@ -92,8 +93,8 @@ def _table(seeds: Sequence[Seed], forms: Sequence[str], columns: Mapping[str, st
             sides = {side: [seed[side][form].get(metric, _NOTHING) for seed in seeds] for side in ROLES}
             cells += [_mean(results) for results in sides.values()]
             if told in JUDGED:
-                values = [[result.value for result in results] for results in sides.values()]
-                judged = judge(values[0], values[1], loss_gaps=gaps, larger="sparse")
+                sparse, dense = ([result.value for result in results] for results in sides.values())
+                judged = judge(_without_noise(sparse, dense), dense, loss_gaps=gaps, larger="sparse")
                 cells += [_rounded(judged.difference), judged.verdict]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
@@ -106,6 +107,12 @@ def _number(seed: Seed, side: str, form: str, metric: str) -> float:
     value = seed[side][form][metric].value
     assert value is not None, f"{metric} of a model always has a value"
     return value
+
+
+def _without_noise(values: Sequence[float | None], others: Sequence[float | None]) -> list[float | None]:
+    """The values, those that differ from the others' by rounding alone as these."""
+    both = zip(values, others, strict=True)
+    return [o if v is not None and o is not None and abs(v - o) < _NOISE else v for v, o in both]
 
 
 def _rounded(result: Result) -> str:

@@ -62,13 +62,14 @@ def _beside(grid: MeasuredGrid, own: Mapping[str, Result]) -> list[str]:
     if at_edge := sum(cell.at_edge for cell in grid.cells.values()):
         found += [f"{at_edge} of {len(grid.cells)} cells do best at the least or the largest learning rate tried"]
     if "interaction" in own:
-        found += [f"interaction (slope at the least density less that): {own['interaction']}"]
+        interaction = own["interaction"]
+        found += [f"interaction (slope at the least density less that): {interaction.reason or interaction}"]
     return found + [f"slope of the loss at {100 * density:g} %: {loss[f'slope_at_{density:g}']}" for density in grid.densities]
 
 
 def _by_seed(grid: MeasuredGrid, measure: str, density: float, n_seeds: int) -> list[float | None]:
     """The slope on the logarithm of depth at one density, seed by seed; None where fewer than two depths are left."""
-    runs = {place: cell.runs for place, cell in grid.cells.items() if place[1] == density}
+    runs = {place: cell.runs for place, cell in grid.cells.items() if place[1] == density and cell.runs}
     if len(runs) < 2:
         return [None] * n_seeds
     values = [{place: [of[seed][measure].value or 0.0] for place, of in runs.items()} for seed in range(n_seeds)]

@@ -171,10 +171,12 @@ def kept_models(folder: Path, scope: Mapping[str, Any]) -> dict[str, dict[str, A
 
 
 def merged(kept: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Both, by model; of one that is in both the new facts, and the values of both."""
+    """Both, by model; of one that is in both the new facts, and the values of both, unless it was trained anew in between."""
     found = {name: dict(model) for name, model in kept.items()}
     for name, model in new.items():
-        old = found.get(name, {"values": {}, "fracture_tasks": []})
+        old = found.get(name, {"loss": None})
+        if (old["loss"], old.get("density")) != (model["loss"], model["density"]):
+            old = {"values": {}, "fracture_tasks": []}
         tasks = model["fracture_tasks"] or old["fracture_tasks"]
         found[name] = {**model, "fracture_tasks": tasks, "values": {**old["values"], **model["values"]}}
     return found

@@ -61,13 +61,13 @@ class MeasuredGrid:
         return min(len(cell.runs) for cell in self.cells.values())
 
     def with_all(self, measures: Sequence[str]) -> MeasuredGrid:
-        """The grid without the cells of which a run lacks one of the measures; what is left may be nothing."""
-        there = {
-            place: cell
-            for place, cell in self.cells.items()
-            if all(run[measure].value is not None for run in cell.runs for measure in measures)
-        }
-        return replace(self, cells=there)
+        """The grid with no run in the cells of which one lacks one of the measures."""
+
+        def is_whole(cell: MeasuredCell) -> bool:
+            return all(run[measure].value is not None for run in cell.runs for measure in measures)
+
+        cells = {place: cell if is_whole(cell) else replace(cell, runs=()) for place, cell in self.cells.items()}
+        return replace(self, cells=cells)
 
     def slopes_of(self, measure: str) -> dict[str, Result]:
         """`depth_slopes` of a measure, over the places where it is measurable in all runs."""

@@ -75,6 +75,13 @@ def test_what_runs_beside_a_failing_job_is_kept(tmp_path: Path) -> None:
     assert not missing_jobs([_facts("sparse")], tmp_path)
 
 
+def test_nothing_is_begun_after_a_job_that_failed(tmp_path: Path) -> None:
+    later = [_parsed(json.dumps(n)) for n in range(8)]
+    with pytest.raises(ValueError):
+        run_jobs([_parsed("no json"), _facts("sparse"), *later], tmp_path, workers=2, progress=False)
+    assert len(missing_jobs(later, tmp_path)) >= 7  # at most one, if the other process was the first to be ready
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path: Path, workers: int) -> None:

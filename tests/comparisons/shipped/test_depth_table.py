@@ -62,7 +62,8 @@ def test_the_row_and_its_slopes_are_over_the_same_cells() -> None:
     assert row.claim.larger == "dense" and row.judgement.difference == row.dense and row.verdict == "supports"
     without = {place: runs for place, runs in planted().items() if place != (16, 1.0)}
     assert row.judgement == depth_row(grid_of(without)).judgement and row.controls == depth_row(grid_of(without)).controls
-    assert not any(line.startswith("interaction") and "measurable" in line for line in row.found)
+    at_other_depths = "the least and the greatest density have values at other depths: 1, 4, 16 and 1, 4"
+    assert f"interaction (slope at the least density less that): {at_other_depths}" in row.found
     for depth in (1, 4):
         measured[depth, 1.0][1][MIXED] = not_measurable("gate")
     assert depth_row(grid_of(measured)).verdict == "not measurable"

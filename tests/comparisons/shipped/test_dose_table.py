@@ -102,6 +102,8 @@ def test_models_measured_apart_are_put_together() -> None:
     both = merged(kept, new)
     assert set(both["wide"]["values"]) == {"up", "some", PSI, SHUFFLED, "features"}
     assert both["wide"]["fracture_tasks"] == ["with_as"]
+    retrained = {"wide": new["wide"] | {"loss": exact(3.31)}}
+    assert merged(kept, retrained)["wide"] == retrained["wide"] and merged(kept, retrained)["narrow"] == kept["narrow"]
     del both["wide"]["values"]["up"]
     assert set(responses(both, "d0.025")) == {"some", PSI, SHUFFLED, "features"}
 
