@@ -91,6 +91,7 @@ def test_shipped_pair_gives_every_column() -> None:
     assert not np.isnan(metrics["models"]["sparse"]["loss"].value)
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_not_searched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that was killed goes on where it was: with all cells kept the second run searches nothing and says the same."""
     from sparse_lens.comparisons import column_searches

@@ -96,6 +96,7 @@ def test_labels_are_the_texts_whatever_the_merges(other_merges: Path) -> None:
     assert own == pytest.approx(other, abs=0.03) and own > 0.05
 
 
+@pytest.mark.slow
 def test_rows_of_a_model_with_other_merges(other_merges: Path) -> None:
     """Those that read its own labels have numbers; matching units token by token is left out, by name, and so is its loss."""
     pair = ModelPair.open().with_models(dense_matched=other_merges)
@@ -133,6 +134,7 @@ def test_what_dictionaries_are_trained_on_is_in_the_models_own_tokens(renumbered
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_a_renumbered_model_is_compared_like_the_model_itself(renumbered: Path) -> None:
     metrics = compare(
         ModelPair.open().with_models(dense_matched=renumbered, sparse=ModelPair.open().model_folder("dense_matched")),

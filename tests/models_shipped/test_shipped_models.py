@@ -96,6 +96,7 @@ def test_arms_belong_to_the_pairs_own_models(tmp_path: Path) -> None:
         PAIR.check_tokens(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ROLES)
 def test_default_tasks_pass_the_gate(role: str) -> None:
     bridge = PAIR.open_model(role)

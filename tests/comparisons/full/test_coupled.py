@@ -13,6 +13,7 @@ from sparse_lens.models import CircuitGPTConfig, CircuitGPTForCausalLM
 from sparse_lens.results import from_plain
 
 
+@pytest.mark.slow
 def test_the_shipped_twins_are_coupled_and_steered(tmp_path: Path) -> None:
     pair = ModelPair.open()
     (job,) = coupling_jobs(pair, 4096, tmp_path)

@@ -42,6 +42,7 @@ def test_deep_models_are_read_in_four_layers() -> None:
     assert last["live_units"] != fracture_cell("python-sparse", ["while_return_true"], True, [0])["live_units"]
 
 
+@pytest.mark.slow
 def test_fracture_is_of_the_tasks_that_all_models_do(tmp_path: Path) -> None:
     """Both shipped models do two of three tasks; numbers are those of `fracture_table` on these, model by model."""
     folders = {"a": PAIR.model_folder("sparse"), "b": PAIR.model_folder("dense_matched")}
