@@ -6,6 +6,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from sparse_lens.comparisons import ModelPair
 from sparse_lens.comparisons.full.coupled import coupling_jobs, couplings_part, steering_jobs
 from sparse_lens.comparisons.jobs import run_jobs
