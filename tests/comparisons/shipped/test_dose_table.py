@@ -20,7 +20,7 @@ from sparse_lens.comparisons.shipped.dose_table import (
     prevention_row,
     responses,
 )
-from sparse_lens.comparisons.shipped.measuring_family import BITS, PSI, SHUFFLED
+from sparse_lens.comparisons.shipped.measuring_family import BITS, CONTROLS, PSI, SHUFFLED, control_of
 from sparse_lens.errors import ConfigError, DataError, UnknownNameError
 from sparse_lens.results import exact, not_measurable, to_plain
 from sparse_lens.training import get_recipe
@@ -183,7 +183,8 @@ def test_shipped_models_are_measured(tmp_path: Path) -> None:
     main([*folders, *options, "--page", str(page)])
     kept = json.loads((tmp_path / "kept" / KEPT).read_text())["models"]
     told = "held-out R² of a neuron from the others"
-    assert set(kept["python-dense-matched"]["values"]) == {told, BITS}
+    controls = {control_of(told, control) for control in CONTROLS[told]}
+    assert set(kept["python-dense-matched"]["values"]) == {told, BITS} | controls and len(controls) == 2
     assert np.isfinite(kept["python-dense-matched"]["values"][told]["value"])
     assert "not measurable: 1 densit" in page.read_text()
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
