@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from sparse_lens.comparisons.mechanism.neuron_wiring import OUTCOMES, NeuronWiring
 from sparse_lens.errors import ConfigError, UnknownNameError
-from sparse_lens.results import Result, bootstrap_mean, not_measurable
+from sparse_lens.results import Result, bootstrap_mean, exact, not_measurable
 
 PREDICTORS = ("fan_in", "fan_out", "weights")
 OF_WEIGHTS = ("coefficient_weights", "r2_weights", "weights_beyond_wires")
@@ -122,8 +122,7 @@ def wiring_table(
         found[recipe] = regress_wiring(part, outcome, n_resamples=n_resamples, seed=seed) | _means(part, outcome)
         alike |= part
     pooled = regress_wiring(alike, outcome, recipes=of, n_resamples=n_resamples, seed=seed)
-    means = {name: replace(mean, lo=None, hi=None) for name, mean in _means(models, outcome).items()}
-    return found | {"pooled": pooled | means}
+    return found | {"pooled": pooled | _means(models, outcome, intervals=False)}
 
 
 def _of_equal_weights(models: Mapping[str, NeuronWiring]) -> dict[str, NeuronWiring]:
@@ -132,14 +131,15 @@ def _of_equal_weights(models: Mapping[str, NeuronWiring]) -> dict[str, NeuronWir
     return {name: replace(model, weights=mean) for name, model in models.items()}
 
 
-def _means(models: Mapping[str, NeuronWiring], outcome: str) -> dict[str, Result]:
+def _means(models: Mapping[str, NeuronWiring], outcome: str, *, intervals: bool = True) -> dict[str, Result]:
     table = np.concatenate([_table(model, outcome) for model in models.values()])
     names = ("mean_log2_fan_in", "mean_log2_fan_out", f"mean_{outcome}")
-    return {name: _mean(column, len(models)) for name, column in zip(names, table[:, [0, 1, 3]].T, strict=True)}
-
-
-def _mean(column: Float[np.ndarray, " neuron"], n_models: int) -> Result:
-    return bootstrap_mean(column, seeds=n_models) if len(column) else not_measurable("no neuron has this outcome")
+    if not len(table):
+        return dict.fromkeys(names, not_measurable("no neuron has this outcome"))
+    columns = dict(zip(names, table[:, [0, 1, 3]].T, strict=True))
+    if intervals:
+        return {name: bootstrap_mean(column, seeds=len(models)) for name, column in columns.items()}
+    return {name: exact(float(column.mean()), n=len(column), seeds=len(models)) for name, column in columns.items()}
 
 
 def _table(model: NeuronWiring, outcome: str) -> Float[np.ndarray, "neuron column"]:

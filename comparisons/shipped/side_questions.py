@@ -50,7 +50,7 @@ _SEED = re.compile(r"-seed\d+$")
 _NEURONS = re.compile(r"all \d+ neurons")
 
 
-def recipe_of(name: str) -> str:
+def recipe_name(name: str) -> str:
     """A model's name without its training seed: `dose-5-160` of `dose-5-160-seed2`."""
     return _SEED.sub("", name)
 
@@ -60,10 +60,10 @@ def wires_of(models: Mapping[str, SideModel]) -> dict[str, dict[str, Result]]:
     found: dict[bool, dict[str, dict[str, Result]]] = {}
     for dense in (False, True):
         wiring = {name: model.wiring for name, model in models.items() if (model.density >= FULL_DENSITY) == dense}
-        found[dense] = wiring_table(wiring, OUTCOME, recipes={name: recipe_of(name) for name in wiring}) if wiring else {}
+        found[dense] = wiring_table(wiring, OUTCOME, recipes={name: recipe_name(name) for name in wiring}) if wiring else {}
     alone = found[False] | found[True]
     pooled = {POOLED: found[False][POOLED]} if found[False] else {}
-    return {recipe: alone[recipe] for recipe in dict.fromkeys(map(recipe_of, models))} | pooled
+    return {recipe: alone[recipe] for recipe in dict.fromkeys(map(recipe_name, models))} | pooled
 
 
 def shifts_of(models: Mapping[str, SideModel]) -> dict[str, dict[str, Result]]:
@@ -84,8 +84,8 @@ def _points(models: Mapping[str, SideModel], lost: str) -> Iterator[ShiftPoint]:
 def _shift_by_recipe(models: Mapping[str, SideModel]) -> dict[str, dict[str, Result]]:
     """By recipe the mean of every number over its training seeds, with the extremes; not measurable where one is not."""
     found = {}
-    for recipe in dict.fromkeys(map(recipe_of, models)):
-        members = [model.shift for name, model in models.items() if recipe_of(name) == recipe]
+    for recipe in dict.fromkeys(map(recipe_name, models)):
+        members = [model.shift for name, model in models.items() if recipe_name(name) == recipe]
         found[recipe] = {key: _over_seeds([shift[key] for shift in members]) for key in members[0]}
     return found
 
