@@ -45,7 +45,7 @@ class Claim:
 ARM_CLAIMS = ("COMP", "EASE", "FRACTURE")
 """What an arm, such as a pruned dense model, is held against the sparse model in."""
 
-DISENTANGLING = ("T1a-dose", "MONO", "CONCEPTS", "T3b", "COMP", "EASE", "FRACTURE", "ENTANGLE")
+DISENTANGLING = ("T1a-dose", "MONO", "CONCEPTS", "T3b", "T3b-mask", "COMP", "EASE", "FRACTURE", "ENTANGLE")
 """The claims whose cells ALWAYS looks at."""
 
 
@@ -55,6 +55,11 @@ def arm_claim(claim: Claim, arm: str) -> Claim:
     return replace(claim, id=f"T1b-{arm}-{claim.id}", text=text, source="arXiv:2511.13653 against arXiv:2603.25325")
 
 
+_NODES = (
+    "log2 of nodes, mean over tasks; control: in each model, circuits of nonsense labels, and with shuffled weights, are at least "
+    "twice as large"
+)
+
 CLAIMS = (
     Claim(
         "T1a",
@@ -62,7 +67,14 @@ CLAIMS = (
         "perishable",
         "seed question after arXiv:2511.13653; measure of arXiv:2512.13568",
         *("superposition", "psi", "sparse", (), 1.0),
-        beside=("effective_features", "fvu", "random_weights_psi"),
+        beside=(
+            "effective_features",
+            "fvu",
+            "random_weights_psi",
+            "same_token_psi",
+            "random_weights_same_token_psi",
+            "token_factor",
+        ),
         unit="effective features of an SAE per neuron, against 1",
     ),
     Claim(
@@ -72,6 +84,7 @@ CLAIMS = (
         "arXiv:2511.13653",
         *("superposition", "psi", "dense", ("random_weights",)),
         beside=("effective_features", "fvu"),
+        forms=("same_token_psi",),
         unit="effective features of an SAE per neuron",
     ),
     Claim(
@@ -124,12 +137,41 @@ CLAIMS = (
         only_if="needs models of several densities: python -m sparse_lens.comparisons.shipped.dose_table; --kept reads its file",
     ),
     Claim(
+        "T3a-shift",
+        "sparsity only makes superposition dear: where identifiers are renamed, features per neuron rise more in the sparse model",
+        "durable",
+        "seed question after arXiv:2603.03415",
+        *("superposition", "psi_rise_renamed", "sparse", ("random_weights",)),
+        beyond=0.0,
+        beside=("psi_as_is", "psi_renamed"),
+        unit="effective features per neuron on renamed text less those on the same text as it is, read by one SAE",
+    ),
+    Claim(
         "T3b",
         "sparse training gives smaller circuits than a dense model of equal loss has",
         "durable",
         "arXiv:2511.13653 against arXiv:2601.22594",
         *("circuits", "log2_nodes", "dense", ()),
-        unit="log2 of nodes, mean over tasks; control: in each model, circuits of nonsense labels are at least twice as large",
+        beside=("recovered", "random_circuits_recovered"),
+        unit=_NODES,
+    ),
+    Claim(
+        "T3b-SAE",
+        "sparse training gives smaller circuits than a dense model of equal loss has where its MLPs are read through SAEs",
+        "durable",
+        "arXiv:2511.13653",
+        *("latent_circuits", "log2_nodes", "dense", ()),
+        beside=("recovered", "random_circuits_recovered"),
+        unit=_NODES,
+    ),
+    Claim(
+        "T3b-mask",
+        "subroutines take fewer weights in the sparse model than a mask of the dense one keeps",
+        "durable",
+        "arXiv:2301.10884 against arXiv:2511.13653",
+        *("compositionality", "log2_kept", "dense", ("random_weights",)),
+        beside=("quote_sub_own", "bracket_sub_own", "quote_random_weights_sub_own", "bracket_random_weights_sub_own"),
+        unit="log2 of the weights that a mask keeps, of those that it could",
     ),
     Claim(
         "COMP",

@@ -6,74 +6,26 @@ under `random_weights_METRIC` and `rotated_METRIC`. Measures of MLP neurons are 
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
-from sparse_lens.circuits import SearchConfig
-from sparse_lens.circuits.trust.controls import random_weights
 from sparse_lens.comparisons.binding import binding_table
-from sparse_lens.comparisons.circuit_sizes import common_target, nonsense_circuit, prepare_setting, search_column
 from sparse_lens.comparisons.column_specs import ColumnSpec, mlp_units, open_column
-from sparse_lens.comparisons.compositionality import CHEAP, MaskConfig, compositionality_table
+from sparse_lens.comparisons.compositionality import compositionality_table
 from sparse_lens.comparisons.concepts.coverage import measure_concepts
 from sparse_lens.comparisons.concepts.labelled_tokens import label_pair
-from sparse_lens.comparisons.fracture.model_fracture import FractureConfig, fracture_table
+from sparse_lens.comparisons.fracture.model_fracture import fracture_table
+from sparse_lens.comparisons.instrument.neuron_controls import mean_results, with_controls
+from sparse_lens.comparisons.instrument.pair_circuits import measure_latent_circuits, measure_pair_circuits
+from sparse_lens.comparisons.instrument.pair_superposition import measure_pair_superposition
+from sparse_lens.comparisons.instrument.sizes import ROLES, SMOKE, Measured, Size, reading_batches, tasks_of
 from sparse_lens.comparisons.pair import ModelPair, model_facts
 from sparse_lens.comparisons.predictability.measuring import predictability_table
-from sparse_lens.comparisons.reading import reading_windows
-from sparse_lens.comparisons.rows.superposition import measure_superposition
 from sparse_lens.comparisons.shift import python_ladder, renamed_ablation, renamed_task, robustness_slopes, shift_table
-from sparse_lens.dictionaries import Dictionary, RotationDictionary, SAETrainingConfig, random_rotation, train_sae
+from sparse_lens.dictionaries import Dictionary
 from sparse_lens.errors import UnknownNameError
-from sparse_lens.results import Result, exact, not_measurable
+from sparse_lens.results import Result, exact
 from sparse_lens.tasks import get_task
-
-Measured = dict[str, dict[str, Result]]
-
-ROLES = {"sparse": "sparse", "dense": "dense_matched"}
-"""What a claim calls the sides, and what the pair calls them."""
-
-
-SAE_K = 16
-"""Latents of an SAE that are active at a token."""
-
-ON_TASK = "_on_"
-"""Between a metric's name and a task's: the metric on that task alone."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much each measure reads; the default, and the least that still runs everything."""
-
-    tokens: int = 60_000
-    labelled_tokens: int = 60_000
-    sae_tokens: int = 200_000
-    fracture: FractureConfig = FractureConfig()  # noqa: RUF009 - frozen
-    tasks: int = 5
-    masks: MaskConfig = MaskConfig()  # noqa: RUF009 - frozen
-    mask_seeds: tuple[int, ...] = (0, 1, 2)
-    binding_pairs: int = 240
-    shift_windows: int = 128
-    search: SearchConfig = SearchConfig()  # noqa: RUF009 - frozen
-
-
-SMOKE = Size(
-    tokens=12_800,
-    labelled_tokens=12_800,
-    sae_tokens=8_192,
-    fracture=FractureConfig(n_pairs=2, n_units=16),
-    tasks=1,
-    masks=CHEAP.model_copy(update={"steps": 20}),
-    mask_seeds=(0,),
-    binding_pairs=48,
-    shift_windows=16,
-    search=SearchConfig(steps=20, search_pairs=64, evaluation_pairs=32, evaluations=6),
-)
 
 
 def measured(pair: str, measure: str, *, smoke: bool = False) -> Measured:
@@ -90,29 +42,6 @@ def _losses(pair: ModelPair, size: Size) -> Measured:  # noqa: ARG001 - all wind
     return found
 
 
-def _superposition(pair: ModelPair, size: Size) -> Measured:
-    """Effective features of SAEs on the neurons (arXiv:2512.13568), of twice as many latents as neurons in either model.
-
-    Neurons themselves cannot be more features than neurons. An SAE is as good in one basis as in another: the control is the
-    model with shuffled weights, and an SAE of its own.
-    """
-    batches = _batches(pair, size.tokens)
-
-    def measure(bridge: Any, units: Dictionary) -> dict[str, Result]:
-        buffer = min(65_536, size.sae_tokens)
-        sae = SAETrainingConfig(d_sae=2 * units.n_latents, k=SAE_K, tokens=size.sae_tokens, batch_size=2048, buffer_tokens=buffer)
-        reading = reading_windows(pair, int(1.3 * size.sae_tokens) + 2 * buffer)
-        with tempfile.TemporaryDirectory() as folder:
-            training = np.array_split(reading, max(1, len(reading) // 16))
-            trained = train_sae(bridge, units.hook_in, training, sae, Path(folder) / "sae", held_out=batches, progress=False)
-            found = measure_superposition(bridge, trained.dictionary, batches)
-        fvu = trained.statistics.fvu
-        unexplained = not_measurable("the activation does not vary") if fvu is None else exact(fvu)
-        return {name: found[name] for name in ("psi", "effective_features")} | {"fvu": unexplained}
-
-    return _with_controls(pair, measure, ("psi",), rotated=False)
-
-
 def _concepts(pair: ModelPair, size: Size) -> Measured:
     """Of single neurons, also at equal numbers of them: the best of as many as the model with the fewest has in a layer."""
     train, test = label_pair(pair, n_tokens=size.labelled_tokens).split()
@@ -123,54 +52,17 @@ def _concepts(pair: ModelPair, size: Size) -> Measured:
         return measure_concepts(bridge, units, train, test, magnitude=True, of_units=fewest).results
 
     controlled = ("concepts_per_unit", "coverage_f1_over_tokens_ambiguous", "equal_coverage_f1_over_tokens_ambiguous")
-    found = _with_controls(pair, measure, controlled)
+    found = with_controls(pair, measure, controlled)
     return {role: results | {"equal_units": exact(fewest)} for role, results in found.items()}
 
 
 def _predictability(pair: ModelPair, size: Size) -> Measured:
-    batches = _batches(pair, size.tokens)
+    batches = reading_batches(pair, size.tokens)
     return _by_layer(pair, lambda columns: predictability_table(columns, batches))
 
 
 def _fracture(pair: ModelPair, size: Size) -> Measured:
-    return _by_layer(pair, lambda columns: fracture_table(columns, _tasks(pair), size.fracture))
-
-
-def _circuits(pair: ModelPair, size: Size) -> Measured:
-    """Nodes of the smallest circuits found at one target a task, as log2: for each task, and the mean over tasks.
-
-    Of the tasks that both models do, those count on which both reach the target. `nonsense_margin` is the control in each model by
-    itself: log2 of the nodes that the same search needs for nonsense labels at the same targets, less that of the circuits, over
-    the tasks at whose target nonsense was fitted at all (`nonsense_fitted`).
-    """
-    columns = {role: open_column(pair.address, ColumnSpec(own, own)) for role, own in ROLES.items()}
-    nodes: dict[str, dict[str, float]] = {role: {} for role in ROLES}
-    margins: dict[str, list[float]] = {role: [] for role in ROLES}
-    for task in _tasks(pair)[: size.tasks]:
-        settings = {role: prepare_setting(column, task, size.search, seed=0) for role, column in columns.items()}
-        if not all(setting.passes for setting in settings.values()):
-            continue
-        target = common_target(list(settings.values()))
-        found = {role: search_column(of, target, size.search, seed=0, on_step=_nothing).circuit for role, of in settings.items()}
-        if not all(circuit.reached for circuit in found.values()):
-            continue
-        for role, circuit in found.items():
-            nodes[role][task] = float(np.log2(max(circuit.n_nodes, 1)))
-            nonsense = nonsense_circuit(columns[role], target, size.search, seed=0, on_step=_nothing)
-            if nonsense.reached:
-                margins[role].append(float(np.log2(max(nonsense.n_nodes, 1))) - nodes[role][task])
-    return {role: _circuit_sizes(nodes[role], margins[role], _tasks(pair)[: size.tasks]) for role in ROLES}
-
-
-def _circuit_sizes(nodes: Mapping[str, float], margins: Sequence[float], tasks: Sequence[str]) -> dict[str, Result]:
-    missing = not_measurable(f"on no task of {', '.join(tasks)} do both models reach the target")
-    unfitted = not_measurable("nonsense labels are fitted by no circuit at these targets", n=len(nodes))
-    found = {f"log2_nodes{ON_TASK}{task}": exact(value) for task, value in nodes.items()}
-    return found | {
-        "log2_nodes": exact(float(np.mean(list(nodes.values()))), n=len(nodes)) if nodes else missing,
-        "nonsense_margin": exact(float(np.mean(margins)), n=len(margins)) if margins else unfitted,
-        "nonsense_fitted": exact(len(margins), n=len(nodes)),
-    }
+    return _by_layer(pair, lambda columns: fracture_table(columns, tasks_of(pair), size.fracture))
 
 
 def _compositionality(pair: ModelPair, size: Size) -> Measured:
@@ -194,7 +86,7 @@ def _robustness(pair: ModelPair, size: Size) -> Measured:
     """Loss, accuracy on a task, and what masks of subroutines spare, while identifiers are renamed to rare strings."""
     bridges, ladder = _bridges(pair), python_ladder(pair, "identifiers", n_windows=size.shift_windows)
     tokenizer = bridges["sparse"].tokenizer
-    scores: dict[str, Any] = {f"accuracy_{task}": renamed_task(get_task(task), tokenizer) for task in _tasks(pair)[:1]}
+    scores: dict[str, Any] = {f"accuracy_{task}": renamed_task(get_task(task), tokenizer) for task in tasks_of(pair)[:1]}
     scores["d_abl"] = renamed_ablation(tokenizer, config=size.masks)
     return _roles_of(robustness_slopes(bridges, ladder, scores=scores))
 
@@ -206,11 +98,12 @@ def _roles_of(table: Measured) -> Measured:
 
 MEASURES: dict[str, Callable[[ModelPair, Size], Measured]] = {
     "losses": _losses,
-    "superposition": _superposition,
+    "superposition": measure_pair_superposition,
     "concepts": _concepts,
     "predictability": _predictability,
     "fracture": _fracture,
-    "circuits": _circuits,
+    "circuits": measure_pair_circuits,
+    "latent_circuits": measure_latent_circuits,
     "compositionality": _compositionality,
     "binding": _binding,
     "shift": _shift,
@@ -222,27 +115,6 @@ def _bridges(pair: ModelPair) -> dict[str, Any]:
     return {role: open_column(pair.address, ColumnSpec(own, own)).bridge for role, own in ROLES.items()}
 
 
-def _with_controls(
-    pair: ModelPair, measure: Callable[[Any, Dictionary], Mapping[str, Result]], controlled: Sequence[str], *, rotated: bool = True
-) -> Measured:
-    """A measure of MLP neurons with its controls: the same on shuffled weights, and, if `rotated`, on random mixtures of them."""
-    found: Measured = {}
-    for role, own in ROLES.items():
-        column = open_column(pair.address, ColumnSpec(own, own))
-        layers = []
-        for units in mlp_units(column):
-            results = dict(measure(column.bridge, units))
-            with random_weights(column.bridge, seed=0):
-                shuffled = measure(column.bridge, units)
-            results |= {f"random_weights_{name}": shuffled[name] for name in controlled}
-            if rotated:
-                mixed = measure(column.bridge, RotationDictionary(random_rotation(units.n_latents), units.hook_in))
-                results |= {f"rotated_{name}": mixed[name] for name in controlled}
-            layers.append(results)
-        found[role] = mean_results(layers)
-    return found
-
-
 def _by_layer(pair: ModelPair, table: Callable[[Mapping[str, tuple[Any, Dictionary]]], Measured]) -> Measured:
     """A table over both models' MLP neurons, layer by layer, and its mean; a deeper model's further layers are left out."""
     columns = {role: open_column(pair.address, ColumnSpec(own, own)) for role, own in ROLES.items()}
@@ -252,29 +124,3 @@ def _by_layer(pair: ModelPair, table: Callable[[Mapping[str, tuple[Any, Dictiona
         for layer in range(min(len(layers) for layers in units.values()))
     ]
     return {role: mean_results([found[role] for found in tables]) for role in ROLES}
-
-
-def mean_results(layers: Sequence[Mapping[str, Result]]) -> dict[str, Result]:
-    """The mean over layers of every result, without an interval; not measurable where a layer's is not."""
-    found = {}
-    for name in layers[0]:
-        results = [layer[name] for layer in layers]
-        failed = next((result for result in results if result.value is None), None)
-        values = [result.value for result in results if result.value is not None]
-        nulls = [result.null for result in results if result.null is not None]
-        null = float(np.mean(nulls)) if len(nulls) == len(results) else None
-        found[name] = failed or Result(float(np.mean(values)), null=null, n=sum(result.n for result in results))
-    return found
-
-
-def _batches(pair: ModelPair, n_tokens: int) -> list[np.ndarray]:
-    windows = reading_windows(pair, n_tokens, seed=1)
-    return np.array_split(windows, max(1, len(windows) // 16))
-
-
-def _tasks(pair: ModelPair) -> list[str]:
-    return list(pair.default_tasks or ())
-
-
-def _nothing(*_: Any) -> None:
-    pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints
 from sparse_lens.comparisons.concepts.pair_labels import labels_read
-from sparse_lens.comparisons.instrument.measuring import ROLES
+from sparse_lens.comparisons.instrument.sizes import ROLES
 from sparse_lens.comparisons.jobs import Job
 from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.comparisons.reading import files_read
@@ -15,14 +15,15 @@ _FORMAT = "claims 1"
 _CHANGED = {
     "concepts": "at equal numbers of neurons",
     "robustness": "scores of tasks and masks",
-    "circuits": "those that reach the target, by task",
+    "circuits": "with shuffled weights and random circuits",
+    "superposition": "with the token held fixed, and on renamed text",
     "compositionality": "three mask seeds",
     "fracture": "tasks that pass on 64 pairs",
 }
 """What a measure gives beside what it gave at first: its older cells are computed anew."""
 
-_ON_HELD_OUT_FILES = ("concepts", "shift", "robustness")
-_ON_TRAINING_FILES = ("superposition", "predictability")
+_ON_HELD_OUT_FILES = ("concepts", "shift", "robustness", "superposition")
+_ON_TRAINING_FILES = ("superposition", "predictability", "latent_circuits")
 
 _CELL = "sparse_lens.comparisons.instrument.measuring:measured"
 

@@ -13,7 +13,7 @@ from sparse_lens.comparisons.circuit_sizes import over_seeds
 from sparse_lens.comparisons.compositionality import SUBROUTINES
 from sparse_lens.comparisons.instrument.claim import CLAIMS, DISENTANGLING, Claim
 from sparse_lens.comparisons.instrument.literature import Item, Literature
-from sparse_lens.comparisons.instrument.measuring import ON_TASK, Measured
+from sparse_lens.comparisons.instrument.sizes import ON_TASK, Measured
 from sparse_lens.comparisons.instrument.verdicts import FEWEST_SEEDS, Judgement, Verdict, difference_over_seeds, judge, undecidable
 from sparse_lens.results import Result, exact, not_measurable
 
@@ -60,7 +60,7 @@ class ClaimRow:
 
 def claim_rows(seeds: Sequence[Seed], literature: Literature, claims: Sequence[Claim] = CLAIMS) -> list[ClaimRow]:
     """One row for each claim, in their order; a claim of the list that was not measured is not measurable, and says why."""
-    rows = []
+    rows, seeds = [], [_with_kept_weights(seed) for seed in seeds]
     for claim in claims:
         row = _OTHERWISE[claim.id](claim, seeds) if claim.id in _OTHERWISE else _by_difference(claim, seeds)
         rows.append(ClaimRow(**{**vars(row), "literature": tuple(literature.about(claim.id))}))
@@ -162,20 +162,22 @@ def _number(seed: Seed, measure: str, role: str, metric: str, otherwise: float) 
 
 
 def _smaller_circuits(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
-    """By the difference, if circuits mean something: in both models those of nonsense labels are `NONSENSE_MARGIN` larger.
+    """By the difference, if circuits mean something: in both models those of its controls are `NONSENSE_MARGIN` larger.
 
-    Where nonsense is fitted by no circuit at all, no mask makes a circuit of anything, and the control is passed.
+    Where a control is fitted by no circuit at all, no mask makes a circuit of anything, and it is passed.
     """
     row, small = _by_difference(claim, seeds), []
     found = list(row.found)
     for number, seed in enumerate(seeds):
         for role, of in seed.get(claim.measure, {}).items():
-            margin = of.get("nonsense_margin", NOTHING)
-            found.append(f"nonsense labels, {role} model, seed {number}: log2 of nodes more than the circuits' {margin}")
-            if margin.value is not None and margin.value < NONSENSE_MARGIN:
-                small.append(
-                    f"circuits of nonsense labels are too small in the {role} model of seed {number}: 2^{margin.value:.2f} times"
-                )
+            for name, told in _SEARCHED.items():
+                margin = of.get(f"{name}_margin", NOTHING)
+                more = margin.reason if margin.value is None else f"log2 of nodes more than the circuits' {margin}"
+                found.append(f"{told}, {role} model, seed {number}: {more}")
+                if margin.value is not None and margin.value < NONSENSE_MARGIN:
+                    small.append(
+                        f"circuits of {told} are too small in the {role} model of seed {number}: 2^{margin.value:.2f} times"
+                    )
     judgement = row.judgement
     if small and judgement.verdict in ("supports", "contradicts"):
         judgement = Judgement("indistinguishable", judgement.difference, tuple(small))
@@ -183,7 +185,31 @@ def _smaller_circuits(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
 
 
 NONSENSE_MARGIN = 1.0
-"""Log2 of nodes: the same search needs at least twice as many for labels that mean nothing."""
+"""Log2 of nodes: the same search needs at least twice as many where there is nothing to find."""
+
+_SEARCHED = {"nonsense": "nonsense labels", "random_weights": "shuffled weights"}
+"""The controls of circuits that are searches, in words."""
+
+
+def _with_kept_weights(seed: Seed) -> Seed:
+    """The same with log2 of the weights that masks keep, and of those that masks of random weights keep, of as many."""
+    if _MASKS not in seed:
+        return seed
+    found: Measured = {}
+    for role, results in seed[_MASKS].items():
+        shares = {prefix: results[f"{prefix}kept_share"] for prefix in ("", "random_weights_") if f"{prefix}kept_share" in results}
+        n = _number(seed, _MASKS, role, "maskable", 0.0)
+        found[role] = {**results, **{f"{prefix}log2_kept": _log2_of(share, n) for prefix, share in shares.items()}}
+    return {**seed, _MASKS: found}
+
+
+_MASKS = "compositionality"
+
+
+def _log2_of(share: Result, n: float) -> Result:
+    if share.value is None:
+        return share
+    return exact(float(np.log2(max(share.value * n, 1.0))), n=share.n, seeds=share.seeds)
 
 
 def _coexistence(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
@@ -266,5 +292,6 @@ def _cells(seeds: Sequence[Seed]) -> list[Claim]:
 _OTHERWISE: dict[str, Callable[[Claim, Sequence[Seed]], ClaimRow]] = {
     "T2": _coexistence,
     "T3b": _smaller_circuits,
+    "T3b-SAE": _smaller_circuits,
     "ALWAYS": _always,
 }

@@ -18,7 +18,7 @@ from typing import Any
 from sparse_lens.comparisons.binding import binding_table
 from sparse_lens.comparisons.circuit_sizes import over_seeds
 from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints, open_column
-from sparse_lens.comparisons.instrument.measuring import ROLES
+from sparse_lens.comparisons.instrument.sizes import ROLES
 from sparse_lens.comparisons.instrument.verdicts import judge
 from sparse_lens.comparisons.jobs import Job, run_jobs
 from sparse_lens.comparisons.pair import ModelPair, model_facts

@@ -12,7 +12,8 @@ from sparse_lens.circuits.trust.verdicts import ACCURACY_GATE
 from sparse_lens.comparisons.column_specs import mlp_neurons
 from sparse_lens.comparisons.fracture import FractureConfig, fracture_table
 from sparse_lens.comparisons.fracture.model_fracture import task_accuracy
-from sparse_lens.comparisons.instrument.measuring import SMOKE, mean_results
+from sparse_lens.comparisons.instrument.neuron_controls import mean_results
+from sparse_lens.comparisons.instrument.sizes import SMOKE
 from sparse_lens.comparisons.jobs import Job, run_jobs
 from sparse_lens.hooks import load
 from sparse_lens.models_shipped import address_of, folder_at

@@ -22,7 +22,8 @@ from sparse_lens.comparisons.concepts.labelled_tokens import LabelledTokens, lab
 from sparse_lens.comparisons.concepts.pair_labels import labels_read
 from sparse_lens.comparisons.fracture.hidden_until_shift import losses_under_change
 from sparse_lens.comparisons.fracture.model_fracture import FractureConfig, fracture_index
-from sparse_lens.comparisons.instrument.measuring import SMOKE, Size, mean_results
+from sparse_lens.comparisons.instrument.neuron_controls import mean_results
+from sparse_lens.comparisons.instrument.sizes import SMOKE, Size
 from sparse_lens.comparisons.jobs import Job, Record, run_jobs
 from sparse_lens.comparisons.mechanism.neuron_wiring import NeuronWiring, measure_wiring
 from sparse_lens.comparisons.pair import ModelPair

@@ -10,7 +10,8 @@ import pytest
 
 from sparse_lens.comparisons.instrument.claim import CLAIMS
 from sparse_lens.comparisons.instrument.literature import read_literature
-from sparse_lens.comparisons.instrument.measuring import MEASURES, mean_results
+from sparse_lens.comparisons.instrument.measuring import MEASURES
+from sparse_lens.comparisons.instrument.neuron_controls import mean_results
 from sparse_lens.comparisons.instrument.rows import ClaimRow, claim_rows
 from sparse_lens.comparisons.instrument.running import choose_claims, needed_measures
 from sparse_lens.errors import UnknownNameError
@@ -172,10 +173,44 @@ def test_circuits_count_only_where_nonsense_needs_more() -> None:
         seed["circuits"]["sparse"]["nonsense_margin"] = not_measurable("nonsense labels are fitted by no circuit")
         seed["circuits"]["dense"]["nonsense_margin"] = exact(2.0)
     row = rows_of(seeds)["T3b"]
-    assert row.verdict == "supports" and len(row.found) == 6
+    assert row.verdict == "supports" and sum(told.startswith("nonsense labels") for told in row.found) == 6
     seeds[1]["circuits"]["dense"]["nonsense_margin"] = exact(0.5)
     row = rows_of(seeds)["T3b"]
-    assert row.verdict == "indistinguishable" and "dense model of seed 1" in row.judgement.reasons[0]
+    assert (
+        row.verdict == "indistinguishable"
+        and "nonsense labels are too small in the dense model of seed 1" in row.judgement.reasons[0]
+    )
+
+
+def test_circuits_count_only_where_shuffled_weights_need_more() -> None:
+    """The other control that is a search; of circuits of latents it has no number, which is said and decides nothing."""
+    for name, measure in (("T3b", "circuits"), ("T3b-SAE", "latent_circuits")):
+        seeds = [synthetic(5.0, 6.0, seed=seed) for seed in range(3)]
+        seeds[0][measure]["dense"]["random_weights_margin"] = not_measurable("dictionaries say nothing about shuffled weights")
+        assert rows_of(seeds)[name].verdict == "supports"
+        assert any("dictionaries say nothing" in told for told in rows_of(seeds)[name].found)
+        seeds[2][measure]["sparse"]["random_weights_margin"] = exact(0.9)
+        row = rows_of(seeds)[name]
+        assert row.verdict == "indistinguishable" and row.judgement.reasons == (
+            "circuits of shuffled weights are too small in the sparse model of seed 2: 2^0.90 times",
+        )
+
+
+def test_weights_that_masks_keep_are_counted_from_their_share() -> None:
+    """A quarter of 1,024 in one model, a sixteenth in the other, and a control that differs as much."""
+    seeds = [synthetic(1.0, 1.0, seed=seed) for seed in range(3)]
+    for number, seed in enumerate(seeds):
+        for role, share in (("sparse", 1 / 16), ("dense", 1 / 4)):
+            masks = {"maskable": 1024.0, "kept_share": share * (1 + 0.01 * number), "random_weights_kept_share": 1 / 2}
+            seed["compositionality"][role] |= {name: exact(value) for name, value in masks.items()}
+    row = rows_of(seeds)["T3b-mask"]
+    assert row.verdict == "supports" and row.judgement.difference.value == pytest.approx(-2.0)
+    assert row.dense.lo == pytest.approx(8.0) and row.controls["random_weights"].value == pytest.approx(0.0)
+    for seed in seeds:
+        seed["compositionality"]["sparse"]["random_weights_kept_share"] = exact(1 / 8)
+    assert rows_of(seeds)["T3b-mask"].verdict == "indistinguishable"
+    seeds[0]["compositionality"]["dense"]["kept_share"] = not_measurable("accuracy is below the gate")
+    assert "below the gate" in " ".join(rows_of(seeds)["T3b-mask"].judgement.reasons)
 
 
 def test_a_claim_of_two_parts_needs_both() -> None:

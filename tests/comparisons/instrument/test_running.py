@@ -9,6 +9,7 @@ import pytest
 from sparse_lens.comparisons import ModelPair, claims
 from sparse_lens.comparisons.instrument import measuring
 from sparse_lens.comparisons.instrument.running import pairs_of_models
+from sparse_lens.comparisons.instrument.sizes import Size
 from sparse_lens.errors import ConfigError, UnknownNameError
 from sparse_lens.results import exact
 
@@ -47,7 +48,7 @@ def test_an_arm_in_the_dense_models_place(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(smoke.arms["twin"]) == 1
 
 
-def _planted(pair: ModelPair, size: measuring.Size) -> measuring.Measured:
+def _planted(pair: ModelPair, size: Size) -> measuring.Measured:
     del size
     loss = {"python-dense-matched": 3.41, "python-dense": 2.73}
     numbers = ("heldout_r2_mean", "d_abl", "mirror_fracture", "nonzeros", "matrix_nonzeros")

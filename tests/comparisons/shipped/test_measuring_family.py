@@ -9,7 +9,7 @@ import pytest
 
 from sparse_lens.comparisons.column_specs import mlp_neurons
 from sparse_lens.comparisons.fracture import fracture_table
-from sparse_lens.comparisons.instrument.measuring import SMOKE
+from sparse_lens.comparisons.instrument.sizes import SMOKE
 from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.comparisons.shipped.family_fracture import family_fracture, fracture_cell, layers_read
 from sparse_lens.comparisons.shipped.measuring_family import MEASURES, density_of, family_jobs, recipe_of

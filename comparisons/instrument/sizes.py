@@ -1,0 +1,67 @@
+"""How much the measures of the claims read, and on what: two models of a pair by their role, its tasks, its text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from sparse_lens.circuits import SearchConfig
+from sparse_lens.comparisons.compositionality import CHEAP, MaskConfig
+from sparse_lens.comparisons.fracture.model_fracture import FractureConfig
+from sparse_lens.comparisons.pair import ModelPair
+from sparse_lens.comparisons.reading import reading_windows
+from sparse_lens.results import Result
+
+Measured = dict[str, dict[str, Result]]
+
+ROLES = {"sparse": "sparse", "dense": "dense_matched"}
+"""What a claim calls the sides, and what the pair calls them."""
+
+SAE_K = 16
+"""Latents of an SAE that are active at a token."""
+
+ON_TASK = "_on_"
+"""Between a metric's name and a task's: the metric on that task alone."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much each measure reads; the default, and the least that still runs everything."""
+
+    tokens: int = 60_000
+    labelled_tokens: int = 60_000
+    sae_tokens: int = 200_000
+    fracture: FractureConfig = FractureConfig()  # noqa: RUF009 - frozen
+    tasks: int = 5
+    masks: MaskConfig = MaskConfig()  # noqa: RUF009 - frozen
+    mask_seeds: tuple[int, ...] = (0, 1, 2)
+    binding_pairs: int = 240
+    shift_windows: int = 128
+    search: SearchConfig = SearchConfig()  # noqa: RUF009 - frozen
+
+
+SMOKE = Size(
+    tokens=12_800,
+    labelled_tokens=12_800,
+    sae_tokens=8_192,
+    fracture=FractureConfig(n_pairs=2, n_units=16),
+    tasks=1,
+    masks=CHEAP.model_copy(update={"steps": 20}),
+    mask_seeds=(0,),
+    binding_pairs=48,
+    shift_windows=16,
+    search=SearchConfig(steps=20, search_pairs=64, evaluation_pairs=32, evaluations=6),
+)
+
+
+def reading_batches(pair: ModelPair, n_tokens: int) -> list[Int[np.ndarray, "window pos"]]:
+    """Windows that dictionaries and neurons are measured on: other ones than those that dictionaries are trained on."""
+    windows = reading_windows(pair, n_tokens, seed=1)
+    return np.array_split(windows, max(1, len(windows) // 16))
+
+
+def tasks_of(pair: ModelPair) -> list[str]:
+    """The tasks that a pair is compared on."""
+    return list(pair.default_tasks or ())
