@@ -27,6 +27,7 @@ from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.comparisons.shipped.kept_file import read_kept_file
 from sparse_lens.comparisons.shipped.measuring_family import (
     CONTROLS,
+    MEASURED,
     MEASURES,
     PSI,
     SHUFFLED,
@@ -49,7 +50,9 @@ def responses(models: Mapping[str, Mapping[str, Any]], target: str) -> dict[str,
     """
     found: dict[str, dict[int, DoseResponse]] = {}
     first, *others = (model["values"] for model in models.values())
-    measures = [measure for measure in first if all(measure in values for values in others)]
+    order = {name: place for place, name in enumerate(MEASURED)}
+    common = [measure for measure in first if all(measure in values for values in others)]
+    measures = sorted(common, key=lambda measure: order.get(measure, len(order)))
     for seed in sorted({model["seed"] for model in models.values()}):
         of_seed = {name: model for name, model in models.items() if model["seed"] == seed}
         aim = {model["recipe"]: name for name, model in of_seed.items()}

@@ -15,6 +15,7 @@ from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints
 from sparse_lens.comparisons.curves.circuit_curve import SCHEMA, CircuitCurve
 from sparse_lens.comparisons.curves.curve_areas import size_at
 from sparse_lens.comparisons.instrument.measuring_jobs import measuring_job
+from sparse_lens.comparisons.instrument.pair_superposition import RENAMED, SAME_TOKEN
 from sparse_lens.comparisons.jobs import Job, Record, run_jobs
 from sparse_lens.comparisons.pair import ModelPair, model_facts
 from sparse_lens.comparisons.shipped.family_fracture import family_fracture
@@ -29,11 +30,14 @@ _SHUFFLED, _MIXED, _MASKED = "weights shuffled", "neurons mixed", "masks at rand
 _PREFIXES = {_SHUFFLED: "random_weights", _MIXED: "rotated", _MASKED: "random_mask"}
 CONTROLS: Mapping[str, tuple[str, ...]] = {
     PSI: (_SHUFFLED,),
+    "features per neuron, token held fixed": (_SHUFFLED,),
+    "rise of features per neuron on renamed text": (_SHUFFLED,),
     "features": (),
     "labels per neuron": (_SHUFFLED, _MIXED),
     "F1 of concepts beyond the token": (_SHUFFLED, _MIXED),
     "held-out R² of a neuron from the others": (_SHUFFLED, _MIXED),
     "fracture F": (_SHUFFLED, _MIXED),
+    "fracture F, names renamed": (_SHUFFLED, _MIXED),
     ENTANGLEMENT: (_SHUFFLED, _MIXED),
     "D_abl": (_SHUFFLED, _MASKED),
 }
@@ -41,11 +45,14 @@ CONTROLS: Mapping[str, tuple[str, ...]] = {
 
 _METRICS = {
     PSI: ("superposition", "psi"),
+    "features per neuron, token held fixed": ("superposition", SAME_TOKEN),
+    "rise of features per neuron on renamed text": ("superposition", RENAMED),
     "features": ("superposition", "effective_features"),
     "labels per neuron": ("concepts", "concepts_per_unit"),
     "F1 of concepts beyond the token": ("concepts", "coverage_f1_over_tokens_ambiguous"),
     "held-out R² of a neuron from the others": ("predictability", "heldout_r2_mean"),
     "fracture F": ("fracture", "mirror_fracture"),
+    "fracture F, names renamed": ("fracture", "renamed_fracture"),
     ENTANGLEMENT: ("fracture", "entanglement"),
     "D_abl": ("compositionality", "d_abl"),
 }

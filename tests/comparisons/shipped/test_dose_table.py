@@ -80,7 +80,8 @@ def test_the_page_names_the_tasks_of_fracture() -> None:
 def test_the_page_has_every_recipe_and_measure() -> None:
     page = dose_page(planted(2), "d0.025")
     assert page["dose models"].count("\n") == 7 and "| `narrow` | 100 % | 3.700, 3.800 |" in page["dose models"]
-    up, some = page["doses"].splitlines()[2:4]
+    first, up, some = page["doses"].splitlines()[2:5]
+    assert first.startswith(f"| {PSI} |")  # in the order of the measures, and any other behind them
     assert up.startswith("| up | 0.25 | 0.5 | 1 | 2 | 10 | ") and up.endswith("| 1, 1 | — | no control |") and "| — |" in some
     [psi] = [row for row in page["doses"].splitlines() if row.startswith(f"| {PSI} |")]
     assert psi.endswith(" | — |") and "weights shuffled -0.0004" in psi and f"| {SHUFFLED} |" not in page["doses"]
