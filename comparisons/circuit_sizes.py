@@ -96,7 +96,12 @@ def search_column(setting: Setting, target: float, config: SearchConfig, *, seed
 
 def nonsense_circuit(column: Column, target: float, config: SearchConfig, *, seed: int, on_step: Step) -> Circuit:
     """Run the same search, with the same effort and target, on the nonsense task."""
-    problem = search_problem(column.bridge, column.space, column.ablation, get_task(NONSENSE_TASK), config, seed=seed)
+    return control_circuit(column, NONSENSE_TASK, target, config, seed=seed, on_step=on_step)
+
+
+def control_circuit(column: Column, task: str, target: float, config: SearchConfig, *, seed: int, on_step: Step) -> Circuit:
+    """Run the same search on another task or in another column, such as that of shuffled weights; no gate is asked."""
+    problem = search_problem(column.bridge, column.space, column.ablation, get_task(task), config, seed=seed)
     return select_circuit(problem, learn_masks(problem, target, config, seed=seed, on_step=on_step), target, config)
 
 
@@ -124,7 +129,7 @@ def column_results(setting: Setting, found: Sequence[Found], nonsense: Sequence[
             "heldout_circuit_loss": best.scores.circuit_loss,
             "heldout_full_loss": best.scores.full_loss,
             "nodes": over_seeds(sizes, n=n),
-            "error_nodes": over_seeds([_error_nodes(f.circuit) for f in counted], n=n),
+            "error_nodes": over_seeds([error_nodes(f.circuit) for f in counted], n=n),
             "edges": over_seeds(edges, n=n) if edges else no_edges,
             **_density([f.density for f in counted], best.density, no_edges, n),
             "edges_by_kind": _by_kind([f.edges for f in counted], n),
@@ -150,7 +155,7 @@ def _density(densities: Sequence[EdgeDensity | None], best: EdgeDensity | None, 
 _DENSITY = ("possible_pairs", "expected_edges", "shuffled_edges")
 
 
-def _error_nodes(circuit: Circuit) -> int:
+def error_nodes(circuit: Circuit) -> int:
     """Kept nodes that stand for a dictionary's whole reconstruction error."""
     kept = circuit.space.split(circuit.mask)
     return sum(int(kept[site.name][-1]) for site in circuit.space.sites if not site.dictionary.exact)

@@ -56,9 +56,11 @@ def arm_claim(claim: Claim, arm: str) -> Claim:
 
 
 _NODES = (
-    "log2 of nodes, mean over tasks; control: in each model, circuits of nonsense labels, and with shuffled weights, are at least "
-    "twice as large"
+    "log2 of nodes, mean over tasks; controls: in each model, circuits of nonsense labels, and with shuffled weights, are at least "
+    "twice as large, and random ones of equal size recover less than half"
 )
+
+_RECOVERED = ("recovered", "random_circuits_recovered")
 
 CLAIMS = (
     Claim(
@@ -72,8 +74,8 @@ CLAIMS = (
             "fvu",
             "random_weights_psi",
             "same_token_psi",
+            "same_token_share",
             "random_weights_same_token_psi",
-            "token_factor",
         ),
         unit="effective features of an SAE per neuron, against 1",
     ),
@@ -138,13 +140,14 @@ CLAIMS = (
     ),
     Claim(
         "T3a-shift",
-        "sparsity only makes superposition dear: where identifiers are renamed, features per neuron rise more in the sparse model",
+        "sparsity only makes superposition dear: where identifiers are renamed, features become more, and more so in the sparse "
+        "model",
         "durable",
         "seed question after arXiv:2603.03415",
-        *("superposition", "psi_rise_renamed", "sparse", ("random_weights",)),
+        *("superposition", "log_psi_rise", "sparse", ("random_weights",)),
         beyond=0.0,
-        beside=("psi_as_is", "psi_renamed"),
-        unit="effective features per neuron on renamed text less those on the same text as it is, read by one SAE",
+        beside=("psi_as_is", "psi_renamed", "fvu_as_is", "fvu_renamed"),
+        unit="log of effective features on renamed text over those on the same text as it is, read by one SAE",
     ),
     Claim(
         "T3b",
@@ -152,7 +155,7 @@ CLAIMS = (
         "durable",
         "arXiv:2511.13653 against arXiv:2601.22594",
         *("circuits", "log2_nodes", "dense", ()),
-        beside=("recovered", "random_circuits_recovered"),
+        beside=_RECOVERED,
         unit=_NODES,
     ),
     Claim(
@@ -161,7 +164,7 @@ CLAIMS = (
         "durable",
         "arXiv:2511.13653",
         *("latent_circuits", "log2_nodes", "dense", ()),
-        beside=("recovered", "random_circuits_recovered"),
+        beside=(*_RECOVERED, "error_nodes", "fvu"),
         unit=_NODES,
     ),
     Claim(
@@ -170,8 +173,8 @@ CLAIMS = (
         "durable",
         "arXiv:2301.10884 against arXiv:2511.13653",
         *("compositionality", "log2_kept", "dense", ("random_weights",)),
-        beside=("quote_sub_own", "bracket_sub_own", "quote_random_weights_sub_own", "bracket_random_weights_sub_own"),
-        unit="log2 of the weights that a mask keeps, of those that it could",
+        beside=("*_sub_own", "maskable"),
+        unit="log2 of the weights that a mask keeps which does its subroutine, mean over two",
     ),
     Claim(
         "COMP",

@@ -11,16 +11,13 @@ import numpy as np
 
 from sparse_lens.comparisons.circuit_sizes import over_seeds
 from sparse_lens.comparisons.compositionality import SUBROUTINES
+from sparse_lens.comparisons.instrument.circuit_controls import circuit_controls
 from sparse_lens.comparisons.instrument.claim import CLAIMS, DISENTANGLING, Claim
+from sparse_lens.comparisons.instrument.kept_weights import with_kept_weights
 from sparse_lens.comparisons.instrument.literature import Item, Literature
-from sparse_lens.comparisons.instrument.sizes import ON_TASK, Measured
+from sparse_lens.comparisons.instrument.sizes import NOTHING, ON_TASK, Seed
 from sparse_lens.comparisons.instrument.verdicts import FEWEST_SEEDS, Judgement, Verdict, difference_over_seeds, judge, undecidable
-from sparse_lens.results import Result, exact, not_measurable
-
-Seed = Mapping[str, Measured]
-"""What was measured on the pair of one training seed, by measure."""
-
-NOTHING = not_measurable("not measured in this run")
+from sparse_lens.results import Result, exact
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class ClaimRow:
 
 def claim_rows(seeds: Sequence[Seed], literature: Literature, claims: Sequence[Claim] = CLAIMS) -> list[ClaimRow]:
     """One row for each claim, in their order; a claim of the list that was not measured is not measurable, and says why."""
-    rows, seeds = [], [_with_kept_weights(seed) for seed in seeds]
+    rows, seeds = [], [with_kept_weights(seed) for seed in seeds]
     for claim in claims:
         row = _OTHERWISE[claim.id](claim, seeds) if claim.id in _OTHERWISE else _by_difference(claim, seeds)
         rows.append(ClaimRow(**{**vars(row), "literature": tuple(literature.about(claim.id))}))
@@ -162,54 +159,19 @@ def _number(seed: Seed, measure: str, role: str, metric: str, otherwise: float) 
 
 
 def _smaller_circuits(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
-    """By the difference, if circuits mean something: in both models those of its controls are `NONSENSE_MARGIN` larger.
-
-    Where a control is fitted by no circuit at all, no mask makes a circuit of anything, and it is passed.
-    """
-    row, small = _by_difference(claim, seeds), []
-    found = list(row.found)
+    """By the difference, if circuits mean something in both models of every pair (`circuit_controls`)."""
+    row = _by_difference(claim, seeds)
+    found, failed, missing = list(row.found), [], []
     for number, seed in enumerate(seeds):
         for role, of in seed.get(claim.measure, {}).items():
-            for name, told in _SEARCHED.items():
-                margin = of.get(f"{name}_margin", NOTHING)
-                more = margin.reason if margin.value is None else f"log2 of nodes more than the circuits' {margin}"
-                found.append(f"{told}, {role} model, seed {number}: {more}")
-                if margin.value is not None and margin.value < NONSENSE_MARGIN:
-                    small.append(
-                        f"circuits of {told} are too small in the {role} model of seed {number}: 2^{margin.value:.2f} times"
-                    )
+            controls = circuit_controls(of, f"in the {role} model of seed {number}")
+            for told, kept in zip(controls, (found, failed, missing), strict=True):
+                kept += told
     judgement = row.judgement
-    if small and judgement.verdict in ("supports", "contradicts"):
-        judgement = Judgement("indistinguishable", judgement.difference, tuple(small))
+    if judgement.verdict in ("supports", "contradicts") and (missing or failed):
+        verdict: Verdict = "not measurable" if missing else "indistinguishable"
+        judgement = Judgement(verdict, judgement.difference, tuple(missing or failed))
     return replace(row, judgement=judgement, found=tuple(found))
-
-
-NONSENSE_MARGIN = 1.0
-"""Log2 of nodes: the same search needs at least twice as many where there is nothing to find."""
-
-_SEARCHED = {"nonsense": "nonsense labels", "random_weights": "shuffled weights"}
-"""The controls of circuits that are searches, in words."""
-
-
-def _with_kept_weights(seed: Seed) -> Seed:
-    """The same with log2 of the weights that masks keep, and of those that masks of random weights keep, of as many."""
-    if _MASKS not in seed:
-        return seed
-    found: Measured = {}
-    for role, results in seed[_MASKS].items():
-        shares = {prefix: results[f"{prefix}kept_share"] for prefix in ("", "random_weights_") if f"{prefix}kept_share" in results}
-        n = _number(seed, _MASKS, role, "maskable", 0.0)
-        found[role] = {**results, **{f"{prefix}log2_kept": _log2_of(share, n) for prefix, share in shares.items()}}
-    return {**seed, _MASKS: found}
-
-
-_MASKS = "compositionality"
-
-
-def _log2_of(share: Result, n: float) -> Result:
-    if share.value is None:
-        return share
-    return exact(float(np.log2(max(share.value * n, 1.0))), n=share.n, seeds=share.seeds)
 
 
 def _coexistence(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
@@ -230,21 +192,20 @@ def _coexistence(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
 
 def _superposed_and_small(seed: Seed) -> tuple[bool, str, float] | None:
     """Whether the sparse model of a pair shows both, its numbers in words, and the pair's gap in loss; None without the numbers."""
-    psi, nodes, margin = (
+    psi, nodes = (
         {role: _number(seed, measure, role, metric, np.nan) for role in ("sparse", "dense")}
-        for measure, metric in (("superposition", "psi"), ("circuits", "log2_nodes"), ("circuits", "nonsense_margin"))
+        for measure, metric in (("superposition", "psi"), ("circuits", "log2_nodes"))
     )
-    if not np.isfinite([psi["sparse"], nodes["sparse"], nodes["dense"]]).all():
+    _, failed, missing = circuit_controls(seed.get("circuits", {}).get("sparse", {}), "in the sparse model")
+    if missing or not np.isfinite([psi["sparse"], nodes["sparse"], nodes["dense"]]).all():
         return None
     superposed = psi["sparse"] > 1 or psi["sparse"] >= psi["dense"]
-    small = nodes["sparse"] < nodes["dense"] and not margin["sparse"] < NONSENSE_MARGIN
+    small = nodes["sparse"] < nodes["dense"] and not failed
     told = (
         f"{psi['sparse']:.2f} features per neuron against {psi['dense']:.2f}, "
         f"{2 ** nodes['sparse']:,.0f} nodes against {2 ** nodes['dense']:,.0f}"
     )
-    if margin["sparse"] < NONSENSE_MARGIN:
-        told += f", of nonsense labels 2^{margin['sparse']:.2f} times as many"
-    return superposed and small, told, loss_gaps([seed])[0]
+    return superposed and small, "; ".join([told, *failed]), loss_gaps([seed])[0]
 
 
 def _always(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:

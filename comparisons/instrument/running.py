@@ -15,8 +15,8 @@ from sparse_lens.comparisons.instrument.claim import ARM_CLAIMS, CLAIMS, DISENTA
 from sparse_lens.comparisons.instrument.kept_rows import read_kept, with_kept
 from sparse_lens.comparisons.instrument.literature import Literature, read_literature
 from sparse_lens.comparisons.instrument.measuring_jobs import measuring_job
-from sparse_lens.comparisons.instrument.rows import ClaimRow, Seed, claim_rows, loss_gaps
-from sparse_lens.comparisons.instrument.sizes import ROLES
+from sparse_lens.comparisons.instrument.rows import ClaimRow, claim_rows, loss_gaps
+from sparse_lens.comparisons.instrument.sizes import ROLES, Seed
 from sparse_lens.comparisons.jobs import Job, run_jobs
 from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.errors import CheckpointError, ConfigError, UnknownNameError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +13,15 @@ from sparse_lens.comparisons.compositionality import CHEAP, MaskConfig
 from sparse_lens.comparisons.fracture.model_fracture import FractureConfig
 from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.comparisons.reading import reading_windows
-from sparse_lens.results import Result
+from sparse_lens.results import Result, not_measurable
 
 Measured = dict[str, dict[str, Result]]
+"""The numbers of one measure by role and metric."""
+
+Seed = Mapping[str, Measured]
+"""What was measured on the pair of one training seed, by measure."""
+
+NOTHING = not_measurable("not measured in this run")
 
 ROLES = {"sparse": "sparse", "dense": "dense_matched"}
 """What a claim calls the sides, and what the pair calls them."""

@@ -2,8 +2,9 @@
 
 Many latents stand for words alone, and a layer whose features are a table of words looks as rich as one that computes much: the
 identity of the word confounds such measures (arXiv:2604.00443). For each token id the entropy of the latents' shares of magnitude
-is taken over its own positions: `same_token_features` is `exp` of its mean, weighted by magnitude. The whole count is the product
-of this and of `token_factor`, the `exp` of the mutual information of latent and token id: 1 says that the token tells nothing.
+is taken over its own positions: `same_token_features` is `exp` of its mean, weighted by magnitude. A few hundred positions never
+show all rare latents, whatever the token tells, and show the fewer of them the more latents there are. So the number stands beside
+that of the same positions dealt out to groups of the same sizes, and `same_token_share`, the one over the other, is what compares.
 """
 
 from __future__ import annotations
@@ -28,12 +29,11 @@ LEAST_POSITIONS = 128
 def measure_same_token(
     bridge: Bridge, dictionary: Dictionary, token_batches: Sequence[Any], *, least: int = LEAST_POSITIONS, seed: int = 0
 ) -> dict[str, Result]:
-    """`same_token_features`, `same_token_psi` (for each channel at `hook_out`) and `token_factor` of one dictionary.
+    """`same_token_features`, with what groups of random positions give as their null, and `same_token_share` of one dictionary.
 
     Over batches of token ids `[batch, pos]`, on the positions of the ids that occur at least `least` times in them; `n` counts
-    these positions. The `null` is what the same positions give dealt out at random to groups of the same sizes: where a latent
-    is rare, small groups alone leave it out. Not measurable without such an id or an active latent. Raises as
-    `measure_superposition`.
+    these positions. A share of 1 (its null) says that the token tells nothing. Not measurable without such an id or an active
+    latent. Raises as `measure_superposition`.
     """
     ids = (
         np.concatenate([np.asarray(batch).reshape(-1) for batch in token_batches]) if len(token_batches) else np.zeros(0, np.int64)
@@ -45,10 +45,10 @@ def measure_same_token(
     sums = SameTokenSums.of(groups, dictionary, seed=seed)
     for activations in harvest_activations(bridge, [dictionary.hook_in], token_batches):
         sums.add(finite_latents(dictionary, activations[dictionary.hook_in]))
-    return sums.results(dictionary.W_dec.shape[1])
+    return sums.results()
 
 
-_METRICS = ("same_token_features", "same_token_psi", "token_factor")
+_METRICS = ("same_token_features", "same_token_share")
 
 
 def frequent_groups(ids: Int[np.ndarray, " position"], least: int) -> Int[np.ndarray, " position"]:
@@ -86,17 +86,15 @@ class SameTokenSums:
         self.dealt.index_add_(0, self.random[part][inside], magnitudes)
         self.n_read = part.stop
 
-    def results(self, channels: int) -> dict[str, Result]:
-        """The numbers over everything taken in, for a layer of so many `channels`."""
+    def results(self) -> dict[str, Result]:
+        """The numbers over everything taken in."""
         n = int((self.groups >= 0).sum())
         if not bool(self.own.any()):
             return dict.fromkeys(_METRICS, not_measurable("no latent was active on any of these tokens", n=n))
-        whole = float(_entropy(self.own.sum(0)).exp())
         found, chance = (float(_conditional_entropy(sums).exp()) for sums in (self.own, self.dealt))
         return {
             "same_token_features": Result(found, null=chance, n=n),
-            "same_token_psi": Result(found / channels, null=chance / channels, n=n),
-            "token_factor": Result(whole / found, null=whole / chance, n=n),
+            "same_token_share": Result(found / chance, null=1.0, n=n),
         }
 
 

@@ -15,7 +15,7 @@ from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints
 from sparse_lens.comparisons.curves.circuit_curve import SCHEMA, CircuitCurve
 from sparse_lens.comparisons.curves.curve_areas import size_at
 from sparse_lens.comparisons.instrument.measuring_jobs import measuring_job
-from sparse_lens.comparisons.instrument.pair_superposition import RENAMED, SAME_TOKEN
+from sparse_lens.comparisons.instrument.pair_superposition import RISE, SAME_TOKEN
 from sparse_lens.comparisons.jobs import Job, Record, run_jobs
 from sparse_lens.comparisons.pair import ModelPair, model_facts
 from sparse_lens.comparisons.shipped.family_fracture import family_fracture
@@ -31,7 +31,7 @@ _PREFIXES = {_SHUFFLED: "random_weights", _MIXED: "rotated", _MASKED: "random_ma
 CONTROLS: Mapping[str, tuple[str, ...]] = {
     PSI: (_SHUFFLED,),
     "features per neuron, token held fixed": (_SHUFFLED,),
-    "rise of features per neuron on renamed text": (_SHUFFLED,),
+    "log of features on renamed text over those as it is": (_SHUFFLED,),
     "features": (),
     "labels per neuron": (_SHUFFLED, _MIXED),
     "F1 of concepts beyond the token": (_SHUFFLED, _MIXED),
@@ -46,7 +46,7 @@ CONTROLS: Mapping[str, tuple[str, ...]] = {
 _METRICS = {
     PSI: ("superposition", "psi"),
     "features per neuron, token held fixed": ("superposition", SAME_TOKEN),
-    "rise of features per neuron on renamed text": ("superposition", RENAMED),
+    "log of features on renamed text over those as it is": ("superposition", RISE),
     "features": ("superposition", "effective_features"),
     "labels per neuron": ("concepts", "concepts_per_unit"),
     "F1 of concepts beyond the token": ("concepts", "coverage_f1_over_tokens_ambiguous"),

@@ -34,12 +34,15 @@ from sparse_lens.results import Result, not_measurable
 from sparse_lens.tasks import AnyTask
 
 
-def random_circuits(runs: CircuitRuns, *, n_draws: int = 8, seed: int = 0) -> Result:
-    """Recovered share of random circuits, as large at every site: the mean; `lo` and `hi` are the worst and the best draw."""
+def random_circuits(runs: CircuitRuns, *, n_draws: int = 8, seed: int = 0, same_errors: bool = False) -> Result:
+    """Recovered share of random circuits, as large at every site: the mean; `lo` and `hi` are the worst and the best draw.
+
+    With `same_errors` they have the circuit's error nodes, and the other nodes are drawn.
+    """
     if n_draws < 1:
         raise CircuitError(f"random circuits need at least one draw, got {n_draws}")
     generator = torch.Generator().manual_seed(seed)
-    found = [runs.recovered(runs.model(random_like(runs.circuit, generator))) for _ in range(n_draws)]
+    found = [runs.recovered(runs.model(random_like(runs.circuit, generator, same_errors=same_errors))) for _ in range(n_draws)]
     values = [result.value for result in found if result.value is not None]
     if len(values) < n_draws:
         return found[0]
