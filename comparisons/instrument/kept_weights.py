@@ -22,15 +22,17 @@ def with_kept_weights(seed: Seed) -> Seed:
 
 
 def _kept_weights(of: Mapping[str, Result]) -> dict[str, Result]:
-    """By subroutine, and the mean over both: not measurable where the mask of the model itself does not do its subroutine.
+    """By subroutine, and the mean over those that were asked for.
 
-    Masks of random weights have no such gate: one that does less is smaller than one that did as much would be.
+    Not measurable where the mask of the model itself does not do its subroutine. Masks of random weights have no such gate: one
+    that does less is smaller than one that did as much would be.
     """
     found: dict[str, Result] = {}
-    if "maskable" not in of:
+    names = [name for name in SUBROUTINES if f"{name}_kept_share" in of]
+    if not names:
         return found
     for prefix, gate in (("", ACCURACY_GATE), ("random_weights_", 0.0)):
-        parts = {name: _log2_kept(of, f"{name}_{prefix}", gate) for name in SUBROUTINES}
+        parts = {name: _log2_kept(of, f"{name}_{prefix}", gate) for name in names}
         found |= {f"{name}_{prefix}log2_kept": part for name, part in parts.items()}
         found[f"{prefix}log2_kept"] = mean_results([{"both": part} for part in parts.values()])["both"]
     return found

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sparse_lens.comparisons import ModelPair, reading
-from sparse_lens.comparisons.instrument.measuring_jobs import measuring_job
+from sparse_lens.comparisons import ModelPair
 from sparse_lens.comparisons.reading import reading_windows, standard_library
 from sparse_lens.data import encode_documents, load_tokenizer
 from sparse_lens.errors import DataError
@@ -31,19 +30,6 @@ def test_windows_are_the_same_every_time_and_half_real() -> None:
     known = {window[:16].tobytes() for window in np.lib.stride_tricks.sliding_window_view(library, 16)}
     real = sum(window[:16].astype(library.dtype).tobytes() in known for window in first)
     assert 0.4 < real / len(first) < 0.65
-
-
-def test_cells_depend_on_the_files_that_they_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another standard library is another cell of the measures that read it, not of those that read prompts."""
-    pair = ModelPair.open()
-
-    def fingerprints() -> dict[str, str]:
-        return {m: measuring_job(pair, m, m, smoke=True).fingerprint for m in ("superposition", "predictability", "fracture")}
-
-    before, library = fingerprints(), reading._library()
-    monkeypatch.setattr(reading, "_library", lambda: library[::2])
-    after = fingerprints()
-    assert {measure for measure in before if before[measure] == after[measure]} == {"fracture"}
 
 
 def test_less_than_a_window_is_refused() -> None:

@@ -31,7 +31,16 @@ def synthetic(sparse: float, dense: float, *, seed: int, gap: float = 0.01, cont
                 metrics[claim.metric] = exact(value)
                 for control in claim.controls:
                     metrics[f"{control}_{claim.metric}"] = exact(controls if role == "sparse" else 0.0)
+    for measure in ("circuits", "latent_circuits"):
+        for of in found[measure].values():
+            of |= {f"{control}_fitted": exact(0, n=5) for control in ("nonsense", "random_weights")}
+            of |= {"recovered": exact(0.95), "random_circuits_recovered": exact(0.02)}
     return found
+
+
+def fitted(seed: dict[str, Any], measure: str, role: str, control: str, margin: float) -> None:
+    """Let a control of circuits be fitted, at so many powers of two of the circuits' nodes."""
+    seed[measure][role] |= {f"{control}_fitted": exact(1, n=5), f"{control}_margin": exact(margin)}
 
 
 def rows_of(seeds: Sequence[dict[str, Any]]) -> dict[str, ClaimRow]:
@@ -124,9 +133,14 @@ def test_coexistence_beside_the_dense_model_and_of_real_labels_alone() -> None:
     for seed in seeds:
         seed["superposition"]["dense"]["psi"] = exact(0.5)
     assert rows_of(seeds)["T2"].verdict == "supports"
-    seeds[1]["circuits"]["sparse"]["nonsense_margin"] = exact(0.2)
-    row = rows_of(seeds)["T2"]
-    assert row.verdict == "indistinguishable" and "2 of 3 pairs" in row.judgement.reasons[0]
+    for control in ("nonsense", "random_weights"):
+        fitted(seeds[1], "circuits", "sparse", control, 0.2)
+        row = rows_of(seeds)["T2"]
+        assert row.verdict == "indistinguishable" and "2 of 3 pairs" in row.judgement.reasons[0]
+        fitted(seeds[1], "circuits", "sparse", control, 1.2)
+        assert rows_of(seeds)["T2"].verdict == "supports"
+    del seeds[1]["circuits"]["sparse"]["recovered"]  # a control without a number: two pairs are left
+    assert rows_of(seeds)["T2"].verdict == "not measurable"
 
 
 def test_always_is_ended_by_one_measure() -> None:
@@ -166,51 +180,62 @@ def test_always_looks_at_every_task_and_at_whole_families_alone() -> None:
     assert any(cell.startswith("COMP (quote_d_abl)") for cell in rows_of(seeds)["ALWAYS"].found)
 
 
-def test_circuits_count_only_where_nonsense_needs_more() -> None:
-    """In each model by itself; where nonsense is fitted by no circuit the control is passed."""
+CIRCUITS = (("T3b", "circuits"), ("T3b-SAE", "latent_circuits"))
+
+
+@pytest.mark.parametrize(("name", "measure"), CIRCUITS)
+@pytest.mark.parametrize("control", ["nonsense", "random_weights"])
+def test_circuits_count_only_where_controls_need_more(name: str, measure: str, control: str) -> None:
+    """In each model by itself; where the control is fitted by no circuit it is passed."""
     seeds = [synthetic(5.0, 6.0, seed=seed) for seed in range(3)]
     for seed in seeds:
-        seed["circuits"]["sparse"]["nonsense_margin"] = not_measurable("nonsense labels are fitted by no circuit")
-        seed["circuits"]["dense"]["nonsense_margin"] = exact(2.0)
-    row = rows_of(seeds)["T3b"]
-    assert row.verdict == "supports" and sum(told.startswith("nonsense labels") for told in row.found) == 6
-    seeds[1]["circuits"]["dense"]["nonsense_margin"] = exact(0.5)
-    row = rows_of(seeds)["T3b"]
-    assert (
-        row.verdict == "indistinguishable"
-        and "nonsense labels are too small in the dense model of seed 1" in row.judgement.reasons[0]
-    )
+        fitted(seed, measure, "dense", control, 2.0)
+    row = rows_of(seeds)[name]
+    assert row.verdict == "supports" and sum("of seed" in told for told in row.found) == 12
+    fitted(seeds[1], measure, "dense", control, 0.9)
+    row = rows_of(seeds)[name]
+    assert row.verdict == "indistinguishable" and len(row.judgement.reasons) == 1
+    assert "are too small in the dense model of seed 1: 2^0.90 times" in row.judgement.reasons[0]
 
 
-def test_circuits_count_only_where_shuffled_weights_need_more() -> None:
-    """The other control that is a search; of circuits of latents it has no number, which is said and decides nothing."""
-    for name, measure in (("T3b", "circuits"), ("T3b-SAE", "latent_circuits")):
-        seeds = [synthetic(5.0, 6.0, seed=seed) for seed in range(3)]
-        seeds[0][measure]["dense"]["random_weights_margin"] = not_measurable("dictionaries say nothing about shuffled weights")
-        assert rows_of(seeds)[name].verdict == "supports"
-        assert any("dictionaries say nothing" in told for told in rows_of(seeds)[name].found)
-        seeds[2][measure]["sparse"]["random_weights_margin"] = exact(0.9)
-        row = rows_of(seeds)[name]
-        assert row.verdict == "indistinguishable" and row.judgement.reasons == (
-            "circuits of shuffled weights are too small in the sparse model of seed 2: 2^0.90 times",
-        )
+@pytest.mark.parametrize(("name", "measure"), CIRCUITS)
+def test_circuits_count_only_beside_random_ones_and_with_all_controls(name: str, measure: str) -> None:
+    seeds = [synthetic(5.0, 6.0, seed=seed) for seed in range(3)]
+    seeds[2][measure]["sparse"]["random_circuits_recovered"] = exact(0.6)
+    row = rows_of(seeds)[name]
+    assert row.verdict == "indistinguishable" and "random circuits of equal size recover 0.60" in row.judgement.reasons[0]
+    for lacking in ("random_circuits_recovered", "nonsense_fitted", "random_weights_fitted"):
+        without = [synthetic(5.0, 6.0, seed=seed) for seed in range(3)]
+        del without[0][measure]["dense"][lacking]
+        row = rows_of(without)[name]
+        assert row.verdict == "not measurable" and "has no number in the dense model of seed 0" in row.judgement.reasons[0]
 
 
 def test_weights_that_masks_keep_are_counted_from_their_share() -> None:
-    """A quarter of 1,024 in one model, a sixteenth in the other, and a control that differs as much."""
+    """A sixteenth of 1,024 in one model, a quarter in the other, and a control that differs as much."""
     seeds = [synthetic(1.0, 1.0, seed=seed) for seed in range(3)]
     for number, seed in enumerate(seeds):
         for role, share in (("sparse", 1 / 16), ("dense", 1 / 4)):
-            masks = {"maskable": 1024.0, "kept_share": share * (1 + 0.01 * number), "random_weights_kept_share": 1 / 2}
+            masks = {"maskable": 1024.0}
+            for name in ("quote", "bracket"):
+                masks |= {f"{name}_kept_share": share * (1 + 0.01 * number), f"{name}_sub_own": 1.0}
+                masks |= {f"{name}_random_weights_kept_share": 1 / 2, f"{name}_random_weights_sub_own": 0.6}
             seed["compositionality"][role] |= {name: exact(value) for name, value in masks.items()}
     row = rows_of(seeds)["T3b-mask"]
     assert row.verdict == "supports" and row.judgement.difference.value == pytest.approx(-2.0)
     assert row.dense.lo == pytest.approx(8.0) and row.controls["random_weights"].value == pytest.approx(0.0)
+    seeds[1]["compositionality"]["dense"]["bracket_kept_share"] = exact(1 / 512)
+    assert any("bracket_log2_kept" in told for told in rows_of([*seeds[1:2]] * 3)["ALWAYS"].found)
     for seed in seeds:
-        seed["compositionality"]["sparse"]["random_weights_kept_share"] = exact(1 / 8)
+        for name in ("quote", "bracket"):
+            seed["compositionality"]["sparse"][f"{name}_random_weights_kept_share"] = exact(1 / 8)
+            seed["compositionality"]["dense"][f"{name}_kept_share"] = exact(1 / 4)
     assert rows_of(seeds)["T3b-mask"].verdict == "indistinguishable"
-    seeds[0]["compositionality"]["dense"]["kept_share"] = not_measurable("accuracy is below the gate")
-    assert "below the gate" in " ".join(rows_of(seeds)["T3b-mask"].judgement.reasons)
+    seeds[0]["compositionality"]["dense"]["quote_sub_own"] = exact(0.85)
+    assert "below the gate of 0.9" in " ".join(rows_of(seeds)["T3b-mask"].judgement.reasons)
+    seeds[0]["compositionality"]["dense"]["quote_sub_own"] = exact(1.0)
+    seeds[0]["compositionality"]["dense"]["quote_kept_share"] = not_measurable("accuracy is below")
+    assert "accuracy is below" in " ".join(rows_of(seeds)["T3b-mask"].judgement.reasons)
 
 
 def test_a_claim_of_two_parts_needs_both() -> None:
