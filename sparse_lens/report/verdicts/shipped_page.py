@@ -2,7 +2,7 @@
 
     python -m sparse_lens.report.verdicts.shipped_page docs/claims --pages docs/pages
 
-`claims.json` is that of `sparse-lens claims`, `t1b.json` that of the same command with pruned arms.
+`claims.json` is that of `sparse-lens claims`, each `t1b-ARM.json` holds the rows of the same command with a pruned arm.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from sparse_lens.results import from_plain
 FIGURE = "claims-forest.svg"
 WIDTH = 720.0
 
+ARMS = ("magnitude", "lottery", "learned")
+"""Ways of pruning that T1b was measured with."""
+
 _DETAILS = "claims-details.md"
 LINKS = {
     "T1b": f"{_DETAILS}#pruning-instead-of-sparse-training",
@@ -36,7 +39,10 @@ LINKS = {
 
 def page_tables(kept: Path) -> dict[str, dict[str, str]]:
     """Markdown of the tables by page and marker, from the folder of the kept rows."""
-    claims, pruned = (json.loads((kept / name).read_text(encoding="utf-8")) for name in ("claims.json", "t1b.json"))
+    claims, *arms = (
+        json.loads((kept / name).read_text(encoding="utf-8")) for name in ("claims.json", *map("t1b-{}.json".format, ARMS))
+    )
+    pruned = {"claims": [row for arm in arms for row in arm["claims"]]}
     known = read_literature()
     about = [{"id": claim.id, "literature": [vars(item) for item in known.about(claim.id)]} for claim in CLAIMS]
     literature = literature_markdown({"claims": about, "grounds": known.grounds})
@@ -54,7 +60,7 @@ def page_figure(kept: Path) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the tables and the figure anew; `DataError` where a page lacks the markers of its tables."""
     parser = argparse.ArgumentParser(description="Write the tables and the figure of the claims from the kept rows.")
-    parser.add_argument("kept", type=Path, help="folder with claims.json and t1b.json")
+    parser.add_argument("kept", type=Path, help="folder with claims.json and the files of the pruned arms")
     parser.add_argument("--pages", type=Path, required=True, help=f"folder with claims.md, {_DETAILS} and figures/{FIGURE}")
     options = parser.parse_args(arguments)
     for page, tables in page_tables(options.kept).items():
