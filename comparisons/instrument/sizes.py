@@ -50,9 +50,9 @@ class Size:
 
 
 SMOKE = Size(
-    tokens=12_800,
+    tokens=6_400,
     labelled_tokens=12_800,
-    sae_tokens=8_192,
+    sae_tokens=4_096,
     fracture=FractureConfig(n_pairs=2, n_units=16),
     tasks=1,
     masks=CHEAP.model_copy(update={"steps": 20}),
