@@ -63,7 +63,7 @@ def measure_pair_superposition(pair: ModelPair, size: Size) -> Measured:
 
 
 def train_neuron_sae(
-    pair: ModelPair, bridge: Any, units: Dictionary, size: Size, folder: Path, held_out: Sequence[Int[np.ndarray, "window pos"]]
+    pair: ModelPair, bridge: Any, units: Dictionary, size: Size, folder: Path, held_out: Sequence[Int[np.ndarray, "_ pos"]]
 ) -> TrainedSAE:
     """An SAE of a layer's neurons, of twice as many latents, trained on the pair's text into `folder`."""
     buffer = min(65_536, size.sae_tokens)

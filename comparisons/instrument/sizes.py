@@ -63,7 +63,7 @@ SMOKE = Size(
 )
 
 
-def reading_batches(pair: ModelPair, n_tokens: int) -> list[Int[np.ndarray, "window pos"]]:
+def reading_batches(pair: ModelPair, n_tokens: int) -> list[Int[np.ndarray, "_ pos"]]:
     """Windows that dictionaries and neurons are measured on: other ones than those that dictionaries are trained on."""
     windows = reading_windows(pair, n_tokens, seed=1)
     return np.array_split(windows, max(1, len(windows) // 16))

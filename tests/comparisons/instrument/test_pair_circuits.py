@@ -44,7 +44,7 @@ def test_circuits_of_the_shipped_dense_model() -> None:
     """Second witnesses: the search alone, and nonsense by itself, which is fitted here, by many more nodes."""
     pair = ModelPair.open()
     own, shuffled = (open_column(pair.address, ColumnSpec("dense", "dense_matched", shuffled=of)) for of in (False, True))
-    task, config = "single_double_quote", SearchConfig(steps=60, search_pairs=64, evaluation_pairs=32, evaluations=6)
+    task, config = "single_double_quote", SearchConfig()  # the effort at which nonsense is fitted at all
     found = measure_circuits({"dense": own}, {"dense": shuffled}, [task], config)["dense"]
     setting = prepare_setting(own, task, config, seed=0)
     target = common_target([setting])
