@@ -6,7 +6,8 @@ under `random_weights_METRIC` and `rotated_METRIC`. Measures of MLP neurons are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sparse_lens.comparisons.binding import binding_table
@@ -28,11 +29,14 @@ from sparse_lens.results import Result, exact
 from sparse_lens.tasks import get_task
 
 
-def measured(pair: str, measure: str, *, smoke: bool = False) -> Measured:
-    """One measure on both models of a pair, given by its address: a cell. Raises `UnknownNameError` for another measure."""
+def measured(pair: str, measure: str, *, smoke: bool = False, layers: Sequence[int] | None = None) -> Measured:
+    """One measure on both models of a pair, given by its address: a cell; of some measures in the given `layers` alone.
+
+    Raises `UnknownNameError` for another measure.
+    """
     if measure not in MEASURES:
         raise UnknownNameError("measure", measure, MEASURES)
-    return MEASURES[measure](ModelPair.at(pair), SMOKE if smoke else Size())
+    return MEASURES[measure](ModelPair.at(pair), replace(SMOKE if smoke else Size(), layers=layers))
 
 
 def _losses(pair: ModelPair, size: Size) -> Measured:  # noqa: ARG001 - all windows are read: the match of losses decides
@@ -52,7 +56,7 @@ def _concepts(pair: ModelPair, size: Size) -> Measured:
         return measure_concepts(bridge, units, train, test, magnitude=True, of_units=fewest).results
 
     controlled = ("concepts_per_unit", "coverage_f1_over_tokens_ambiguous", "equal_coverage_f1_over_tokens_ambiguous")
-    found = with_controls(pair, measure, controlled)
+    found = with_controls(pair, measure, controlled, layers=size.layers)
     return {role: results | {"equal_units": exact(fewest)} for role, results in found.items()}
 
 

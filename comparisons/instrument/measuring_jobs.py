@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints
 from sparse_lens.comparisons.concepts.pair_labels import labels_read
 from sparse_lens.comparisons.instrument.sizes import ROLES, tasks_of
@@ -30,8 +32,8 @@ _ON_TASKS = ("circuits", "latent_circuits", "fracture", "robustness")
 _CELL = "sparse_lens.comparisons.instrument.measuring:measured"
 
 
-def measuring_job(pair: ModelPair, measure: str, name: str, *, smoke: bool) -> Job:
-    """The cell of one measure on both models of a pair, called `name`; `smoke` reads as little as runs.
+def measuring_job(pair: ModelPair, measure: str, name: str, *, smoke: bool, layers: Sequence[int] | None = None) -> Job:
+    """The cell of one measure on both models of a pair, called `name`; `smoke` reads as little as runs, `layers` as in `measured`.
 
     It depends on their weights, the pair's windows and, where it reads them, the pair's tasks and this machine's files: held-out
     ones and their labels, or those of training.
@@ -41,4 +43,5 @@ def measuring_job(pair: ModelPair, measure: str, name: str, *, smoke: bool) -> J
     depends += labels_read(pair.address) if measure in _ON_HELD_OUT_FILES else []
     depends += [files_read(pair)] if measure in _ON_TRAINING_FILES else []
     depends += [f"tasks {' '.join(tasks_of(pair))}"] if measure in _ON_TASKS else []
-    return Job(name, _CELL, {"pair": pair.address, "measure": measure, "smoke": smoke}, depends)
+    chosen = {} if layers is None else {"layers": list(layers)}
+    return Job(name, _CELL, {"pair": pair.address, "measure": measure, "smoke": smoke} | chosen, depends)

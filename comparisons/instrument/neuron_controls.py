@@ -16,14 +16,22 @@ from sparse_lens.results import Result
 
 
 def with_controls(
-    pair: ModelPair, measure: Callable[[Any, Dictionary], Mapping[str, Result]], controlled: Sequence[str], *, rotated: bool = True
+    pair: ModelPair,
+    measure: Callable[[Any, Dictionary], Mapping[str, Result]],
+    controlled: Sequence[str],
+    *,
+    rotated: bool = True,
+    layers: Sequence[int] | None = None,
 ) -> Measured:
-    """A measure of MLP neurons with its controls: the same on shuffled weights, and, if `rotated`, on random mixtures of them."""
+    """A measure of MLP neurons with its controls: the same on shuffled weights, and, if `rotated`, on random mixtures of them.
+
+    The mean over all layers, or over the given ones.
+    """
     found: Measured = {}
     for role, own in ROLES.items():
         column = open_column(pair.address, ColumnSpec(own, own))
-        layers = []
-        for units in mlp_units(column):
+        of_layers, units_of = [], mlp_units(column)
+        for units in units_of if layers is None else [units_of[layer] for layer in layers]:
             results = dict(measure(column.bridge, units))
             with random_weights(column.bridge, seed=0):
                 shuffled = measure(column.bridge, units)
@@ -31,8 +39,8 @@ def with_controls(
             if rotated:
                 mixed = measure(column.bridge, RotationDictionary(random_rotation(units.n_latents), units.hook_in))
                 results |= {f"rotated_{name}": mixed[name] for name in controlled}
-            layers.append(results)
-        found[role] = mean_results(layers)
+            of_layers.append(results)
+        found[role] = mean_results(of_layers)
     return found
 
 

@@ -59,7 +59,7 @@ def measure_pair_superposition(pair: ModelPair, size: Size) -> Measured:
             **under_shift(bridge, trained.dictionary, ladder),
         }
 
-    return with_controls(pair, measure, _CONTROLLED, rotated=False)
+    return with_controls(pair, measure, _CONTROLLED, rotated=False, layers=size.layers)
 
 
 def train_neuron_sae(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,9 @@ ROLES = {"sparse": "sparse", "dense": "dense_matched"}
 SAE_K = 16
 """Latents of an SAE that are active at a token."""
 
+MOST_LAYERS = 4
+"""Layers that are read of a model deeper than a pair's."""
+
 ON_TASK = "_on_"
 """Between a metric's name and a task's: the metric on that task alone."""
 
@@ -47,6 +50,8 @@ class Size:
     binding_pairs: int = 240
     shift_windows: int = 128
     search: SearchConfig = SearchConfig()  # noqa: RUF009 - frozen
+    layers: Sequence[int] | None = None
+    """Of those measures that read neurons layer by layer with an SAE or a probe of each; None: all."""
 
 
 SMOKE = Size(
@@ -67,6 +72,13 @@ def reading_batches(pair: ModelPair, n_tokens: int) -> list[Int[np.ndarray, "_ p
     """Windows that dictionaries and neurons are measured on: other ones than those that dictionaries are trained on."""
     windows = reading_windows(pair, n_tokens, seed=1)
     return np.array_split(windows, max(1, len(windows) // 16))
+
+
+def layers_read(n_layers: int) -> list[int]:
+    """All of up to `MOST_LAYERS`, of more as many from the first to the last: what a layer costs grows with those around it."""
+    if n_layers <= MOST_LAYERS:
+        return list(range(n_layers))
+    return [round(step * (n_layers - 1) / (MOST_LAYERS - 1)) for step in range(MOST_LAYERS)]
 
 
 def tasks_of(pair: ModelPair) -> list[str]:

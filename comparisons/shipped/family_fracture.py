@@ -13,7 +13,7 @@ from sparse_lens.comparisons.column_specs import mlp_neurons
 from sparse_lens.comparisons.fracture import FractureConfig, fracture_table
 from sparse_lens.comparisons.fracture.model_fracture import task_accuracy
 from sparse_lens.comparisons.instrument.neuron_controls import mean_results
-from sparse_lens.comparisons.instrument.sizes import SMOKE
+from sparse_lens.comparisons.instrument.sizes import MOST_LAYERS, SMOKE, layers_read
 from sparse_lens.comparisons.jobs import Job, run_jobs
 from sparse_lens.hooks import load
 from sparse_lens.models_shipped import address_of, folder_at
@@ -21,8 +21,6 @@ from sparse_lens.results import Result, from_plain, not_measurable
 
 _FORMAT = "family fracture 1"
 """Raised when what a cell computes changes, so that older records are not taken for its."""
-
-_MOST_LAYERS = 4
 
 _FEWEST = 2
 """Tasks that entanglement, a share of tasks, says anything about."""
@@ -41,13 +39,6 @@ def fracture_cell(model: str, tasks: Sequence[str], smoke: bool, layers: Sequenc
     neurons = mlp_neurons(bridge)
     read = neurons if layers is None else [neurons[layer] for layer in layers]
     return mean_results([fracture_table({"neurons": (bridge, of)}, tasks, config, gate=0)["neurons"] for of in read])
-
-
-def layers_read(n_layers: int) -> list[int]:
-    """All of up to four layers, of more four from the first to the last: what a layer costs grows with those above it."""
-    if n_layers <= _MOST_LAYERS:
-        return list(range(n_layers))
-    return [round(step * (n_layers - 1) / (_MOST_LAYERS - 1)) for step in range(_MOST_LAYERS)]
 
 
 def _fingerprint_and_depth(address: str) -> tuple[str, int]:
@@ -86,7 +77,7 @@ def family_fracture(
     cells |= {
         name: replace(cells[name], arguments={**cells[name].arguments, "layers": layers_read(depth)})
         for name, (_, depth) in facts.items()
-        if depth > _MOST_LAYERS
+        if depth > MOST_LAYERS
     }
     records = run_jobs(list(cells.values()), **how)
     found = {name: from_plain(record) for name, record in zip(folders, records, strict=True)}

@@ -16,6 +16,7 @@ from sparse_lens.comparisons.curves.circuit_curve import SCHEMA, CircuitCurve
 from sparse_lens.comparisons.curves.curve_areas import size_at
 from sparse_lens.comparisons.instrument.measuring_jobs import measuring_job
 from sparse_lens.comparisons.instrument.pair_superposition import RISE, SAME_TOKEN
+from sparse_lens.comparisons.instrument.sizes import MOST_LAYERS, layers_read
 from sparse_lens.comparisons.jobs import Job, Record, run_jobs
 from sparse_lens.comparisons.pair import ModelPair, model_facts
 from sparse_lens.comparisons.shipped.family_fracture import family_fracture
@@ -72,6 +73,9 @@ MEASURED: Mapping[str, tuple[str, str]] = _METRICS | {
 
 SHUFFLED, UNTRAINED, MIXED = control_of(PSI, _SHUFFLED), control_of(ENTANGLEMENT, _SHUFFLED), control_of(ENTANGLEMENT, _MIXED)
 
+_LAYER_BY_LAYER = ("superposition", "concepts")
+"""Of deep models these are read in some layers, as fracture is: each layer has SAEs or probes of its own."""
+
 _FRACTURE = "fracture"
 _CURVE = "sparse_lens.comparisons.full.cells:curve_cell"
 BITS = "bits of a circuit at a KL of 0.5"
@@ -103,7 +107,9 @@ def family_jobs(
             continue
         for first, second in _beside_the_narrowest(folders) if measure == "predictability" else _two_by_two(folders):
             both = pair.with_models(sparse=folders[first], dense_matched=folders[second])
-            job = measuring_job(both, measure, f"{measure} of {first}, {second}", smoke=smoke)
+            depth = _shape(folders[first])[0]
+            layers = layers_read(depth) if measure in _LAYER_BY_LAYER and depth > MOST_LAYERS else None
+            job = measuring_job(both, measure, f"{measure} of {first}, {second}", smoke=smoke, layers=layers)
             for name in {first} if measure == "predictability" else {first, second}:
                 jobs[name].append(job)
     for name, folder in folders.items():

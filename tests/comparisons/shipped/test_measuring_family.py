@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sparse_lens.comparisons.column_specs import mlp_neurons
 from sparse_lens.comparisons.fracture import fracture_table
-from sparse_lens.comparisons.instrument.sizes import SMOKE
+from sparse_lens.comparisons.instrument.neuron_controls import with_controls
+from sparse_lens.comparisons.instrument.sizes import SMOKE, layers_read
 from sparse_lens.comparisons.pair import ModelPair
-from sparse_lens.comparisons.shipped.family_fracture import family_fracture, fracture_cell, layers_read
+from sparse_lens.comparisons.shipped.family_fracture import family_fracture, fracture_cell
 from sparse_lens.comparisons.shipped.measuring_family import MEASURES, density_of, family_jobs, recipe_of
+from sparse_lens.dictionaries import Dictionary
 from sparse_lens.hooks import load
+from sparse_lens.models import CircuitGPTConfig, CircuitGPTForCausalLM
+from sparse_lens.results import Result, exact
 
 PAIR = ModelPair.open()
 FOLDERS = {f"m{number}": PAIR.model_folder(role) for number, role in enumerate(("sparse", "dense_matched", "sparse"))}
@@ -40,6 +46,24 @@ def test_deep_models_are_read_in_four_layers() -> None:
     assert [layers_read(n) for n in (1, 4, 5, 16)] == [[0], [0, 1, 2, 3], [0, 1, 3, 4], [0, 5, 10, 15]]
     last = fracture_cell("python-sparse", ["while_return_true"], True, [1])
     assert last["live_units"] != fracture_cell("python-sparse", ["while_return_true"], True, [0])["live_units"]
+
+
+def layer_of(bridge: Any, units: Dictionary) -> dict[str, Result]:
+    """The simplest measure of neurons: the number of their layer."""
+    return {"layer": exact(int(units.hook_in.split(".")[1]))}
+
+
+def test_deep_models_have_dictionaries_in_the_same_four_layers(tmp_path: Path) -> None:
+    """A job names the layers where there are more; what it gives is the mean over these."""
+    deep, shallow = tmp_path / "deep", FOLDERS["m0"]
+    shutil.copytree(shallow, deep, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((deep / "config.json").read_text(encoding="utf-8"))
+    CircuitGPTForCausalLM(CircuitGPTConfig(**(config | {"n_layer": 5}))).save_pretrained(deep)
+    jobs = family_jobs(PAIR, {"deep": deep, "shallow": shallow}, [], measures=["superposition", "shift"])
+    assert [job.arguments.get("layers") for job in jobs["deep"]] == [[0, 1, 3, 4], None]
+    assert [job.arguments.get("layers") for job in jobs["shallow"]] == [None, None]
+    means = [with_controls(PAIR, layer_of, [], rotated=False, layers=of)["dense"]["layer"].value for of in ([1], [0, 0, 1], None)]
+    assert means == pytest.approx([1, 1 / 3, 1 / 2])
 
 
 @pytest.mark.slow
