@@ -62,7 +62,7 @@ def _concepts(pair: ModelPair, size: Size) -> Measured:
 
 def _predictability(pair: ModelPair, size: Size) -> Measured:
     batches = reading_batches(pair, size.tokens)
-    return _by_layer(pair, lambda columns: predictability_table(columns, batches))
+    return _by_layer(pair, lambda columns: predictability_table(columns, batches), size.layers)
 
 
 def _fracture(pair: ModelPair, size: Size) -> Measured:
@@ -119,12 +119,18 @@ def _bridges(pair: ModelPair) -> dict[str, Any]:
     return {role: open_column(pair.address, ColumnSpec(own, own)).bridge for role, own in ROLES.items()}
 
 
-def _by_layer(pair: ModelPair, table: Callable[[Mapping[str, tuple[Any, Dictionary]]], Measured]) -> Measured:
-    """A table over both models' MLP neurons, layer by layer, and its mean; a deeper model's further layers are left out."""
+def _by_layer(
+    pair: ModelPair, table: Callable[[Mapping[str, tuple[Any, Dictionary]]], Measured], layers: Sequence[int] | None = None
+) -> Measured:
+    """A table over both models' MLP neurons, layer by layer, and its mean; a deeper model's further layers are left out.
+
+    Of all layers, or of the given ones.
+    """
     columns = {role: open_column(pair.address, ColumnSpec(own, own)) for role, own in ROLES.items()}
     units = {role: mlp_units(column) for role, column in columns.items()}
     tables = [
         table({role: (columns[role].bridge, units[role][layer]) for role in ROLES})
-        for layer in range(min(len(layers) for layers in units.values()))
+        for layer in range(min(len(of) for of in units.values()))
+        if layers is None or layer in layers
     ]
     return {role: mean_results([found[role] for found in tables]) for role in ROLES}

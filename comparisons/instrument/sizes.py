@@ -51,7 +51,7 @@ class Size:
     shift_windows: int = 128
     search: SearchConfig = SearchConfig()  # noqa: RUF009 - frozen
     layers: Sequence[int] | None = None
-    """Of those measures that read neurons layer by layer with an SAE or a probe of each; None: all."""
+    """Those that superposition, concepts and predictability read; None: all."""
 
 
 SMOKE = Size(

@@ -73,8 +73,8 @@ MEASURED: Mapping[str, tuple[str, str]] = _METRICS | {
 
 SHUFFLED, UNTRAINED, MIXED = control_of(PSI, _SHUFFLED), control_of(ENTANGLEMENT, _SHUFFLED), control_of(ENTANGLEMENT, _MIXED)
 
-_LAYER_BY_LAYER = ("superposition", "concepts")
-"""Of deep models these are read in some layers, as fracture is: each layer has SAEs or probes of its own."""
+_LAYER_BY_LAYER = ("superposition", "concepts", "predictability")
+"""Of deep models these are read in some layers, as fracture is: each layer has dictionaries, probes or regressions of its own."""
 
 _FRACTURE = "fracture"
 _CURVE = "sparse_lens.comparisons.full.cells:curve_cell"
@@ -107,7 +107,7 @@ def family_jobs(
             continue
         for first, second in _beside_the_narrowest(folders) if measure == "predictability" else _two_by_two(folders):
             both = pair.with_models(sparse=folders[first], dense_matched=folders[second])
-            depth = _shape(folders[first])[0]
+            depth = min(_shape(folders[name])[0] for name in (first, second))
             layers = layers_read(depth) if measure in _LAYER_BY_LAYER and depth > MOST_LAYERS else None
             job = measuring_job(both, measure, f"{measure} of {first}, {second}", smoke=smoke, layers=layers)
             for name in {first} if measure == "predictability" else {first, second}:
