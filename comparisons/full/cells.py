@@ -54,8 +54,8 @@ ROW_TOKENS = 100_000
 _UNREAD = 1_000_003
 """Seed of text that no dictionary was trained on the same draw of: held-out windows are too few to call a latent dead."""
 
-WEIGHTS = "weights"
-"""The row that is of the model's weights alone: the same for all columns of one model."""
+ACTIVATION, WEIGHTS = "activation", "weights"
+"""The row that reads training files; and the one of the model's weights alone, the same for all columns of one model."""
 
 JACOBIAN_WINDOWS = 4
 """Windows of 64 tokens: a Jacobian takes as many backward passes as a token has active units."""
@@ -208,7 +208,7 @@ Row = Callable[[ModelPair, ColumnSpec, Column, Dictionary, int], Plain]
 
 ROWS: dict[str, Row] = {
     "reconstruction": _reconstruction,
-    "activation": _activation,
+    ACTIVATION: _activation,
     "superposition": _superposition,
     "concepts": _concepts,
     "probes": _probes,

@@ -17,6 +17,7 @@ from sparse_lens.comparisons.couplings.steering import measure_steering
 from sparse_lens.comparisons.couplings.training import CouplingTrainingConfig, train_coupling, training_windows
 from sparse_lens.comparisons.jobs import Job, Record
 from sparse_lens.comparisons.pair import ModelPair
+from sparse_lens.comparisons.reading import files_read
 from sparse_lens.hooks import load
 from sparse_lens.tasks import get_task
 
@@ -59,6 +60,7 @@ def coupling_jobs(pair: ModelPair, tokens: int, folder: Path, *, n_windows: int 
         return []
     depends = [part for spec in specs for part in fingerprints(pair, spec)]
     depends += [hashlib.sha256(pair.windows[name].tobytes()).hexdigest()[:16] for name in ("reference", "heldout")]
+    depends.append(files_read(pair))
     place = hashlib.sha256(repr((tokens, depends)).encode()).hexdigest()[:12]
     where = {
         "pair": pair.address,

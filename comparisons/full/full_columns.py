@@ -14,6 +14,7 @@ from sparse_lens.comparisons.full.headline import BEST_BASIS, FIRST_TRAINING, IN
 from sparse_lens.comparisons.full.plan import BASE, FullPlan
 from sparse_lens.comparisons.jobs import Job, Record
 from sparse_lens.comparisons.pair import ModelPair
+from sparse_lens.comparisons.reading import files_read
 from sparse_lens.dictionaries import load_saelens
 from sparse_lens.errors import ConfigError
 from sparse_lens.hooks import load
@@ -69,11 +70,12 @@ def _latents(pair: ModelPair, ratio: float, model: str) -> int:
 
 
 def training_jobs(pair: ModelPair, plan: FullPlan, folder: Path) -> dict[Wanted, list[Job]]:
-    """One job for every dictionary that is wanted and layer."""
+    """One job for every dictionary that is wanted and layer; it depends on the model and on the files that it is trained on."""
     found: dict[Wanted, list[Job]] = {}
+    files = files_read(pair)
     for wanted in wanted_dictionaries(pair, plan):
         shape = shape_of(pair.address, wanted.model)
-        depends = list(shape.depends)
+        depends = [*shape.depends, files]
         for layer in range(shape.layers):
             settings = asdict(wanted) | {"layer": layer, "tokens": plan.tokens}
             place = hashlib.sha256(repr((sorted(settings.items()), depends)).encode()).hexdigest()[:12]

@@ -9,11 +9,12 @@ from typing import Any
 from sparse_lens.comparisons.column_specs import OWN_UNITS, ColumnSpec, fingerprints
 from sparse_lens.comparisons.concepts.pair_labels import labels_read
 from sparse_lens.comparisons.curves.circuit_curve import SCHEMA, edge_starts
-from sparse_lens.comparisons.full.cells import ROWS, WEIGHTS
+from sparse_lens.comparisons.full.cells import ACTIVATION, ROWS, WEIGHTS
 from sparse_lens.comparisons.full.full_columns import MATCHED, shape_of
 from sparse_lens.comparisons.full.plan import BASE, FullPlan
 from sparse_lens.comparisons.jobs import Job
 from sparse_lens.comparisons.pair import ModelPair
+from sparse_lens.comparisons.reading import files_read
 
 _CELLS = "sparse_lens.comparisons.full.cells"
 
@@ -23,7 +24,7 @@ _ROWS = "rows 2"
 _CHANGED = {"probes": "FMS on token-ambiguous positions"}
 """What a row gives beside what it gave at first: its older records are computed anew."""
 
-FRONTIER_ROWS = ("reconstruction", "activation", "concepts", "superposition")
+FRONTIER_ROWS = ("reconstruction", ACTIVATION, "concepts", "superposition")
 
 
 def grouped_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnSpec], tasks: Sequence[str]) -> dict[str, list[Job]]:
@@ -100,14 +101,14 @@ def capability_jobs(pair: ModelPair, plan: FullPlan, specs: Sequence[ColumnSpec]
 
 def row_jobs(pair: ModelPair, plan: FullPlan, specs: Iterable[ColumnSpec], rows: Sequence[str] = tuple(ROWS)) -> list[Job]:
     """One job for every row, layer, column with MLP units of its own, and dictionary seed."""
-    jobs = []
+    jobs, files = [], [files_read(pair)]
     for spec in _measured(specs):
         if spec.basis not in OWN_UNITS:
             continue
         reads = [*fingerprints(pair, spec), *labels_read(pair.address), _ROWS]
         for layer in plan.layers(shape_of(pair.address, spec.model).layers):
             for row in rows:
-                depends = [*reads, *([_CHANGED[row]] if row in _CHANGED else [])]
+                depends = [*reads, *([_CHANGED[row]] if row in _CHANGED else []), *(files if row == ACTIVATION else [])]
                 if row == WEIGHTS and spec.basis != "neurons":
                     continue
                 for seed in range(max(1, len(spec.dictionaries))):

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sparse_lens.comparisons import ModelPair
+from sparse_lens.comparisons import ModelPair, reading
 from sparse_lens.comparisons.column_specs import ColumnSpec
 from sparse_lens.comparisons.full import full_jobs
+from sparse_lens.comparisons.full.coupled import coupling_jobs
 from sparse_lens.comparisons.full.full_columns import column_specs, frontier_specs, given_dictionaries, training_jobs
 from sparse_lens.comparisons.full.full_jobs import correspondence_jobs, curve_jobs, row_jobs, stability_jobs
 from sparse_lens.comparisons.full.plan import FullPlan, quick_plan
@@ -48,6 +49,22 @@ def test_as_many_latents_for_each_neuron_in_every_model(pair: ModelPair) -> None
     assert all(found == {0, 1, 2} for found in seeds.values())
     folders = [job.arguments["folder"] for of in jobs.values() for job in of]
     assert len(folders) == len(set(folders)) == 2 * len(jobs)
+
+
+def test_cells_depend_on_the_files_that_they_are_trained_on(
+    pair: ModelPair, specs: list[ColumnSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another standard library is another dictionary, another coupling and another row of activations, and nothing else."""
+
+    def fingerprints() -> dict[str, str]:
+        trainings = [job for of in training_jobs(pair, PLAN, Path("somewhere")).values() for job in of]
+        jobs = [*trainings, *coupling_jobs(pair, 1000, Path("somewhere")), *row_jobs(pair, PLAN, specs[:2])]
+        return {job.name: job.fingerprint for job in jobs}
+
+    before, library = fingerprints(), reading._library()
+    monkeypatch.setattr(reading, "_library", lambda: library[::2])
+    changed = {name for name, fingerprint in fingerprints().items() if before[name] != fingerprint}
+    assert changed == {name for name in before if name.startswith(("train ", "activation "))} < set(before)
 
 
 def test_dictionaries_of_ones_own_are_columns(pair: ModelPair) -> None:
