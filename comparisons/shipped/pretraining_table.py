@@ -33,8 +33,8 @@ from sparse_lens.training.recipes import get_recipe
 KEPT, TABLE = "pretraining.json", "pretraining"
 """The file of the numbers, and the table's marker."""
 
-RECIPES = ("dose-20-64", "dose-100-32")
-"""A weight-sparse model and a dense one of about its loss on Python, small enough for many trainings."""
+RECIPES = ("dose-20-64", "dose-100-32", "subroutines-100-64")
+"""A weight-sparse model, a dense one of about its loss on Python, and a dense one that learns the subroutines; all small."""
 
 Results = Mapping[str, Result]
 
