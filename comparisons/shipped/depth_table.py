@@ -4,7 +4,8 @@
 
 trains every cell into the folder GRID from the token data in DATA (`depth_width_sparsity_sweep`), measures each run as the claims
 do, and writes the page's tables anew. Models, and what was measured in `--cells`, are kept: the command goes on where it stopped.
-The file it writes holds the row of the claim DEPTH (`sparse-lens claims --kept`).
+The file it writes holds the row of the claim DEPTH (`sparse-lens claims --kept`). What it holds already stays, so that measures can
+be added (`--only`), or cells.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from sparse_lens.comparisons.instrument.rows import ClaimRow
 from sparse_lens.comparisons.instrument.verdicts import judge
 from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.comparisons.shipped.depth_page import EQUAL, depth_page
+from sparse_lens.comparisons.shipped.kept_file import read_kept_file
 from sparse_lens.comparisons.shipped.measured_grid import KEPT, MeasuredGrid, measure_grid
 from sparse_lens.comparisons.shipped.measuring_family import ENTANGLEMENT, MEASURES, MIXED, UNTRAINED
 from sparse_lens.comparisons.shipped.page_tables import write_tables
 from sparse_lens.data import TokenData
 from sparse_lens.errors import DataError
 from sparse_lens.results import Result, not_measurable, write_json
+
+_GROWING = ("depths", "densities")
+"""Axes along which a later run may add cells."""
 
 
 def depth_row(grid: MeasuredGrid) -> ClaimRow:
@@ -82,12 +87,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data = TokenData(options.data)
     axes = ("budget_core", "matching", "depths", "densities", "seeds", "tokens")
     shape: dict[str, Any] = {name: getattr(options, name) for name in axes}
+    scope = {"smoke": options.smoke} | {name: shape[name] for name in axes if name not in _GROWING}
+    kept = read_kept_file(options.out / KEPT[options.matching], ["grid", "shape"], scope)
     sweep = depth_width_sparsity_sweep(data, options.grid, **shape, learning_rates=options.rates, workers=options.workers)
     if not sweep.cells:
         raise DataError(f"no cell of the grid can be trained: {'; '.join(sweep.missing.values())}")
     how = {"cache": options.cells, "workers": options.workers, "measures": options.only, "smoke": options.smoke}
     grid = measure_grid(ModelPair.open(), sweep, options.grid, tasks=options.tasks, **how)
-    content = {"shape": shape | {"learning_rates": list(options.rates)}, "scope": {"smoke": options.smoke}}
+    if kept:
+        grid = grid.joined(MeasuredGrid.from_plain(kept["grid"]))
+        shape |= {name: sorted({*kept["shape"][name], *shape[name]}) for name in _GROWING}
+    content = {"scope": scope, "shape": shape | {"learning_rates": list(options.rates)}}
     content |= {"grid": grid.to_plain(), "claims": [depth_row(grid).to_plain()]}
     options.out.mkdir(parents=True, exist_ok=True)
     write_json(content, options.out / KEPT[options.matching])

@@ -10,9 +10,13 @@ from typing import Any
 
 from sparse_lens.comparisons.depth_width.grid import Matching, Place
 from sparse_lens.comparisons.depth_width.sweeping import DepthWidthSweep, depth_slopes
+from sparse_lens.comparisons.instrument.sizes import NOTHING
 from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.comparisons.shipped.measuring_family import measure_family
+from sparse_lens.errors import ConfigError, DataError
 from sparse_lens.results import Result, from_plain
+
+_LOSS = "loss"
 
 KEPT: Mapping[Matching, str] = {"core": "depth.json", "nonzeros": "depth-nonzeros.json"}
 """The file of each matching, which are never mixed."""
@@ -69,6 +73,28 @@ class MeasuredGrid:
         cells = {place: cell if is_whole(cell) else replace(cell, runs=()) for place, cell in self.cells.items()}
         return replace(self, cells=cells)
 
+    def joined(self, kept: MeasuredGrid) -> MeasuredGrid:
+        """With the cells and the measures that an earlier run has kept; where a number is in neither, it is not measurable.
+
+        Raises `DataError` for a training that came to another loss there, `ConfigError` for a measure that is kept of cells beyond
+        these: two runs measure on tasks, and at numbers of neurons, of their own.
+        """
+        both = {place: (_runs(self.cells.get(place)), _runs(kept.cells.get(place))) for place in kept.cells | self.cells}
+        beyond = [runs for own, runs in both.values() if not own]
+        for measure in self.measures:
+            if measure != _LOSS and any(run.get(measure, NOTHING) != NOTHING for runs in beyond for run in runs):
+                raise ConfigError(f"{measure!r} is kept of other cells, too; measure it in all, or give its --only no name of it")
+        for place, (own, runs) in both.items():
+            if own and runs and [run[_LOSS] for run in own] != [run[_LOSS] for run in runs]:
+                raise DataError(f"the runs of {place[0]} layers at density {place[1]:g} are not those that are kept: other losses")
+        measures = dict.fromkeys([*kept.measures, *self.measures], NOTHING)
+        cells = {}
+        for place, (own, runs) in both.items():
+            found = [measures | dict(old) | dict(new) for old, new in zip(runs or own, own or runs, strict=True)]
+            cells[place] = replace(self.cells.get(place) or kept.cells[place], runs=found)
+        missing = {place: why for place, why in {**kept.missing, **self.missing}.items() if place not in cells}
+        return MeasuredGrid(self.matching, cells, missing, self.fracture_tasks or kept.fracture_tasks)
+
     def slopes_of(self, measure: str) -> dict[str, Result]:
         """`depth_slopes` of a measure, over the places where it is measurable in all runs."""
         values = {place: [run[measure].value for run in cell.runs] for place, cell in self.cells.items()}
@@ -88,6 +114,10 @@ class MeasuredGrid:
         return cls(content["matching"], {(cell.depth, cell.density): cell for cell in cells}, missing, content["fracture_tasks"])
 
 
+def _runs(cell: MeasuredCell | None) -> Sequence[Mapping[str, Result]]:
+    return () if cell is None else cell.runs
+
+
 def _values(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
@@ -97,7 +127,7 @@ def measure_grid(pair: ModelPair, sweep: DepthWidthSweep, grid: Path, *, tasks: 
     names = {place: [run["name"] for run in cell.runs] for place, cell in sweep.cells.items()}
     folders = {name: (grid / "models" / name).absolute() for of in names.values() for name in of}
     models = measure_family(pair, folders, tasks=tasks, **how)
-    measured = {place: [{"loss": models[name]["loss"]} | models[name]["values"] for name in of] for place, of in names.items()}
+    measured = {place: [{_LOSS: models[name]["loss"]} | models[name]["values"] for name in of] for place, of in names.items()}
     done = next(iter(models.values()))["fracture_tasks"] if models else []
     return with_measures(sweep, measured, done)
 

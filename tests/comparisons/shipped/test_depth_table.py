@@ -19,6 +19,7 @@ from sparse_lens.comparisons.shipped.depth_table import depth_row, main
 from sparse_lens.comparisons.shipped.measured_grid import KEPT, MeasuredGrid, read_grid, with_measures
 from sparse_lens.comparisons.shipped.measuring_family import ENTANGLEMENT, MIXED, UNTRAINED
 from sparse_lens.data import DataConfig, SourceFolder, generate_program, prepare_data
+from sparse_lens.errors import ConfigError, DataError
 from sparse_lens.results import Result, exact, not_measurable, to_plain, write_json
 
 DEPTHS, DENSITIES = (1, 4, 16), (1.0, 1 / 16)
@@ -105,6 +106,24 @@ def test_a_kept_grid_is_read_again(tmp_path: Path) -> None:
     assert read_grid(tmp_path) == grid and depth_page(read_grid(tmp_path)) == depth_page(grid)
 
 
+def test_measures_and_cells_are_added_to_a_kept_grid() -> None:
+    """What is kept stays, a number of neither run is not measurable, and no measure is mixed of two runs."""
+    kept, measured = grid_of(planted()), planted()
+    dense = {place: [{"loss": run["loss"], "R²": exact(0.5)} for run in runs] for place, runs in measured.items() if place[1] == 1}
+    joined = grid_of(dense).joined(kept)
+    assert joined.measures == [*kept.measures, "R²"] and joined.fracture_tasks == kept.fracture_tasks
+    assert depth_row(joined) == depth_row(kept) and joined.missing == kept.missing
+    assert joined.slopes_of("R²")["slope_at_1"].value == pytest.approx(0)
+    assert not joined.cells[4, 1 / 16].runs[2]["R²"].measurable and joined.cells[4, 1 / 16].runs[2].keys() == {*joined.measures}
+    assert joined.joined(joined) == joined
+    fewer = {place: runs for place, runs in measured.items() if place[1] == 1}
+    with pytest.raises(ConfigError, match="'entanglement' is kept of other cells, too"):
+        grid_of(fewer).joined(kept)
+    dense[4, 1.0][0]["loss"] = exact(1.0)
+    with pytest.raises(DataError, match="the runs of 4 layers at density 1 are not those that are kept"):
+        grid_of(dense).joined(kept)
+
+
 def test_the_docs_hold_the_kept_tables() -> None:
     """Tables and the claim's row are what the kept grid gives."""
     docs = Path(__file__).parents[3] / "docs"
@@ -150,3 +169,5 @@ def test_a_tiny_grid_is_trained_measured_and_taken_up_again(tmp_path: Path) -> N
     }
     main([str(tmp_path / "grid"), *options])
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    with pytest.raises(ConfigError, match="tokens 40960"):
+        main([str(tmp_path / "grid"), *options, "--tokens", "20480"])
