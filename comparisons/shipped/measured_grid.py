@@ -79,7 +79,7 @@ class MeasuredGrid:
         Raises `DataError` for a training that came to another loss there, `ConfigError` for a measure that is kept of cells beyond
         these: two runs measure on tasks, and at numbers of neurons, of their own.
         """
-        both = {place: (_runs(self.cells.get(place)), _runs(kept.cells.get(place))) for place in kept.cells | self.cells}
+        both = {place: (_runs(self.cells.get(place)), _runs(kept.cells.get(place))) for place in {**kept.cells, **self.cells}}
         beyond = [runs for own, runs in both.values() if not own]
         for measure in self.measures:
             if measure != _LOSS and any(run.get(measure, NOTHING) != NOTHING for runs in beyond for run in runs):
