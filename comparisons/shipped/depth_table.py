@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sweep = depth_width_sparsity_sweep(data, options.grid, **shape, learning_rates=options.rates, workers=options.workers)
     if not sweep.cells:
         raise DataError(f"no cell of the grid can be trained: {'; '.join(sweep.missing.values())}")
-    how = {"cache": options.cells, "workers": options.workers, "measures": options.only, "smoke": options.smoke}
+    how = {"cache": options.cells, "workers": options.workers, "measures": options.only, "smoke": options.smoke, "kl": options.kl}
     grid = measure_grid(ModelPair.open(), sweep, options.grid, tasks=options.tasks, **how)
     if kept:
         grid = grid.joined(MeasuredGrid.from_plain(kept["grid"]))
@@ -127,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokens", type=int, default=2_000_000, help="tokens that each model reads")
     parser.add_argument("--rates", type=float, nargs="+", default=LEARNING_RATES, help="learning rates tried first, then beyond")
     parser.add_argument("--tasks", nargs="*", default=["if_equals", "with_as"], help="tasks of the circuit curves")
+    parser.add_argument("--kl", type=float, default=1.0, help="nats of divergence from its model that a circuit's size is read at")
     parser.add_argument("--only", nargs="*", default=MEASURES, choices=MEASURES, metavar="MEASURE", help="of the claims' measures")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--smoke", action="store_true", help="measure the least that runs everything")

@@ -78,9 +78,17 @@ _LAYER_BY_LAYER = ("superposition", "concepts", "predictability")
 
 _FRACTURE = "fracture"
 _CURVE = "sparse_lens.comparisons.full.cells:curve_cell"
-BITS = "bits of a circuit at a KL of 0.5"
 _TARGETS = (1.0, 0.5, 0.3)
-_KL = 0.5
+KL = 0.5
+"""Nats of divergence that circuits of models of one loss are compared at."""
+
+
+def bits_at(kl: float) -> str:
+    """The name of a circuit's size at a divergence from its model, in nats."""
+    return f"bits of a circuit at a KL of {kl:g}"
+
+
+BITS = bits_at(KL)
 
 
 MEASURES = tuple(dict.fromkeys(measure for measure, _ in MEASURED.values()))
@@ -149,12 +157,13 @@ def measure_family(
     tasks: Sequence[str],
     measures: Sequence[str] = MEASURES,
     smoke: bool = False,
+    kl: float = KL,
     **how: Any,
 ) -> dict[str, dict[str, Any]]:
     """By model: its recipe, its training seed, the density of its blocks' matrices, its loss, and `values` by their name here.
 
     The loss is in nats per token on the pair's held-out windows; `fracture_tasks` are those that all models do, on which fracture
-    and entanglement are measured. `how` is that of `run_jobs`.
+    and entanglement are measured. Circuits are read off their curves at `kl`. `how` is that of `run_jobs`.
     """
     jobs = family_jobs(pair, folders, tasks, measures=measures, smoke=smoke)
     flat = list({job.fingerprint: job for of in jobs.values() for job in of}.values())
@@ -169,7 +178,7 @@ def measure_family(
             "density": density_of(folder),
             "loss": losses[name],
             "fracture_tasks": done,
-            "values": _values(folder, jobs[name], records, fracture.get(name)),
+            "values": _values(folder, jobs[name], records, fracture.get(name), kl),
         }
         for name, folder in folders.items()
     }
@@ -193,7 +202,7 @@ def loss_of(pair: ModelPair, folder: Path) -> Result:
 
 
 def _values(
-    folder: Path, jobs: Sequence[Job], records: Mapping[str, Record], fracture: Mapping[str, Result] | None
+    folder: Path, jobs: Sequence[Job], records: Mapping[str, Record], fracture: Mapping[str, Result] | None, kl: float
 ) -> dict[str, Result]:
     found: dict[str, Mapping[str, Result]] = {} if fracture is None else {_FRACTURE: fracture}
     curves = []
@@ -206,7 +215,7 @@ def _values(
         else:
             curves.append(CircuitCurve.from_plain(record))
     values = {told: found[measure][metric] for told, (measure, metric) in MEASURED.items() if measure in found}
-    return values | ({BITS: _pooled([size_at(curve, _KL) for curve in curves])} if curves else {})
+    return values | ({bits_at(kl): _pooled([size_at(curve, kl) for curve in curves])} if curves else {})
 
 
 def _pooled(sizes: Sequence[Result]) -> Result:
