@@ -30,7 +30,7 @@ SAE_K = 16
 """Latents of an SAE that are active at a token."""
 
 MOST_LAYERS = 4
-"""Layers that are read of a model deeper than a pair's."""
+"""So many layers are read of a deeper model in a family; the two models of a pair are read in all."""
 
 ON_TASK = "_on_"
 """Between a metric's name and a task's: the metric on that task alone."""

@@ -83,7 +83,7 @@ class MeasuredGrid:
         beyond = [runs for own, runs in both.values() if not own]
         for measure in self.measures:
             if measure != _LOSS and any(run.get(measure, NOTHING) != NOTHING for runs in beyond for run in runs):
-                raise ConfigError(f"{measure!r} is kept of other cells, too; measure it in all, or give its --only no name of it")
+                raise ConfigError(f"{measure!r} is kept of other cells, too; measure it in all, or leave it out (--only, --tasks)")
         for place, (own, runs) in both.items():
             if own and runs and [run[_LOSS] for run in own] != [run[_LOSS] for run in runs]:
                 raise DataError(f"the runs of {place[0]} layers at density {place[1]:g} are not those that are kept: other losses")
