@@ -29,6 +29,21 @@ _ON_HELD_OUT_FILES = ("concepts", "shift", "robustness", "superposition")
 _ON_TRAINING_FILES = ("superposition", "predictability", "latent_circuits")
 _ON_TASKS = ("circuits", "latent_circuits", "fracture", "robustness")
 
+LONGEST_FIRST = (
+    "superposition",
+    "circuits",
+    "latent_circuits",
+    "compositionality",
+    "fracture",
+    "concepts",
+    "robustness",
+    "binding",
+    "predictability",
+    "shift",
+    "losses",
+)
+"""The measures by what they cost, so that no process waits long for the last cell of another."""
+
 _CELL = "sparse_lens.comparisons.instrument.measuring:measured"
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sparse_lens.comparisons.instrument.claim import ARM_CLAIMS, CLAIMS, DISENTANGLING, Claim, arm_claim
 from sparse_lens.comparisons.instrument.kept_rows import read_kept, with_kept
 from sparse_lens.comparisons.instrument.literature import Literature, read_literature
-from sparse_lens.comparisons.instrument.measuring_jobs import measuring_job
+from sparse_lens.comparisons.instrument.measuring_jobs import LONGEST_FIRST, measuring_job
 from sparse_lens.comparisons.instrument.rows import ClaimRow, claim_rows, loss_gaps
 from sparse_lens.comparisons.instrument.sizes import ROLES, Seed
 from sparse_lens.comparisons.jobs import Job, run_jobs
@@ -98,6 +98,7 @@ def claims(
     for opened, _ in groups.values():
         _check_tokens(opened)
     jobs = [job for opened, asked in groups.values() for one in opened for job in _jobs(one, asked, smoke=smoke)]
+    jobs.sort(key=lambda job: LONGEST_FIRST.index(job.arguments["measure"]))
     found = dict(zip([job.fingerprint for job in jobs], run_jobs(jobs, cache, workers=workers, progress=progress), strict=True))
     measured = {arm: tuple(_seed(one, asked, found, smoke=smoke) for one in opened) for arm, (opened, asked) in groups.items()}
     of_arms = {arm: seeds for arm, seeds in measured.items() if arm}

@@ -7,7 +7,11 @@ import pytest
 from sparse_lens.comparisons import ModelPair, reading
 from sparse_lens.comparisons.instrument import measuring_jobs
 from sparse_lens.comparisons.instrument.measuring import MEASURES
-from sparse_lens.comparisons.instrument.measuring_jobs import measuring_job
+from sparse_lens.comparisons.instrument.measuring_jobs import LONGEST_FIRST, measuring_job
+
+
+def test_every_measure_has_its_place_in_the_order() -> None:
+    assert set(LONGEST_FIRST) == set(MEASURES) and len(LONGEST_FIRST) == len(MEASURES)
 
 
 def test_cells_depend_on_the_files_that_they_read(monkeypatch: pytest.MonkeyPatch) -> None:
