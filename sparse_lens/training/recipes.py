@@ -173,7 +173,7 @@ def _doses() -> list[TrainingConfig]:
 def _subroutines() -> list[TrainingConfig]:
     """A dense model that learns two subroutines from programs of these alone, and does them in other words and other lines.
 
-    The doses' dense recipes, of half the steps at a quarter of the rate, do not; nor did trials without AbsTopK, on held-out quotes.
+    The doses' dense recipes, of half the steps at a quarter of the rate, do not; nor did trials without AbsTopK (held-out quotes).
     """
     return [dense_recipe("subroutines-100-64", 64, 2 * _ARM_STEPS, model=_shape(64) | _ABSTOPK, learning_rate=1.2e-2)]
 
