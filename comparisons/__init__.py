@@ -10,3 +10,4 @@ from sparse_lens.comparisons.instrument import Report as Report
 from sparse_lens.comparisons.instrument import claims as claims
 from sparse_lens.comparisons.pair import ModelPair as ModelPair
 from sparse_lens.comparisons.pair import model_facts as model_facts
+from sparse_lens.comparisons.pair import model_sizes as model_sizes

@@ -23,7 +23,7 @@ import torch
 from tqdm.auto import tqdm
 
 from sparse_lens.errors import ConfigError, DataError
-from sparse_lens.files import new_file
+from sparse_lens.files import made_folder, new_file
 from sparse_lens.processes import worker_pool
 from sparse_lens.results import to_plain
 
@@ -85,7 +85,7 @@ def run_jobs(
     """
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, got {workers}")
-    folder = None if cache is None else Path(cache)
+    folder = None if cache is None else made_folder(cache)
     found: dict[str, Record] = {}
     for job in jobs:
         if folder is not None and (kept := read_record(folder, job)) is not None:
@@ -114,8 +114,10 @@ def read_record(folder: Path, job: Job) -> Record | None:
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))["record"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"the kept cell {path} cannot be read ({error}); delete it, and it is computed again") from error
+    if not isinstance(record, dict):
+        raise DataError(f"the kept cell {path} holds a {type(record).__name__}, no record; delete it, and it is computed again")
     return record
 
 
@@ -125,7 +127,7 @@ def _place(folder: Path, job: Job) -> Path:
 
 def keep_record(folder: Path, job: Job, record: Record, seconds: float | None = None) -> None:
     """Keep a job's record, plain JSON, under its fingerprint, and how long it took where that is known."""
-    folder.mkdir(parents=True, exist_ok=True)
+    made_folder(folder)
     content: dict[str, Any] = {"name": job.name, "function": job.function, "arguments": dict(job.arguments)}
     content |= {} if seconds is None else {"seconds": round(seconds, 2)}
     content["record"] = record

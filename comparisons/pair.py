@@ -217,10 +217,14 @@ def _read_anew(windows: np.ndarray, own: Tokenizer, new: Tokenizer, length: int)
 
 def model_facts(bridge: Any, heldout: np.ndarray) -> dict[str, Result]:
     """Pretraining loss on held-out real files (nats per token), parameters, nonzeros, and nonzeros of the matrices."""
+    return {"loss": bootstrap_mean(window_losses(bridge, heldout))} | model_sizes(bridge)
+
+
+def model_sizes(bridge: Any) -> dict[str, Result]:
+    """Parameters and nonzeros of a model, and those of its matrices alone."""
     weights = dict(bridge.state_dict())
     matrices = [w for name, w in weights.items() if w.ndim == 2 and not name.startswith("bigram")]
     return {
-        "loss": bootstrap_mean(window_losses(bridge, heldout)),
         "parameters": exact(sum(w.numel() for w in weights.values())),
         "nonzeros": exact(sum(int((w != 0).sum()) for w in weights.values())),
         "matrix_parameters": exact(sum(w.numel() for w in matrices)),

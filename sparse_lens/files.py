@@ -78,6 +78,18 @@ def replaced_files(path: str | Path, *, last: str | None = None) -> Iterator[Pat
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def made_folder(path: str | Path) -> Path:
+    """The folder at `path`, made if there is none; raises `OutputError` where a file is in the way or none can be made."""
+    target = Path(path)
+    if target.exists() and not target.is_dir():
+        raise _in_the_way(target)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    return target
+
+
 def check_writable(path: str | Path, names: Collection[str] | None = None) -> None:
     """Raise `OutputError` now rather than after an hour's work if nothing can be written at `path`.
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+NOISE = 1e-12
+"""A difference below this share of what is subtracted is of rounding, and 0."""
+
+
 @dataclass(frozen=True)
 class Result:
     """One measured number.

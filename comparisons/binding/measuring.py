@@ -29,6 +29,7 @@ from sparse_lens.comparisons.binding.drawing import ProgramDraw, held_out
 from sparse_lens.comparisons.binding.programs import ANSWERS, KINDS, BindingProgram, usable_names
 from sparse_lens.comparisons.binding.prompts import BindingPrompts, all_answer_logits, encode_programs, share_chosen
 from sparse_lens.comparisons.binding.representation import representation_names, representation_results
+from sparse_lens.comparisons.side_by_side import Heldout, facts_beside, with_differences
 from sparse_lens.results import Result, bootstrap_mean, not_measurable
 
 N_PAIRS = 240
@@ -78,8 +79,12 @@ def binding_table(
     n_pairs: int = N_PAIRS,
     seed: int = 0,
     gate: float = ACCURACY_GATE,
+    heldout: Heldout | None = None,
 ) -> dict[str, dict[str, dict[str, Result]]]:
     """`binding_report` of bridges by name, for each form (kind, variables, distractor lines), as `value_2_0`, with the controls.
+
+    Under `model` stand its loss on `heldout` windows of token ids, its parameters and nonzeros; a row `A - B` is the first column
+    less each other one.
 
     `random_weights_…`: the same of the model with every tensor's nonzero weights shuffled; it fails the gate, which leaves its
     accuracy. `rotated_…` is not measurable, and says why; no mask is learned, so there is none to draw at random.
@@ -95,7 +100,7 @@ def binding_table(
             controls = {f"random_weights_{score}": control[score] for score in ("accuracy", *scores)}
             controls |= {f"rotated_{score}": not_measurable(_ROTATED) for score in scores}
             found[name][f"{kind}_{n_vars}_{distractors}"] = report | controls
-    return found
+    return with_differences({name: {"model": facts_beside(columns[name], heldout)} | forms for name, forms in found.items()})
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,6 +30,7 @@ from sparse_lens.comparisons.compositionality.rotated_twin import rotated_twin, 
 from sparse_lens.comparisons.compositionality.scoring import MaskStudy, accuracies
 from sparse_lens.comparisons.compositionality.shared_prompts import SharedPrompts, sample_shared
 from sparse_lens.comparisons.compositionality.weight_masks import SITES, MaskConfig, Masks, maskable
+from sparse_lens.comparisons.side_by_side import Heldout, facts_beside, with_differences
 from sparse_lens.errors import ConfigError
 from sparse_lens.results import Result
 
@@ -70,13 +71,16 @@ def structural_compositionality(
 
 
 def compositionality_table(
-    columns: Mapping[str, Any], task_a: str = "quote", task_b: str = "bracket", **options: Any
+    columns: Mapping[str, Any], task_a: str = "quote", task_b: str = "bracket", *, heldout: Heldout | None = None, **options: Any
 ) -> dict[str, dict[str, Result]]:
     """`structural_compositionality` of several bridges by name, with the same prompts, effort and controls for each.
 
-    A column that does not do both subroutines is not measurable, the others are. `options` are those of the measure.
+    A column that does not do both subroutines is not measurable, the others are. Beside stand each model's loss on `heldout`
+    windows of token ids, its parameters and nonzeros, and a row `A - B` of the first column less each other one. `options` are
+    those of the measure.
     """
-    return {name: structural_compositionality(bridge, task_a, task_b, **options).results for name, bridge in columns.items()}
+    found = {name: structural_compositionality(bridge, task_a, task_b, **options).results for name, bridge in columns.items()}
+    return with_differences({name: facts_beside(columns[name], heldout) | row for name, row in found.items()})
 
 
 def measure_masks(
@@ -102,12 +106,13 @@ def measure_masks(
     if not seeds:
         raise ConfigError("masks need at least one seed, got none")
     controls, missing = dict(controls or {}), dict(missing or {})
-    allowed, whole = maskable(model, sites), _whole_accuracies(model, heldout)
+    config = config or MaskConfig()
+    allowed, whole = maskable(model, sites, config.from_layer), _whole_accuracies(model, heldout)
     about: Any = {"accuracies": whole, "allowed": allowed, "n_prompts": len(heldout), "controls": (*controls, *missing)}
     if failed := [f"{name} {result.value:.2f}" for name, result in whole.items() if (result.value or 0) < gate]:
         missing[REAL] = f"the model's accuracy is below {gate:g}: {', '.join(failed)}"
         return Compositionality(heldout.names, missing=missing, **about)
-    study = MaskStudy(model, search, heldout, config or MaskConfig(), tuple(allowed))
+    study = MaskStudy(model, search, heldout, config, tuple(allowed))
     found: list[tuple[Cell, Masks]] = []
     with tqdm(total=len(seeds) + len(controls), desc="pairs of masks", disable=not progress) as bar:
         for seed in seeds:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sparse_lens.comparisons.compositionality.measuring import compositionality_table
+from sparse_lens.comparisons.side_by_side import difference
 from sparse_lens.hooks import load
-from sparse_lens.results import Result, not_measurable
+from sparse_lens.results import Result
 
 COMPARED = ("d_sub", "d_abl", "score", "compositional", "kept_share")
 """What is subtracted."""
@@ -29,12 +30,4 @@ def pretraining_effect(
     columns = {"pretrained": load(pretrained), "alone": load(alone)}
     table = compositionality_table(columns, task_a, task_b, **options)
     found = {f"{arm}_{name}": result for arm, results in table.items() for name, result in results.items()}
-    return found | {f"difference_{name}": _difference(table["pretrained"][name], table["alone"][name]) for name in COMPARED}
-
-
-def _difference(first: Result, second: Result) -> Result:
-    if first.value is None or second.value is None:
-        return not_measurable("; ".join(result.reason for result in (first, second) if result.reason), n=min(first.n, second.n))
-    lo = None if first.lo is None or second.hi is None else first.lo - second.hi
-    hi = None if first.hi is None or second.lo is None else first.hi - second.lo
-    return Result(first.value - second.value, lo, hi, 0.0, min(first.n, second.n), min(first.seeds, second.seeds))
+    return found | {f"difference_{name}": difference(table["pretrained"][name], table["alone"][name]) for name in COMPARED}

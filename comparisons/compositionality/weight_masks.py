@@ -42,6 +42,12 @@ class MaskConfig(BaseModel):
     steps: int = Field(default=300, gt=0, description="optimizer steps")
     batch_size: int = Field(default=32, gt=0, description="prompts per step")
     learning_rate: float = Field(default=0.01, gt=0, description="of Adam, on s")
+    from_layer: int = Field(
+        default=0,
+        ge=0,
+        description="the first block that is masked (`l0_stages` in the paper: 0, 2 or 3); where both subroutines share early "
+        "layers, ablating a mask there takes everything",
+    )
     start: float = Field(default=0.05, description="s of every unit at the beginning; -.05, 0, .05, .1 in the paper")
     beta_max: float = Field(default=200.0, gt=1, description="steepness of the sigmoid at the end")
     price: float = Field(
@@ -53,21 +59,30 @@ CHEAP = MaskConfig(units="rows", steps=60, batch_size=16)
 """For a first look and for continuous integration: whole rows, few steps."""
 
 
-def maskable(model: nn.Module, sites: Sequence[str] | None = SITES) -> Masks:
-    """The nonzero weights of the model's matrices that lie in a part named in `sites`; None takes every matrix.
+def maskable(model: nn.Module, sites: Sequence[str] | None = SITES, from_layer: int = 0) -> Masks:
+    """The nonzero weights of the model's matrices that lie in a part named in `sites` and in a block from `from_layer` on.
 
-    Raises `UnknownNameError` for a site that the model has no matrix in (a bridge in sparse execution has none: open it with
-    `execution="dense"`), `DataError` if there is no nonzero weight at all.
+    `sites` of None takes every matrix, a `from_layer` of 0 those outside blocks, too. Raises `UnknownNameError` for a site that the
+    model has no matrix in (a bridge in sparse execution has none: open it with `execution="dense"`), `DataError` if there is no
+    nonzero weight at all.
     """
     matrices = {name: parameter for name, parameter in model.named_parameters() if parameter.ndim == 2}
     for site in sites or ():
         if not any(site in name.split(".") for name in matrices):
             raise UnknownNameError("site of weights", site, sorted({part for name in matrices for part in name.split(".")}))
     chosen = [name for name in matrices if sites is None or set(sites) & set(name.split("."))]
+    chosen = [name for name in chosen if from_layer == 0 or _layer(name) >= from_layer]
     masks = {name: matrices[name].detach() != 0 for name in chosen}
     if not any(bool(mask.any()) for mask in masks.values()):
-        raise DataError("the model has no nonzero matrix weight to mask; is it trained, and are the sites right?")
+        raise DataError(
+            f"the model has no nonzero matrix weight to mask from layer {from_layer} on; is it trained, and are the sites right?"
+        )
     return masks
+
+
+def _layer(name: str) -> int:
+    """The block that a parameter lies in: the first number in its name; -1 outside of all."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), -1)
 
 
 def n_kept(masks: Masks) -> int:

@@ -24,6 +24,7 @@ from sparse_lens.comparisons.fracture.index import FractureSums
 from sparse_lens.comparisons.fracture.instances import Instances, answers_of, sample_instances
 from sparse_lens.comparisons.fracture.weakened_runs import WeakenedDirections
 from sparse_lens.comparisons.fracture.weakened_weights import WeakenedWeights
+from sparse_lens.comparisons.side_by_side import Heldout, facts_beside, with_differences
 from sparse_lens.dictionaries import Dictionary, random_rotation
 from sparse_lens.errors import ConfigError, DataError, UnknownNameError
 from sparse_lens.hooks import splice
@@ -33,7 +34,9 @@ UNITS = ("latents", "rotated", "weights")
 """What is perturbed: latents, random orthogonal mixtures of them, or nonzero weights of all blocks."""
 
 OUTPUT_KL = 1e-4
-"""Nats by which an answer's distribution moves, on average over units and prompts.
+"""Nats by which an answer's distribution moves, on average over units and one pair of prompts a task.
+
+The strength is set on these alone; on all prompts that are measured the mean (`output_kl`) comes out within a factor of 1.5 of it.
 
 Small for the output, not for every unit: those of a model that hardly depends on any one are moved far to reach it, through
 zero and beyond (`strength` above 1), where an effect is no derivative any more. Read `strength` beside a fracture.
@@ -132,8 +135,12 @@ def fracture_table(
     config: FractureConfig | None = None,
     *,
     gate: float = ACCURACY_GATE,
+    heldout: Heldout | None = None,
 ) -> dict[str, dict[str, Result]]:
     """`fracture_index` of several columns on the tasks that all of them do, with the same controls for each.
+
+    Beside stand each model's loss on `heldout` windows of token ids, its parameters and nonzeros, and a row `A - B` of the first
+    column less each other one.
 
     `rotated_…`: random mixtures of the latents, the same function in another basis. `random_weights_…`: every tensor's nonzero
     weights shuffled, without the gate, which such a model cannot pass. No mask is learned, so there is none to draw at random. A
@@ -145,8 +152,8 @@ def fracture_table(
     if not done:
         none = f"no task of {', '.join(tasks)} is done with an accuracy of {gate:g} by every column"
         controls = {f"{control}_{key}": not_measurable(none) for control in ("rotated", "random_weights") for key in _MEASURES}
-        return {name: _failed(none) | controls for name in columns}
-    found = {}
+        return with_differences({name: facts_beside(columns[name][0], heldout) | _failed(none) | controls for name in columns})
+    found: dict[str, dict[str, Result]] = {}
     for name, column in columns.items():
         rotated = _measured(*column, done, config, "rotated")
         with random_weights(column[0], seed=config.seed):
@@ -154,8 +161,9 @@ def fracture_table(
         controls = {f"rotated_{key}": rotated[key] for key in _MEASURES} | {
             f"random_weights_{key}": random[key] for key in _MEASURES
         }
-        found[name] = _indexed(*column, done, config, "latents", of=len(done)) | controls
-    return found
+        measured = _indexed(*column, done, config, "latents", of=len(done))
+        found[name] = facts_beside(column[0], heldout) | measured | controls
+    return with_differences(found)
 
 
 def task_accuracy(bridge: Any, task: str, seed: int = 0) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,24 +40,37 @@ def read_kept(path: str | Path) -> list[ClaimRow]:
     scope = content.get("scope")
     if isinstance(scope, dict) and scope.get("smoke"):
         raise DataError(f"{source} is of a smoke run, from which nothing can be learned; measure it without --smoke")
-    rows = [_row(row, source) for row in kept]
+    try:
+        of_file = _scope_of(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{source}: its scope cannot be read ({error!r}); give it as `sparse-lens claims` writes it") from error
+    rows = [_row(row, source, of_file) for row in kept]
     return [row for row in rows if row.verdict != "not measurable"]
 
 
 def with_kept(rows: Sequence[ClaimRow], kept: Sequence[ClaimRow]) -> list[ClaimRow]:
-    """The rows, and in the place of each that was not measurable the first of `kept` for its claim; rows of arms come last."""
+    """The rows, and in the place of each that needs models of its own and has no number the first of `kept` for its claim.
+
+    A row whose models were measured stays, whatever its verdict: one that losses or seeds left undecided is not decided by other
+    models. Kept rows of arms come last, those of arms that were measured here left out.
+    """
     known: dict[str, ClaimRow] = {}
     for row in kept:
         known.setdefault(row.claim.id, row)
     found = [
-        replace(known[row.claim.id], literature=row.literature)
-        if row.verdict == "not measurable" and row.claim.id in known
-        else row
+        replace(known[row.claim.id], literature=row.literature) if row.claim.id in known and _needs_others(row) else row
         for row in rows
     ]
-    arms = [row for name, row in known.items() if name.startswith(_ARM)]
+    measured = {row.claim.id for row in rows}
+    arms = [row for name, row in known.items() if name.startswith(_ARM) and name not in measured]
     about = next((row.literature for row in rows if row.claim.id == _ARM.strip("-")), None)
     return found if about is None else [*found, *(replace(row, literature=about) for row in arms)]
+
+
+def _needs_others(row: ClaimRow) -> bool:
+    """Whether the claim needs models trained for it, of which this run has none."""
+    needs = bool(row.claim.only_if or row.claim.elsewhere)
+    return needs and row.verdict == "not measurable" and row.judgement.difference.value is None
 
 
 def _claim(name: str) -> Claim:
@@ -69,7 +83,40 @@ def _claim(name: str) -> Claim:
     return claims[name]
 
 
-def _row(row: Mapping[str, Any], source: Path) -> ClaimRow:
+def _scope_of(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """The models of a claims.json in words, for rows that do not say themselves; nothing of a file without pairs."""
+    scope = content.get("scope")
+    if not isinstance(scope, dict) or "pairs" not in scope:
+        return ()
+    pairs = "; ".join(f"{pair['sparse']} with {pair['dense']}" for pair in scope["pairs"])
+    gaps = ", ".join(f"{gap:+.3f}" for gap in scope["loss_gaps"])
+    lines = [pairs, f"loss of the dense model less that of the sparse one: {gaps} nats per token"]
+    lines += [f"training tokens of each {role} model: {_counted(counts)}" for role, counts in scope.get("tokens", {}).items()]
+    return (*lines, str(scope["largest"]).partition(";")[0])
+
+
+def _counted(counts: Sequence[int | None]) -> str:
+    return ", ".join("not known" if count is None else f"{count:,.0f}" for count in dict.fromkeys(counts))
+
+
+def _sound(number: Result) -> bool:
+    """Whether what a file says is a number has numbers for value, ends and null, and a value only where it is measurable."""
+    parts = [number.value, number.lo, number.hi, number.null]
+    real = all(part is None or (type(part) in (int, float) and math.isfinite(part)) for part in parts)
+    counts = all(type(count) is int and count >= 0 for count in (number.n, number.seeds))
+    told = number.reason is None or isinstance(number.reason, str)
+    return real and counts and told and number.measurable is (number.value is not None)
+
+
+def _consistent(claim: Claim, verdict: str, difference: Result) -> bool:
+    """Whether a claim that is decided by its difference lies on the side of its verdict."""
+    if claim.beyond is not None or verdict not in ("supports", "contradicts") or difference.lo is None or difference.hi is None:
+        return True
+    above = (claim.larger == "sparse") == (verdict == "supports")
+    return difference.lo > 0 if above else difference.hi < 0
+
+
+def _row(row: Mapping[str, Any], source: Path, of_file: tuple[str, ...]) -> ClaimRow:
     name = str(row.get("id"))
     claim = _claim(name)
     if row.get("verdict") not in get_args(Verdict):
@@ -77,11 +124,16 @@ def _row(row: Mapping[str, Any], source: Path) -> ClaimRow:
     try:
         plain = from_plain({part: row[part] for part in ("sparse", "dense", "difference", "controls")})
         numbers = [plain["sparse"], plain["dense"], plain["difference"], *plain["controls"].values()]
-        reasons, found = ([str(line) for line in row[part]] for part in ("reasons", "found"))
+        reasons, found, scope = (tuple(map(str, part)) for part in (row["reasons"], row["found"], row.get("scope", ())))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{source}: the row of {name} is not whole ({error!r})") from error
-    if not all(isinstance(number, Result) for number in numbers):
+    if not all(isinstance(number, Result) and _sound(number) for number in numbers):
         raise DataError(f"{source}: the row of {name} has numbers that are no results; give it as `sparse-lens claims` writes it")
-    judgement = Judgement(row["verdict"], plain["difference"], tuple(reasons))
+    if not _consistent(claim, row["verdict"], plain["difference"]):
+        raise DataError(
+            f"{source}: {name} is said to be {row['verdict']!r}, which its difference {plain['difference']} (larger in the "
+            f"{claim.larger} model, by the claim) does not say; measure it anew"
+        )
+    judgement = Judgement(row["verdict"], plain["difference"], reasons)
     found = (*found, f"kept in {source.name}")
-    return ClaimRow(claim, judgement, plain["sparse"], plain["dense"], plain["controls"], found)
+    return ClaimRow(claim, judgement, plain["sparse"], plain["dense"], plain["controls"], found, scope or of_file)

@@ -16,13 +16,24 @@ from sparse_lens.comparisons.instrument.claim import CLAIMS, DISENTANGLING, Clai
 from sparse_lens.comparisons.instrument.kept_weights import with_kept_weights
 from sparse_lens.comparisons.instrument.literature import Item, Literature
 from sparse_lens.comparisons.instrument.sizes import NOTHING, ON_TASK, Seed
-from sparse_lens.comparisons.instrument.verdicts import FEWEST_SEEDS, Judgement, Verdict, difference_over_seeds, judge, undecidable
+from sparse_lens.comparisons.instrument.verdicts import (
+    FEWEST_SEEDS,
+    Judgement,
+    Verdict,
+    difference_over_seeds,
+    incomplete,
+    judge,
+    undecidable,
+)
 from sparse_lens.results import Result, exact
 
 
 @dataclass(frozen=True)
 class ClaimRow:
-    """One claim's row. `controls` has for each control the difference (sparse less dense) in it; `found` what decided otherwise."""
+    """One claim's row. `controls` has for each control the difference (sparse less dense) in it; `found` what decided otherwise.
+
+    `scope` says on which models it was measured, where these are not the report's: their weights, training seeds and tokens.
+    """
 
     claim: Claim
     judgement: Judgement
@@ -30,6 +41,7 @@ class ClaimRow:
     dense: Result = NOTHING
     controls: Mapping[str, Result] = field(default_factory=dict)
     found: tuple[str, ...] = ()
+    scope: tuple[str, ...] = ()
     literature: tuple[Item, ...] = ()
 
     @property
@@ -51,6 +63,7 @@ class ClaimRow:
             "verdict": self.verdict,
             "reasons": list(self.judgement.reasons),
             "found": list(self.found),
+            "scope": list(self.scope),
             "literature": [vars(item) for item in self.literature],
         }
 
@@ -181,17 +194,17 @@ def _coexistence(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
     not coexist do not say that they nowhere do: no run contradicts it.
     """
     pairs = [pair for seed in seeds if (pair := _superposed_and_small(seed)) is not None]
-    if reasons := undecidable([gap for *_, gap in pairs]):
+    if reasons := [*undecidable(loss_gaps(seeds)), *incomplete(len(seeds) - len(pairs), len(seeds))]:
         return ClaimRow(claim, Judgement("not measurable", NOTHING, tuple(reasons)))
-    n = sum(both for both, *_ in pairs)
+    n = sum(both for both, _ in pairs)
     verdict: Verdict = "supports" if n == len(pairs) else "indistinguishable"
     reasons = [] if n == len(pairs) else [f"{n} of {len(pairs)} pairs show both, which does not say that none does"]
     share = exact(n, n=len(pairs), seeds=len(pairs))
-    return ClaimRow(claim, Judgement(verdict, NOTHING, tuple(reasons)), sparse=share, found=tuple(told for _, told, _ in pairs))
+    return ClaimRow(claim, Judgement(verdict, NOTHING, tuple(reasons)), sparse=share, found=tuple(told for _, told in pairs))
 
 
-def _superposed_and_small(seed: Seed) -> tuple[bool, str, float] | None:
-    """Whether the sparse model of a pair shows both, its numbers in words, and the pair's gap in loss; None without the numbers."""
+def _superposed_and_small(seed: Seed) -> tuple[bool, str] | None:
+    """Whether the sparse model of a pair shows both, and its numbers in words; None without the numbers."""
     psi, nodes = (
         {role: _number(seed, measure, role, metric, np.nan) for role in ("sparse", "dense")}
         for measure, metric in (("superposition", "psi"), ("circuits", "log2_nodes"))
@@ -205,7 +218,7 @@ def _superposed_and_small(seed: Seed) -> tuple[bool, str, float] | None:
         f"{psi['sparse']:.2f} features per neuron against {psi['dense']:.2f}, "
         f"{2 ** nodes['sparse']:,.0f} nodes against {2 ** nodes['dense']:,.0f}"
     )
-    return superposed and small, "; ".join([told, *failed]), loss_gaps([seed])[0]
+    return superposed and small, "; ".join([told, *failed])
 
 
 def _always(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints
 from sparse_lens.comparisons.instrument.claim import ARM_CLAIMS, CLAIMS, DISENTANGLING, Claim, arm_claim
 from sparse_lens.comparisons.instrument.kept_rows import read_kept, with_kept
 from sparse_lens.comparisons.instrument.literature import Literature, read_literature
@@ -87,6 +88,8 @@ def claims(
     models token by token), and what `ModelPair.open`, `read_literature`, `read_kept` and `run_jobs` raise.
     """
     chosen = choose_claims(only)
+    if smoke and kept:
+        raise ConfigError("a smoke run teaches nothing, so that rows of other runs are not put into it; leave out either")
     known = read_literature(literature)
     other_rows = [row for path in kept for row in read_kept(path)]
     pairs = _pairs(pair)[: 1 if smoke else None]
@@ -97,18 +100,21 @@ def claims(
     groups = {"": (pairs, chosen)} | groups
     for opened, _ in groups.values():
         _check_tokens(opened)
+        _check_apart(opened)
+    tokens = {role: [_tokens(pair.model_folder(own)) for pair in pairs] for role, own in ROLES.items()}
     jobs = [job for opened, asked in groups.values() for one in opened for job in _jobs(one, asked, smoke=smoke)]
     jobs.sort(key=lambda job: LONGEST_FIRST.index(job.arguments["measure"]))
     found = dict(zip([job.fingerprint for job in jobs], run_jobs(jobs, cache, workers=workers, progress=progress), strict=True))
     measured = {arm: tuple(_seed(one, asked, found, smoke=smoke) for one in opened) for arm, (opened, asked) in groups.items()}
     of_arms = {arm: seeds for arm, seeds in measured.items() if arm}
     asked = [replace(claim, only_if=_BELOW) if of_arms and claim.id == "T1b" else claim for claim in chosen]
-    rows = with_kept(claim_rows(measured[""], known, asked), other_rows)
+    rows = claim_rows(measured[""], known, asked)
     for arm, seeds in of_arms.items():
         told = _compared_at(seeds)
         own = claim_rows(seeds, known, [arm_claim(claim, arm) for claim in of_arm])
         rows += [replace(row, found=(*row.found, *told)) for row in own]
-    return Report(tuple(rows), _scope(pairs, measured[""], smoke=smoke), measured[""], known, command, of_arms)
+    scope = _scope(pairs, measured[""], tokens, smoke=smoke)
+    return Report(tuple(with_kept(rows, other_rows)), scope, measured[""], known, command, of_arms)
 
 
 def _check_tokens(pairs: Sequence[ModelPair]) -> None:
@@ -118,6 +124,20 @@ def _check_tokens(pairs: Sequence[ModelPair]) -> None:
                 raise ConfigError(
                     f"{pair.model_name(own)} has another tokenizer than the pair {pair.name!r}, whose windows all measures read "
                     "token by token; claims compare models of one tokenizer: give a pair.json with windows in theirs"
+                )
+
+
+def _check_apart(pairs: Sequence[ModelPair]) -> None:
+    """Refuse one model as several training seeds: intervals over copies are of no width, and decide everything."""
+    for role, own in ROLES.items():
+        first: dict[str, ModelPair] = {}
+        for pair in pairs:
+            weights = fingerprints(pair, ColumnSpec(own, own))[0]
+            other = first.setdefault(weights, pair)
+            if other is not pair:
+                raise ConfigError(
+                    f"{pair.model_folder(own)} has the weights of {other.model_folder(own)}, given as the {role} model of another "
+                    "training seed; an interval over seeds needs models that were trained apart"
                 )
 
 
@@ -208,11 +228,13 @@ def _tokens(folder: Path) -> int | None:
         return None
     try:
         return int(json.loads(record.read_text(encoding="utf-8"))["tokens"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{record} does not say how many tokens the model was trained on ({error})") from error
 
 
-def _scope(pairs: Sequence[ModelPair], seeds: Sequence[Seed], *, smoke: bool) -> dict[str, Any]:
+def _scope(
+    pairs: Sequence[ModelPair], seeds: Sequence[Seed], tokens: Mapping[str, Sequence[int | None]], *, smoke: bool
+) -> dict[str, Any]:
     def of(role: str, metric: str) -> list[Result]:
         return [seed["losses"][role][metric] for seed in seeds]
 
@@ -222,7 +244,7 @@ def _scope(pairs: Sequence[ModelPair], seeds: Sequence[Seed], *, smoke: bool) ->
         "training_seeds": len(pairs),
         "loss_gaps": loss_gaps(seeds),
         **{f"{role}_{metric}": of(role, metric) for role in ROLES for metric in ("loss", "nonzeros", "matrix_nonzeros")},
-        "tokens": {role: [_tokens(pair.model_folder(own)) for pair in pairs] for role, own in ROLES.items()},
+        "tokens": tokens,
         "largest": f"tested up to {nonzeros:,.0f} nonzero weights in matrices; no result on a billion weights could be grounded",
         "smoke": smoke,
     }

@@ -1,10 +1,11 @@
 """The verdict on a claim about a sparse and a dense model, by a rule that was fixed before anything was measured.
 
 The rule: a claim is decided only where the losses are matched (|difference| <= 0.05 nats per token in every pair) and at least
-three training seeds were measured. Then the 95 % interval of the difference over training seeds decides: with 0 inside, the models
-are *indistinguishable*; so they are where a control shows as much, or is too uncertain to exclude it: where the interval of the
-difference less the control's own does not lie beyond 0 on the same side. Otherwise the interval *supports* the claim or
-*contradicts* it. A control that has no number where one is needed leaves the claim *not measurable*.
+three training seeds were measured, each with a number on both sides. Then the 95 % interval of the difference over training seeds
+decides: with 0 inside, the models are *indistinguishable*; so they are where a control shows as much, or is too uncertain to
+exclude it: where the interval of the difference less the control's own does not lie beyond 0 on the same side. Otherwise the
+interval *supports* the claim or *contradicts* it. A control that has no number where one is needed leaves the claim *not
+measurable*.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from scipy import stats
 
 from sparse_lens.comparisons.curves.loss_matching import TOLERANCE
 from sparse_lens.errors import DataError
-from sparse_lens.results import Result, not_measurable
+from sparse_lens.results import NOISE, Result, not_measurable
 
 Verdict = Literal["supports", "contradicts", "indistinguishable", "not measurable"]
 
@@ -54,23 +55,23 @@ def judge(
     if len(set(lengths)) != 1:
         raise DataError(f"one value and one gap for each training seed, got {', '.join(map(str, lengths))}")
     found = [_less(s, d) for s, d in zip(sparse, dense, strict=True)]
-    there = [place for place, value in enumerate(found) if value is not None]
     differences = [value for value in found if value is not None]
     difference = difference_over_seeds(differences)
-    if not there:
+    if not differences:
         return Judgement("not measurable", difference, ("no training seed has a number on both sides",))
-    reasons = undecidable([loss_gaps[place] for place in there])
-    if reasons:
+    if reasons := [*undecidable(loss_gaps), *incomplete(len(found) - len(differences), len(found))]:
         return Judgement("not measurable", difference, tuple(reasons))
     verdict = _by_interval(difference, larger)
     if verdict == "indistinguishable":
         return Judgement(verdict, difference)
-    excesses = {name: [_less(found[place], values[place]) for place in there] for name, values in controls.items()}
+    excesses = {name: [_less(*both) for both in zip(found, values, strict=True)] for name, values in controls.items()}
     return _against_controls(verdict, difference, excesses)
 
 
 def _less(first: float | None, second: float | None) -> float | None:
-    return None if first is None or second is None else first - second
+    if first is None or second is None:
+        return None
+    return 0.0 if abs(first - second) <= NOISE * max(abs(first), abs(second)) else first - second
 
 
 def _against_controls(verdict: Verdict, difference: Result, excesses: Mapping[str, Sequence[float | None]]) -> Judgement:
@@ -96,10 +97,11 @@ def difference_over_seeds(differences: Sequence[float]) -> Result:
     if not differences:
         return not_measurable("no training seed has a number on both sides")
     values = np.asarray(differences, dtype=np.float64)
+    mean = 0.0 if abs(values.mean()) <= NOISE * np.abs(values).max() else float(values.mean())
     if len(values) < 2:
-        return Result(float(values.mean()), null=0.0, n=1, seeds=1)
+        return Result(mean, null=0.0, n=1, seeds=1)
     half = float(stats.t.ppf(0.975, len(values) - 1)) * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return Result(float(values.mean()), float(values.mean()) - half, float(values.mean()) + half, 0.0, len(values), len(values))
+    return Result(mean, mean - half, mean + half, 0.0, len(values), len(values))
 
 
 def _by_interval(difference: Result, larger: Literal["sparse", "dense"]) -> Verdict:
@@ -112,6 +114,11 @@ def _by_interval(difference: Result, larger: Literal["sparse", "dense"]) -> Verd
 def undecidable(loss_gaps: Sequence[float]) -> list[str]:
     """Why nothing can be decided on pairs with these differences in loss, one for each training seed; empty where it can."""
     return [*_unmatched(loss_gaps), *_few(len(loss_gaps))]
+
+
+def incomplete(missing: int, of: int) -> list[str]:
+    """Why nothing can be decided where so many training seeds have no number; empty where all have one."""
+    return [f"{missing} of {of} training seeds have no number on both sides"] if missing else []
 
 
 def _unmatched(gaps: Sequence[float]) -> list[str]:

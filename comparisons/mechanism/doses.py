@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from sparse_lens.comparisons.curves.loss_matching import TOLERANCE, Matched, match_losses
 from sparse_lens.comparisons.rank_correlation import rank_correlation
 from sparse_lens.errors import ConfigError, UnknownNameError
-from sparse_lens.results import Result, bootstrap_mean, exact, not_measurable
+from sparse_lens.results import NOISE, Result, bootstrap_mean, exact, not_measurable
 from sparse_lens.training import window_losses
 
 FEWEST_DOSES = 4
@@ -108,7 +108,7 @@ def _measured(density: Float[np.ndarray, " point"], found: list[Result], n_resam
     if (n_doses := len(np.unique(density))) < FEWEST_DOSES:
         reason = f"{n_doses} densities have a value at the target's loss, {FEWEST_DOSES} are needed"
         return dict.fromkeys(_MEASURES, not_measurable(reason, n=len(values)))
-    if np.ptp(values) == 0:
+    if np.ptp(values) <= NOISE * np.abs(values).max():
         return dict.fromkeys(_MEASURES, not_measurable("the measure is the same at every density", n=len(values)))
     rng, dose = np.random.default_rng(seed), np.log10(density)
     errors = np.array([_error(result) for result in found])

@@ -20,6 +20,7 @@ from torch import Tensor
 from sparse_lens.circuits.trust.controls import random_weights
 from sparse_lens.comparisons.predictability.feature_sums import PARTS, FeatureSums, Products, ShuffledSample, part_of_windows
 from sparse_lens.comparisons.predictability.predicted_features import Predictability, best_ridge, deviations, predict_features
+from sparse_lens.comparisons.side_by_side import Heldout, facts_beside, with_differences
 from sparse_lens.dictionaries import Bridge, Dictionary, harvest_activations, random_rotation
 from sparse_lens.dictionaries.harvest import refuse_padding
 from sparse_lens.errors import ConfigError, DataError
@@ -168,15 +169,24 @@ def predictability(
 
 
 def predictability_table(
-    columns: Mapping[str, tuple[Bridge, Dictionary]], token_batches: Sequence[Any], *, seed: int = 0
+    columns: Mapping[str, tuple[Bridge, Dictionary]],
+    token_batches: Sequence[Any],
+    *,
+    heldout: Heldout | None = None,
+    seed: int = 0,
 ) -> dict[str, dict[str, Result]]:
-    """`predictability` of several columns on the same tokens, each on as many features as the one with the fewest alive has."""
+    """`predictability` of several columns on the same tokens, each on as many features as the one with the fewest alive has.
+
+    Beside stand each model's loss on `heldout` windows of token ids, its parameters and nonzeros, and a row `A - B` of the first
+    column less each other one. A random mask of equal size is no control here: nothing is masked.
+    """
     sums = {name: collect_sums(*column, token_batches, seed=seed) for name, column in columns.items()}
     common = max(_FEWEST, min(len(column.alive()) for column in sums.values()))
-    return {
-        name: sums[name].results(common) | _random_weights(bridge, dictionary, token_batches, common, seed)
-        for name, (bridge, dictionary) in columns.items()
-    }
+    found: dict[str, dict[str, Result]] = {}
+    for name, (bridge, dictionary) in columns.items():
+        control = _random_weights(bridge, dictionary, token_batches, common, seed)
+        found[name] = facts_beside(bridge, heldout) | sums[name].results(common) | control
+    return with_differences(found)
 
 
 def _random_weights(

@@ -81,7 +81,7 @@ class RenamedAblation:
         """What each mask leaves of the model, with the subroutine that it is of; learned once for the weights of a bridge."""
         weights = model_fingerprint(bridge)
         if weights not in self._ablated:
-            allowed = maskable(bridge, SITES)
+            allowed = maskable(bridge, SITES, self.config.from_layer)
             self._ablated[weights] = [
                 (which, without(allowed, self._mask(bridge, allowed, which, mask_seed)))
                 for which in range(2)

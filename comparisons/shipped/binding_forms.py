@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +22,46 @@ from sparse_lens.comparisons.instrument.verdicts import judge
 from sparse_lens.comparisons.jobs import Job, run_jobs
 from sparse_lens.comparisons.pair import ModelPair, model_facts
 from sparse_lens.comparisons.shipped.page_tables import write_tables
-from sparse_lens.results import Result, from_plain, not_measurable, write_json
+from sparse_lens.results import Result, exact, from_plain, not_measurable, write_json
 
 KEPT = "binding.json"
-BEHAVIOUR, INSIDE = "binding behaviour", "binding inside"
-"""The tables, by their markers: what the models answer, and what moving vectors inside them does."""
+BEHAVIOUR, INSIDE, LOGITS = "binding behaviour", "binding inside", "binding logits"
+"""The tables, by their markers: what the models answer, which answers moving vectors inside them flips, and by how many logits."""
 
 MEASURES = {
-    BEHAVIOUR: {"accuracy": "accuracy", "segregation": "segregation", "renaming": "renaming", "composition gap": "composition_gap"},
+    BEHAVIOUR: {
+        "accuracy": "accuracy",
+        "with shuffled weights": "random_weights_accuracy",
+        "segregation": "segregation",
+        "renaming": "renaming",
+        "composition gap": "composition_gap",
+    },
     INSIDE: {
         "representation": "representation",
         "flipped by the value's": "flip_attribute",
         "by the name's": "flip_entity",
         "restored": "restore",
         "flipped by random ones": "random_flip",
-        "leakage (logits)": "leakage_logits",
+        "by the state of exchanged values, layer 1": "layer1_exchange_flip_attribute",
+        "of exchanged names": "layer1_exchange_flip_entity",
+    },
+    LOGITS: {
+        "value's vectors": "attribute_shift_logits",
+        "random ones there": "random_attribute_shift_logits",
+        "name's vectors": "entity_shift_logits",
+        "random ones at the name": "random_entity_shift_logits",
+        "both": "both_shift_logits",
+        "random ones at both": "random_both_shift_logits",
+        "leakage": "leakage_logits",
+        "of random ones": "random_leakage_logits",
     },
 }
 JUDGED = ("composition gap", "representation")
 """Of these the difference over training seeds is printed, too, with its verdict."""
 
 _CELL = "sparse_lens.comparisons.shipped.binding_forms:binding_cell"
-_FORMAT = "binding forms 2"
+_FORMAT = "binding forms 3"
 _QUICK_PAIRS = 24
-_NOISE = 1e-12
 
 Seed = Mapping[str, Mapping[str, Mapping[str, Result]]]
 """Of one training seed `binding_table` by side and form, and under the form "model" the facts of a side's model."""
@@ -61,8 +76,15 @@ def binding_cell(pair: str, n_pairs: int) -> Seed:
     shown = {metric for columns in MEASURES.values() for metric in columns.values()}
     found: dict[str, dict[str, dict[str, Result]]] = {side: {"model": dict(facts[side])} for side in ROLES}
     for side in ROLES:
-        found[side] |= {form: {name: of[name] for name in of if name in shown} for form, of in table[side].items()}
+        forms = {form: of | _random_shifts(of) for form, of in table[side].items() if form != "model"}
+        found[side] |= {form: {name: of[name] for name in of if name in shown} for form, of in forms.items()}
     return found
+
+
+def _random_shifts(of: Mapping[str, Result]) -> dict[str, Result]:
+    """What random vectors of equal length do to the logits: the nulls, as numbers of their own."""
+    nulls = {name: of[name].null for name in of if name.endswith(("_shift_logits", "leakage_logits"))}
+    return {f"random_{name}": exact(null, n=of[name].n) for name, null in nulls.items() if null is not None}
 
 
 def measure_forms(pairs: Sequence[ModelPair], *, quick: bool = False, **how: Any) -> list[Seed]:
@@ -94,8 +116,8 @@ def _table(seeds: Sequence[Seed], forms: Sequence[str], columns: Mapping[str, st
             cells += [_mean(results) for results in sides.values()]
             if told in JUDGED:
                 sparse, dense = ([result.value for result in results] for results in sides.values())
-                judged = judge(_without_noise(sparse, dense), dense, loss_gaps=gaps, larger="sparse")
-                cells += [_rounded(judged.difference), judged.verdict]
+                judged = judge(sparse, dense, loss_gaps=gaps, larger="sparse")
+                cells += [str(judged.difference), judged.verdict]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
@@ -107,18 +129,6 @@ def _number(seed: Seed, side: str, form: str, metric: str) -> float:
     value = seed[side][form][metric].value
     assert value is not None, f"{metric} of a model always has a value"
     return value
-
-
-def _without_noise(values: Sequence[float | None], others: Sequence[float | None]) -> list[float | None]:
-    """The values, those that differ from the others' by rounding alone as these."""
-    both = zip(values, others, strict=True)
-    return [o if v is not None and o is not None and abs(v - o) < _NOISE else v for v, o in both]
-
-
-def _rounded(result: Result) -> str:
-    """The difference in words, rounding noise as the 0 that it is."""
-    noise = result.value is not None and abs(result.value) < _NOISE
-    return str(replace(result, value=0.0) if noise else result)
 
 
 def _mean(results: Sequence[Result]) -> str:

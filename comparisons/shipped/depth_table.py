@@ -34,7 +34,7 @@ _GROWING = ("depths", "densities")
 """Axes along which a later run may add cells."""
 
 
-def depth_row(grid: MeasuredGrid) -> ClaimRow:
+def depth_row(grid: MeasuredGrid, tokens: int | None = None) -> ClaimRow:
     """The claim DEPTH by the rule of all claims: slopes of entanglement on the logarithm of depth, at the greatest density.
 
     One slope a training seed, against 0, shuffled weights and mixed neurons. Models are compared at equal weights, as the claim
@@ -55,7 +55,19 @@ def depth_row(grid: MeasuredGrid) -> ClaimRow:
     sides = [own.get(f"slope_at_{density:g}", not_measurable("no two depths have a value")) for density in (least, most)]
     shown = {name: complete.slopes_of(measure) for name, measure in (("random_weights", UNTRAINED), ("rotated", MIXED))}
     at_dense = {name: of[f"slope_at_{most:g}"] for name, of in shown.items() if f"slope_at_{most:g}" in of}
-    return ClaimRow(claim, judgement, sides[0], sides[1], at_dense, tuple(_beside(grid, own)))
+    return ClaimRow(claim, judgement, sides[0], sides[1], at_dense, tuple(_beside(grid, own)), (_scope(grid, tokens),))
+
+
+def _scope(grid: MeasuredGrid, tokens: int | None) -> str:
+    """The models of a grid in words."""
+    depths, counts = sorted({depth for depth, _ in grid.cells}), [cell.nonzeros for cell in grid.cells.values()]
+    densities = ", ".join(f"{100 * density:g}" for density in grid.densities)
+    trained = f", {tokens:,} tokens each" if tokens is not None else ""
+    weights = " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
+    return (
+        f"{len(grid.cells) * grid.n_seeds} models of {grid.n_seeds} training seed(s) with {', '.join(map(str, depths))} layers and "
+        f"{densities} % of their weights, {weights} nonzero ones in blocks{trained}"
+    )
 
 
 def _beside(grid: MeasuredGrid, own: Mapping[str, Result]) -> list[str]:
@@ -98,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         grid = grid.joined(MeasuredGrid.from_plain(kept["grid"]))
         shape |= {name: sorted({*kept["shape"][name], *shape[name]}) for name in _GROWING}
     content = {"scope": scope, "shape": shape | {"learning_rates": list(options.rates)}}
-    content |= {"grid": grid.to_plain(), "claims": [depth_row(grid).to_plain()]}
+    content |= {"grid": grid.to_plain(), "claims": [depth_row(grid, sweep.tokens).to_plain()]}
     options.out.mkdir(parents=True, exist_ok=True)
     write_json(content, options.out / KEPT[options.matching])
     if options.page is not None:

@@ -38,6 +38,7 @@ from sparse_lens.comparisons.shipped.measuring_family import (
 from sparse_lens.comparisons.shipped.page_tables import write_tables
 from sparse_lens.errors import ConfigError, UnknownNameError
 from sparse_lens.results import Result, not_measurable, write_json
+from sparse_lens.training.recipes import RECIPES
 
 KEPT = "doses.json"
 
@@ -146,9 +147,18 @@ def prevention_row(models: Mapping[str, Mapping[str, Any]], target: str) -> Clai
     means = [_mean_at(found[PSI], density) for density in densities]
     told = tuple(f"{100 * density:g} % of weights: {mean}" for density, mean in zip(densities, means, strict=True))
     controls = {"random_weights": slope_of(found[SHUFFLED])}
-    return ClaimRow(
-        claim, judgement, means[0], means[-1], controls, ("the difference is the slope for ten times the density", *told)
-    )
+    found = ("the difference is the slope for ten times the density", *told)
+    return ClaimRow(claim, judgement, means[0], means[-1], controls, found, (_scope(models, target),))
+
+
+def _scope(models: Mapping[str, Mapping[str, Any]], target: str) -> str:
+    """The models of the doses in words; tokens where their recipes are the library's."""
+    densities = sorted({model["density"] for model in models.values()})
+    recipes, seeds = ({model[of] for model in models.values()} for of in ("recipe", "seed"))
+    tokens = {RECIPES[name].tokens for name in recipes} if recipes <= RECIPES.keys() else set()
+    trained = "".join(f", {count:,} tokens each" for count in tokens) if len(tokens) == 1 else ""
+    told = ", ".join(f"{100 * density:g}" for density in densities)
+    return f"{len(models)} models of {len(seeds)} training seed(s) with {told} % of their weights, at the loss of {target}{trained}"
 
 
 def _mean_at(found: Mapping[int, DoseResponse], density: float) -> Result:

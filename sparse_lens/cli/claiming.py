@@ -51,7 +51,8 @@ def add_claims(commands: Any) -> None:
         type=Path,
         default=[],
         metavar="FILE",
-        help="a claims.json of other models, or a table of doses or of depths: its rows stand where this run has no number",
+        help="a claims.json of other models, or a table of doses or of depths: its rows of claims that need models "
+        "of their own (T3a, DEPTH, BIND, arms of T1b) are put in where this run has none",
     )
     parser.add_argument("--smoke", action="store_true", help="one pair, and as little as runs everything; to try it out")
     parser.add_argument("--out", type=Path, default=Path("claims"), help="folder of the page, the JSON and the tables")

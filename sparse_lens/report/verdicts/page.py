@@ -66,8 +66,7 @@ def write_claims(content: Mapping[str, Any], folder: str | Path) -> Path:
 
 def check_claims_folder(folder: str | Path) -> None:
     """Raise `OutputError` now, before the work, if `write_claims` would not write `folder` after it."""
-    refuse_foreign(Path(folder), CLAIMS_FILES)
-    check_writable(folder)
+    check_writable(folder, CLAIMS_FILES)
 
 
 def _csv(plain: Mapping[str, Any]) -> str:

@@ -135,6 +135,7 @@ def scope_lines(content: Mapping[str, Any]) -> Sequence[str]:
         f"The literature is covered until {content['covered_until']}.",
         "Not grounded: " + "; ".join(content["not_grounded"]) + ".",
     ]
+    lines[1:1] = [f"Other models, {claim['id']}: {'; '.join(claim['scope'])}." for claim in content["claims"] if claim.get("scope")]
     if trained := _trained(scope.get("tokens", {})):
         lines.insert(1, trained)
     if scope["smoke"]:

@@ -140,7 +140,8 @@ def test_a_table_has_the_controls() -> None:
     before = model.embedding.detach().clone()
     table = binding_table({"codes": model}, forms=[("value", 2, 0), ("type", 2, 0)], **SMALL)
     assert table.keys() == {"codes"}
-    assert table["codes"].keys() == {"value_2_0", "type_2_0"}
+    assert table["codes"].keys() == {"model", "value_2_0", "type_2_0"}
+    assert not table["codes"]["model"]["loss"].measurable and table["codes"]["model"]["parameters"].value
     assert torch.equal(model.embedding, before)
     assert "rotation" in (table["codes"]["value_2_0"]["rotated_representation"].reason or "")
 
@@ -148,8 +149,10 @@ def test_a_table_has_the_controls() -> None:
 def test_the_shipped_models_fail_the_gate() -> None:
     """Trained on Python alone, they do not bind: nothing is measurable, in the model and in its random twin."""
     pair = ModelPair.open()
-    table = binding_table({role: pair.open_model(role) for role in ("sparse", "dense_matched")}, forms=[("value", 2, 0)], **SMALL)
-    for report in (forms["value_2_0"] for forms in table.values()):
+    bridges = {role: pair.open_model(role) for role in ("sparse", "dense_matched")}
+    table = binding_table(bridges, forms=[("value", 2, 0)], heldout=pair.windows["heldout"][:8], **SMALL)
+    assert abs(table["sparse - dense_matched"]["model"]["loss"].value or 1) < 0.3
+    for report in (table[role]["value_2_0"] for role in bridges):
         assert report["accuracy"].value is not None and report["accuracy"].value < 0.9
         assert report["random_weights_accuracy"].value is not None
         for name in (*SCORES, "layer1_exchange_flip_attribute", "random_weights_representation"):

@@ -178,6 +178,14 @@ def test_chance_overlap_is_that_of_random_masks(net: nn.Module) -> None:
     assert chance_overlap(part, part, allowed) == pytest.approx(mean, abs=0.02)
 
 
+def test_masks_may_leave_early_layers_whole(bridge: Any) -> None:
+    """`l0_stages` of the paper: from a block on, and nothing outside of blocks."""
+    whole, upper = maskable(bridge, None), maskable(bridge, None, 1)
+    assert upper.keys() == {name for name in whole if "blocks.1." in name} and upper.keys() < whole.keys()
+    with pytest.raises(DataError, match="from layer 9 on"):
+        maskable(bridge, from_layer=9)
+
+
 def test_wrong_requests_say_what_to_do(net: nn.Module, bridge: Any) -> None:
     with pytest.raises(UnknownNameError, match="site of weights"):
         maskable(bridge, ["atn"])

@@ -44,8 +44,21 @@ def test_an_arm_in_the_dense_models_place(tmp_path: Path, monkeypatch: pytest.Mo
         claims(only=["T1b"], arms={"twin": [folder] * 4}, cache=tmp_path)
     with pytest.raises(ConfigError, match=r"arms \(twin\) are for the claim T1b"):
         claims(only=["EASE"], arms={"twin": [folder]}, cache=tmp_path)
+    with pytest.raises(ConfigError, match="smoke run teaches nothing"):
+        claims(only=["EASE"], smoke=True, kept=[folder / "claims.json"])
     smoke = claims(only=["T1b"], arms={"twin": [folder] * 2}, smoke=True, cache=tmp_path, workers=1, progress=False)
     assert len(smoke.arms["twin"]) == 1
+
+
+def test_one_model_is_no_two_training_seeds(tmp_path: Path) -> None:
+    """Copies have intervals of no width: refused, in a pair's place and as an arm, before anything is measured."""
+    sparse, dense = (ModelPair.open().model_folder(role) for role in ("sparse", "dense_matched"))
+    for given in (["python"] * 3, pairs_of_models(sparse=[sparse] * 3, dense_matched=[dense] * 3)):
+        with pytest.raises(ConfigError, match="trained apart"):
+            claims(given, only=["EASE"], cache=tmp_path)
+    with pytest.raises(ConfigError, match="trained apart"):
+        claims(only=["T1b"], arms={"twin": [dense] * 3}, cache=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def _planted(pair: ModelPair, size: Size) -> measuring.Measured:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparse_lens.comparisons.instrument.verdicts import judge
+from sparse_lens.comparisons.instrument.verdicts import difference_over_seeds, judge
 from sparse_lens.errors import DataError
 
 MATCHED = [0.01, -0.02, 0.04]
@@ -57,9 +57,26 @@ def test_a_control_that_shows_as_much() -> None:
 
 
 def test_two_seeds_are_too_few() -> None:
-    found = judge([2.0, 2.1, None], [1.0, 1.0, 1.0], loss_gaps=MATCHED, larger="sparse")
+    found = judge([2.0, 2.1], [1.0, 1.0], loss_gaps=MATCHED[:2], larger="sparse")
     assert found.verdict == "not measurable" and "2 training seed(s)" in found.reasons[0]
     assert judge([None], [1.0], loss_gaps=[0.0], larger="sparse").verdict == "not measurable"
+
+
+def test_a_seed_without_a_number_is_not_left_out() -> None:
+    """Neither one that fails its gate nor one whose losses are apart: what is left would be chosen by the outcome."""
+    values, others = [2.0, 2.1, 2.2, None], [1.0] * 4
+    found = judge(values, others, loss_gaps=[0.0] * 4, larger="sparse")
+    assert found.verdict == "not measurable" and found.reasons == ("1 of 4 training seeds have no number on both sides",)
+    apart = judge(values, others, loss_gaps=[0.0, 0.0, 0.0, 0.9], larger="sparse")
+    assert "1 of 4 pairs are apart, by +0.900" in apart.reasons[0]
+
+
+def test_rounding_decides_nothing() -> None:
+    """0.1 + 0.2 is not 0.3, and differences that cancel do not sum to 0."""
+    assert 0.1 + 0.2 != 0.3 and sum([0.1, -0.3, 0.2]) != 0
+    assert judge([0.1 + 0.2] * 3, [0.3] * 3, loss_gaps=[0.0] * 3, larger="sparse").verdict == "indistinguishable"
+    assert difference_over_seeds([0.1, -0.3, 0.2]).value == 0
+    assert difference_over_seeds([1e-15, 1e-15, 2e-15]).value != 0
 
 
 def test_unlike_lengths_are_refused() -> None:

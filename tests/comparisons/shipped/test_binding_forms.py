@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse_lens.comparisons.shipped.binding_forms import BEHAVIOUR, INSIDE, KEPT, MEASURES, forms_page, main
+from sparse_lens.comparisons.shipped.binding_forms import BEHAVIOUR, INSIDE, KEPT, LOGITS, MEASURES, forms_page, main
 from sparse_lens.results import Result, exact, from_plain, not_measurable
 
 
@@ -32,9 +32,11 @@ def test_differences_are_over_seeds_at_one_loss() -> None:
     [row] = page[BEHAVIOUR].splitlines()[2:]
     assert row.startswith("| number, 2, 0 | 0.5 [0.5, 0.5] |") and row.endswith("| 0.2 [0.2, 0.2] | supports |")
     [row] = page[INSIDE].splitlines()[2:]
-    assert "| 0 [0, 0] | indistinguishable |" in row and row.endswith("| — | — |")
+    assert "| 0 [0, 0] | indistinguishable |" in row
+    [row] = page[LOGITS].splitlines()[2:]
+    assert row.endswith("| — | — | 0.5 [0.5, 0.5] | 0.5 [0.5, 0.5] |")
     assert forms_page(planted(0.2))[BEHAVIOUR].endswith("| not measurable |")
-    assert {line.count("|") for table in page.values() for line in table.splitlines()[:1]} == {12, 16}
+    assert [table.splitlines()[0].count("|") for table in page.values()] == [14, 18, 18]
 
 
 def test_the_docs_hold_the_kept_tables() -> None:
