@@ -120,7 +120,7 @@ class ModelPair:
         path = self.folder / PAIR_FILE
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
         if not isinstance(record, dict):
             raise CheckpointError(f"{path} holds a {type(record).__name__}, not an object with the names of the models")

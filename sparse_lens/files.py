@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sparse_lens.errors import OutputError
+from sparse_lens.errors import DataError, OutputError
 
 _STAGING = re.compile(r"\.(.+)-[a-z0-9_]{8}")
 """A name with a dot before and `tempfile`'s random letters behind."""
@@ -88,6 +88,15 @@ def made_folder(path: str | Path) -> Path:
     except OSError as error:
         raise _unwritable(target, error) from error
     return target
+
+
+def read_text(path: str | Path, most: int) -> str:
+    """The text of a file of at most so many bytes; raises `DataError` for a larger one, and what `open` raises, or `ValueError`."""
+    with Path(path).open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise DataError(f"{path} has more than {most:,} bytes, the most that is read here; is it the right file?")
+    return content.decode("utf-8")
 
 
 def check_writable(path: str | Path, names: Collection[str] | None = None) -> None:

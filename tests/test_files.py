@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sparse_lens.errors import OutputError
-from sparse_lens.files import check_writable, new_directory, new_file
+from sparse_lens.errors import DataError, OutputError
+from sparse_lens.files import check_writable, made_folder, new_directory, new_file, read_text
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -123,3 +123,20 @@ def test_checking_leaves_nothing(tmp_path: Path) -> None:
     check_writable(tmp_path / "new")
     assert contents(tmp_path) == {"out/kept": "kept"}
     assert names(tmp_path) == ["out"]
+
+
+def test_a_folder_is_made_or_its_place_is_taken(tmp_path: Path) -> None:
+    assert made_folder(tmp_path / "a" / "b").is_dir() and made_folder(tmp_path / "a").is_dir()
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OutputError):
+            made_folder(place)
+
+
+def test_text_is_read_up_to_a_size(tmp_path: Path) -> None:
+    """Also from what says that it has no size."""
+    (tmp_path / "text").write_text("12345")
+    assert read_text(tmp_path / "text", 5) == "12345"
+    for path in (tmp_path / "text", Path("/dev/zero")):
+        with pytest.raises(DataError, match="more than 4 bytes"):
+            read_text(path, 4)

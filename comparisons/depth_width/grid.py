@@ -24,6 +24,8 @@ Place = tuple[int, float]
 
 _MIN_ALIVE = 4
 
+_LEAST_DENSITY = 1e-6
+
 
 @dataclass(frozen=True)
 class GridCell:
@@ -53,12 +55,18 @@ def make_grid(
     `budget_core` is the core of every cell, or its nonzeros, by `matching`. Raises `ConfigError` for an axis without entries or a
     density outside (0, 1].
     """
-    if not depths or not densities or min(depths) < 1 or not all(0 < density <= 1 for density in densities):
-        raise ConfigError(f"a grid needs depths from 1 and densities above 0 and up to 1, got {list(depths)}, {list(densities)}")
+    if not depths or not densities or min(depths) < 1 or not all(_LEAST_DENSITY <= density <= 1 for density in densities):
+        raise ConfigError(
+            f"a grid needs depths from 1 and densities from {_LEAST_DENSITY:g} to 1, got {list(depths)}, {list(densities)}"
+        )
+    if d_head < 1:
+        raise ConfigError(f"a head has one channel or more, got d_head={d_head}")
     cells, missing = {}, {}
     for depth in depths:
         for density in densities:
-            core = Fraction(budget_core) / (Fraction(density).limit_denominator(10**6) if matching == "nonzeros" else 1)
+            core = Fraction(budget_core) / (
+                Fraction(density).limit_denominator(round(1 / _LEAST_DENSITY)) if matching == "nonzeros" else 1
+            )
             width = math.isqrt(max(0, round(core / (12 * depth))))
             if width == 0 or 12 * depth * width**2 != core or width % d_head:
                 missing[depth, density] = (

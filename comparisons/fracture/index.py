@@ -68,13 +68,14 @@ class FractureSums:
         """Take in the effects on some instances and on their partners, and the outputs that were perturbed.
 
         `behaviour` numbers the kind of each instance, `partner_behaviour` of each partner (the same kind). Raises `DataError` for
-        effects that are not finite.
+        effects or outputs that are not finite.
         """
         here, there = effects.double(), partner_effects.double()
-        if wrong := int((~here.isfinite()).sum() + (~there.isfinite()).sum()):
-            raise DataError(
-                f"{wrong} effects are NaN or infinite; the model or its dictionary is broken, or the perturbation too large"
-            )
+        for told, parts in (("effects", (here, there)), ("outputs", (outputs, partner_outputs))):
+            if wrong := sum(int((~part.isfinite()).sum()) for part in parts):
+                raise DataError(
+                    f"{wrong} {told} are NaN or infinite; the model or its dictionary is broken, or the perturbation too large"
+                )
         kind = torch.zeros(here.shape[1], dtype=torch.long) if behaviour is None else behaviour
         partner_kind = kind if partner_behaviour is None else partner_behaviour
         self.difference += (here - there).square().sum(1)

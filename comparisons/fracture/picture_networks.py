@@ -6,11 +6,13 @@ units have different activations, hue, saturation and value out.
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -117,15 +119,19 @@ def read_picture_network(npz_path: str | Path) -> PictureNetwork:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
-        if size > _MOST_BYTES:
-            raise DataError(f"{path} would unpack to {size:,} bytes, at most {_MOST_BYTES:,} are read")
+            if size > _MOST_BYTES:
+                raise DataError(f"{path} would unpack to {size:,} bytes, at most {_MOST_BYTES:,} are read")
+            for member in archive.infolist():
+                _check_header(archive, member)
         with np.load(path, allow_pickle=False) as arrays:
             n_layers = sum(name.startswith("W") for name in arrays.files)
             weights = tuple(np.asarray(arrays[f"W{layer}"], dtype=np.float64) for layer in range(n_layers))
-            counts = [str(entry).partition(":")[::2] for entry in arrays["activations"]]
-            activations = tuple(name for name, count in counts for _ in range(min(int(count), _MOST_WIDTH + 1)))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            counts = [(name, int(count)) for name, _, count in (str(entry).partition(":") for entry in arrays["activations"])]
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, TokenError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is no picture network (npz of W0, W1, ... and activations): {error}") from error
+    if min((count for _, count in counts), default=1) < 1 or sum(count for _, count in counts) > _MOST_WIDTH:
+        raise DataError(f"{path} names fewer than one unit of an activation, or more than {_MOST_WIDTH} units in all")
+    activations = tuple(name for name, count in counts for _ in range(count))
     for name in activations:
         if name not in _ACTIVATIONS:
             raise UnknownNameError("activation", name, _ACTIVATIONS)
@@ -133,10 +139,20 @@ def read_picture_network(npz_path: str | Path) -> PictureNetwork:
     return PictureNetwork(weights, activations)
 
 
+def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Raise `ValueError` for an array whose header promises more than its bytes hold, or anything but real numbers and text."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(file)
+    if dtype.kind not in "fiuU" or math.prod(shape) * dtype.itemsize > member.file_size:
+        raise ValueError(f"{member.filename} says that it holds {shape} of {dtype} in {member.file_size:,} bytes")
+
+
 def _check_shapes(path: Path, weights: tuple[np.ndarray, ...], width: int) -> None:
     wanted = [(4, width), *[(width, width)] * (len(weights) - 2), (width, 3)]
     seen = [weight.shape for weight in weights]
-    if not 2 <= len(weights) <= _MOST_LAYERS or width > _MOST_WIDTH or seen != wanted:
+    if not 2 <= len(weights) <= _MOST_LAYERS or seen != wanted:
         raise DataError(
             f"{path} holds {len(weights)} layers of shapes {seen[:4]}... for {width} activations; the first must be [4, {width}], "
             f"the last [{width}, 3], all between [{width}, {width}], at most {_MOST_LAYERS} layers of {_MOST_WIDTH} units"

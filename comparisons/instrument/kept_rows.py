@@ -13,6 +13,7 @@ from sparse_lens.comparisons.instrument.claim import ARM_CLAIMS, CLAIMS, Claim, 
 from sparse_lens.comparisons.instrument.rows import ClaimRow
 from sparse_lens.comparisons.instrument.verdicts import Judgement, Verdict
 from sparse_lens.errors import DataError, UnknownNameError
+from sparse_lens.files import read_text
 from sparse_lens.results import Result, from_plain
 
 _MOST_BYTES = 1 << 25
@@ -27,9 +28,7 @@ def read_kept(path: str | Path) -> list[ClaimRow]:
     """
     source = Path(path)
     try:
-        if source.stat().st_size > _MOST_BYTES:
-            raise DataError(f"{source} has {source.stat().st_size:,} bytes, a file of claims at most {_MOST_BYTES:,}")
-        content = json.loads(source.read_text(encoding="utf-8"))
+        content = json.loads(read_text(source, _MOST_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{source} cannot be read as JSON ({error}); give a claims.json") from error
     kept = content.get("claims") if isinstance(content, dict) else None
@@ -124,10 +123,11 @@ def _row(row: Mapping[str, Any], source: Path, of_file: tuple[str, ...]) -> Clai
     try:
         plain = from_plain({part: row[part] for part in ("sparse", "dense", "difference", "controls")})
         numbers = [plain["sparse"], plain["dense"], plain["difference"], *plain["controls"].values()]
+        sound = all(isinstance(number, Result) and _sound(number) for number in numbers)
         reasons, found, scope = (tuple(map(str, part)) for part in (row["reasons"], row["found"], row.get("scope", ())))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(f"{source}: the row of {name} is not whole ({error!r})") from error
-    if not all(isinstance(number, Result) and _sound(number) for number in numbers):
+    if not sound:
         raise DataError(f"{source}: the row of {name} has numbers that are no results; give it as `sparse-lens claims` writes it")
     if not _consistent(claim, row["verdict"], plain["difference"]):
         raise DataError(

@@ -8,11 +8,16 @@ from typing import Any
 
 import yaml
 
-from sparse_lens.errors import DataError
+from sparse_lens.comparisons.instrument.claim import CLAIMS
+from sparse_lens.errors import DataError, UnknownNameError
+from sparse_lens.files import read_text
 
 SIDES = ("for", "against", "warning", "theory", "background")
 _FIELDS = {"id", "side", "claims", "grounds", "finding"}
 _MOST_BYTES = 1 << 20
+
+KNOWN = tuple(claim.id for claim in CLAIMS)
+"""What an item may be about; arms of T1b are about that."""
 
 
 @dataclass(frozen=True)
@@ -41,26 +46,34 @@ class Literature:
         return sorted(named, key=lambda item: SIDES.index(item.side))
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """No aliases: a few lines of them can stand for gigabytes."""
+class _PlainLoader(yaml.BaseLoader):
+    """Text, lists and mappings alone: no tags, no name twice, and no aliases, a few lines of which can stand for gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not read here; write the text out")
+        if getattr(self.peek_event(), "tag", None):
+            raise yaml.YAMLError("tags (!name) are not read here; leave them out")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        names = [key.value for key, _ in node.value]
+        if twice := [str(name) for name in names if names.count(name) > 1]:
+            raise yaml.YAMLError(f"{twice[0]!r} stands twice in one mapping; only one of them would be read")
+        return super().construct_mapping(node, deep)
 
 
 def read_literature(path: str | Path | None = None) -> Literature:
-    """The literature that comes with the package, or a file of the same form; raises `DataError` saying what is wrong with it."""
+    """The literature that comes with the package, or a file of the same form; raises `DataError` saying what is wrong with it.
+
+    Raises `UnknownNameError` for an item about a claim that there is not.
+    """
     source = Path(__file__).with_name("literature.yaml") if path is None else Path(path)
     try:
-        text = source.read_text(encoding="utf-8")
-        if len(text) > _MOST_BYTES:
-            raise DataError(f"{source} has {len(text):,} characters, a list of literature at most {_MOST_BYTES:,}")
-        content = yaml.load(text, _PlainLoader)
+        content = yaml.load(read_text(source, _MOST_BYTES), _PlainLoader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"{source} cannot be read as a list of literature: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != 1:
+    if not isinstance(content, dict) or content.get("format") != "1":
         raise DataError(
             f"{source} is no list of literature; it begins with `format: 1` and holds `items` as the package's own does"
         )
@@ -76,6 +89,9 @@ def _item(raw: Any, grounds: dict[str, str], source: Any) -> Item:
     item = Item(str(raw["id"]), str(raw["side"]), tuple(map(str, raw["claims"])), str(raw["grounds"]), str(raw["finding"]))
     if item.side not in SIDES or item.grounds not in grounds:
         raise DataError(f"{source}: {item.id}: side is one of {', '.join(SIDES)} and grounds one of {', '.join(grounds)}")
+    for claim in item.claims:
+        if claim not in KNOWN:
+            raise UnknownNameError(f"claim of {item.id} in {source}", claim, KNOWN)
     return item
 
 

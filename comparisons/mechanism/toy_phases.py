@@ -33,6 +33,7 @@ _MISSING = {
     "dimensionality": "no feature is represented",
     "psi": "no feature has a weight",
 }
+_DIVERGED = "the training came to no finite number; lower the learning rate"
 
 Cell = tuple[float, float, int]
 """Activity of the features, decay of their importance, budget of weights."""
@@ -149,7 +150,7 @@ def _known_losses(config: ToyConfig, cells: ToyCells) -> tuple[np.ndarray, np.nd
 def _over_seeds(name: str, values: np.ndarray, nulls: np.ndarray) -> Result:
     there = np.isfinite(values)
     if not there.any():
-        return not_measurable(_MISSING[name], seeds=len(values))
+        return not_measurable(_MISSING.get(name, _DIVERGED), seeds=len(values))
     null = float(np.nanmean(nulls)) if np.isfinite(nulls).any() else None
     found = values[there]
     return Result(float(found.mean()), float(found.min()), float(found.max()), null, len(found), len(found))

@@ -7,6 +7,7 @@ magnitudes tell importance; with Adam's usual one they do not, and the projectio
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +34,7 @@ class ToyConfig:
     learning_rate: float = 3e-2
 
     def __post_init__(self) -> None:
-        if min(self.n_features, self.n_neurons, self.steps, self.batch_size) < 1 or not self.learning_rate > 0:
+        if min(self.n_features, self.n_neurons, self.steps, self.batch_size) < 1 or not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"a toy model needs sizes from 1 and a rate above 0, got {self}")
 
     @property

@@ -70,11 +70,11 @@ class FeatureSums:
         self.active += (values != 0).sum(0)
         self.n += len(values)
 
-    def varies(self) -> Bool[Tensor, " feature"]:
-        """Which features vary and are nonzero on ten tokens or more."""
+    def varies(self, least_active: int = _LEAST_ACTIVE) -> Bool[Tensor, " feature"]:
+        """Which features vary beyond rounding and are nonzero on ten tokens or more, or on `least_active`."""
         squares = self.products.diagonal()
         variance = squares - self.total**2 / max(self.n, 1)
-        return (variance > 1e-12 * squares) & (self.active >= _LEAST_ACTIVE)
+        return (variance > 1e-12 * squares) & (self.active >= least_active)
 
     @property
     def mean(self) -> Float[Tensor, " feature"]:

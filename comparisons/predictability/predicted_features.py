@@ -123,6 +123,8 @@ def feature_predictability(
             raise DataError(f"{broken} tokens of {name} have features that are NaN or infinite; leave them out")
     n_choose = 0 if lam is not None else len(test) // 2
     sums = [FeatureSums.of(part) for part in (train, test[:n_choose], test[n_choose:])]
+    if constant := int((~sums[0].varies(1)).sum()):
+        raise DataError(f"{constant} features do not vary on the fitted tokens and cannot be predicted; leave them out")
     everything = torch.arange(train.shape[1])
     mean = sums[0].mean if center else torch.zeros(train.shape[1], dtype=torch.float64)
     fit, choose, score = (part.about(mean, everything) for part in sums)

@@ -31,9 +31,9 @@ def read_ratings(path: str | Path, *, least: float = 0.0) -> Float[np.ndarray, "
         rows = [line.split("\t")[:3] for line in lines if line.split("\t", 1)[0].isdecimal()]
         users, items, ratings = (np.array(column) for column in zip(*rows, strict=True))
         kept = ratings.astype(np.float64) >= least
-    except (OSError, ValueError) as error:
+        user, item = (_numbered(names) for names in (users, items))
+    except (OSError, ValueError, OverflowError) as error:
         raise DataError(f"{file} is no table of user, item and rating between tabs: {error}") from error
-    user, item = (_numbered(names) for names in (users, items))
     n_users, n_items = int(user.max()) + 1, int(item.max()) + 1
     if n_users * n_items > _MOST_ENTRIES:
         raise DataError(f"{file} has {n_users:,} users and {n_items:,} items, a matrix of more than {_MOST_ENTRIES:,} entries")

@@ -9,6 +9,7 @@ Column j of `B` is the ridge regression of column j on the other columns, all of
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,15 +75,19 @@ def zero_diagonal_ridge(gram: Float[Tensor, "item item"], lam: float) -> ZeroDia
     """
     if not bool(gram.isfinite().all()):
         raise DataError("the products of the columns are not all finite; leave out rows with NaN or infinite values")
-    if not lam >= 0:
-        raise DataError(f"the ridge lam must be 0 or more, got {lam}")
+    if not 0 <= lam < math.inf:
+        raise DataError(f"the ridge lam must be a number from 0 up, got {lam}")
     inverse = gram.double().clone()
     inverse.diagonal().add_(lam)
+    before = inverse.diagonal().clone()
     failed = torch.empty((), dtype=torch.int32)
     torch.linalg.cholesky_ex(inverse, out=(inverse, failed))  # in place: at 4,096 columns each copy is 134 MB
-    if int(failed):
+    if (dependent := int(failed) - 1) < 0:  # a pivot of rounding alone may come out above 0
+        left = inverse.diagonal().square() <= len(gram) * torch.finfo(torch.float64).eps * before
+        dependent = int(left.nonzero()[0]) if bool(left.any()) else -1
+    if dependent >= 0:
         raise DataError(
-            f"at lam={lam:g} column {int(failed) - 1} depends linearly on those before it: the prediction is not unique; "
+            f"at lam={lam:g} column {dependent} depends linearly on those before it: the prediction is not unique; "
             "give a larger lam"
         )
     return ZeroDiagonalRidge(torch.cholesky_inverse(inverse, out=inverse), lam)

@@ -70,6 +70,9 @@ class ShiftLadder:
         windows = tuple(np.asarray(tokens) for tokens in levels.values())
         if files is None and len({len(tokens) for tokens in windows}) > 1:
             raise DataError("levels have unlike numbers of windows, so these are not the same texts; say which are in files=")
+        for told, given in (("shift", shift), ("files", files)):
+            if given is not None and (missing := [name for name in levels if name not in given]):
+                raise DataError(f"{told} has no entry for the level {missing[0]!r}; give one for each of {', '.join(levels)}")
         numbers = tuple(np.arange(len(tokens)) for tokens in windows) if files is None else tuple(files[name] for name in levels)
         shifts = tuple(float(step) for step in range(len(levels))) if shift is None else tuple(shift[name] for name in levels)
         starts = tuple(min(READ_FROM, tokens.shape[1] - 2) for tokens in windows)

@@ -25,7 +25,9 @@ def read_kept_file(path: Path, needs: Sequence[str] = (), scope: Mapping[str, An
             raise TypeError(f"it holds a {type(content).__name__}, not an object")
         for key in (*needs, *(["scope"] if scope is not None else [])):
             content[key]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if scope is not None and not isinstance(content["scope"], dict):
+            raise TypeError("its scope is no object")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         why = f"it has no {error}" if isinstance(error, KeyError) else f"{error}"
         raise DataError(f"{path} is no file of this command ({why}); move it away, or name another folder with --out") from error
     if scope is not None and content["scope"] != scope:

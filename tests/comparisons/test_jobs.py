@@ -17,7 +17,7 @@ from sparse_lens.comparisons.column_specs import ColumnSpec
 from sparse_lens.comparisons.full.full_jobs import curve_jobs, row_jobs
 from sparse_lens.comparisons.full.plan import quick_plan
 from sparse_lens.comparisons.jobs import Job, missing_jobs, run_jobs
-from sparse_lens.errors import ConfigError, DataError
+from sparse_lens.errors import ConfigError, DataError, OutputError
 
 CARDS = "sparse_lens.comparisons.pair:facts_of_role"
 
@@ -119,5 +119,10 @@ def test_bad_input(tmp_path: Path) -> None:
     (tmp_path / f"{_parsed('{}').fingerprint}.json").write_text("half a rec")
     with pytest.raises(DataError, match="delete it"):
         run_jobs([_parsed("{}")], tmp_path, workers=1, progress=False)
+    (tmp_path / f"{_parsed('{}').fingerprint}.json").write_text('{"record": []}')
+    with pytest.raises(DataError, match="holds a list"):
+        run_jobs([_parsed("{}")], tmp_path, workers=1, progress=False)
+    with pytest.raises(OutputError, match="in the way"):
+        run_jobs([_parsed("{}")], next(tmp_path.iterdir()), workers=1, progress=False)
     with pytest.raises(TypeError, match="a job gives a dict"):
         run_jobs([_parsed("[1]")], workers=1, progress=False)

@@ -49,7 +49,10 @@ def test_what_does_not_fit_is_named() -> None:
     cells, missing = make_grid(49_152, [1, 3, 64], [1.0])
     assert list(cells) == [(1, 1.0)] and set(missing) == {(3, 1.0), (64, 1.0)} and "49,152 at depth 3" in missing[3, 1.0]
     assert set(make_grid(786_432, [1], [0.3], matching="nonzeros")[1]) == {(1, 0.3)}
-    with pytest.raises(ConfigError, match="above 0"):
-        make_grid(49_152, [1], [0.0])
+    for density in (0.0, 1e-9):
+        with pytest.raises(ConfigError, match="densities from 1e-06 to 1"):
+            make_grid(49_152, [1], [density], matching="nonzeros")
+    with pytest.raises(ConfigError, match="d_head=0"):
+        make_grid(49_152, [1], [1.0], d_head=0)
     with pytest.raises(ConfigError, match="depths from 1"):
         make_grid(49_152, [], [1.0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,9 @@ def test_effects_that_are_not_finite_are_refused() -> None:
     """Counted, on both sides."""
     with pytest.raises(DataError, match="2 effects are NaN"):
         sums_of(torch.tensor([[1.0, torch.nan]]), torch.tensor([[torch.inf, 1.0]]))
+    one = torch.ones(1, 1)
+    with pytest.raises(DataError, match="1 outputs are NaN"):
+        FractureSums(1).add(one, one, outputs=torch.tensor([torch.nan]), partner_outputs=torch.ones(1))
 
 
 def saved(path: Path, first: np.ndarray, last: np.ndarray, activations: list[str]) -> Path:
@@ -131,8 +135,14 @@ def value_network(*inputs: list[float], activations: list[str]) -> tuple[np.ndar
     return first, last, activations
 
 
+def unit_fractures(network: PictureNetwork) -> list[float]:
+    """F of every unit by itself, from its pictures and their mirror images."""
+    changes = [picture - network.draw() for picture in network.perturbed("unit")]
+    return [float(np.square(change - change[:, ::-1]).sum() / (2 * np.square(change).sum())) for change in changes]
+
+
 def test_hand_built_pictures(tmp_path: Path) -> None:
-    """Units that are even in left and right give 0; odd ones on a constant ground 2; each half its own unit gives 1."""
+    """Units that are even in left and right give 0; odd ones on a constant ground 2 each; each half its own unit gives 1."""
     ground = [0.0, 0.0, 0.0, 1.5]
     even = value_network([0, 0, 0.5, 0], [0, 0.3, 0, 1], activations=["identity:2"])
     assert picture_network_fracture(saved(tmp_path / "even.npz", *even)) == pytest.approx(0, abs=1e-12)
@@ -142,6 +152,7 @@ def test_hand_built_pictures(tmp_path: Path) -> None:
     network = read_picture_network(saved(tmp_path / "odd.npz", *odd))
     found = picture_fracture(network)["fracture"]
     assert found.value == pytest.approx(4 / 3, abs=1e-9)  # two odd units, and the ground, which is even
+    assert unit_fractures(network) == pytest.approx([2, 2, 0], abs=1e-9)
     by_weight = picture_fracture(network, units="weight")["fracture"].value
     assert by_weight == pytest.approx(8 / 6, abs=1e-9)
 
@@ -224,6 +235,18 @@ def test_controls_of_a_network_keep_its_zeros() -> None:
         picture_fracture(network, size=33)
 
 
+@pytest.mark.parametrize("shape", ["(1099511627776,)", "(100000000000000000000000,)", "(((", "()"])
+def test_headers_that_promise_more_than_there_is(tmp_path: Path, shape: str) -> None:
+    """Refused from the header: nothing of that size is ever made room for."""
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    array = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(8)
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:
+        for name in ("W0", "W1", "activations"):
+            archive.writestr(f"{name}.npy", array)
+    with pytest.raises(DataError, match="no picture network"):
+        read_picture_network(tmp_path / "huge.npz")
+
+
 def test_bad_files(tmp_path: Path) -> None:
     """No npz, no layers, other shapes, unknown activations, NaN, and anything pickled."""
     good = value_network([0, 0, 0.5, 0], activations=["identity:1"])
@@ -243,6 +266,12 @@ def test_bad_files(tmp_path: Path) -> None:
     np.savez(tmp_path / "pickle.npz", W0=np.array([{}], dtype=object), W1=good[1], activations=np.array(good[2]))
     with pytest.raises(DataError, match="no picture network"):
         read_picture_network(tmp_path / "pickle.npz")
+    for counts in (["sin:9999"] * 20_000, ["identity:1", "identity:-1"]):
+        with pytest.raises(DataError, match="1024 units in all"):
+            read_picture_network(saved(tmp_path / "counts.npz", good[0], good[1], counts))
+    np.savez(tmp_path / "complex.npz", W0=good[0] + 1j, W1=good[1], activations=np.array(good[2]))
+    with pytest.raises(DataError, match="no picture network"):
+        read_picture_network(tmp_path / "complex.npz")
     dead = saved(tmp_path / "dead.npz", good[0] * 0, good[1], good[2])
     with pytest.raises(DataError, match=r"no unit of .*dead\.npz changes the picture"):
         picture_network_fracture(dead)

@@ -8,7 +8,7 @@ import pytest
 
 from sparse_lens.comparisons.instrument.claim import CLAIMS
 from sparse_lens.comparisons.instrument.literature import read_literature
-from sparse_lens.errors import DataError
+from sparse_lens.errors import DataError, UnknownNameError
 
 OWN = """
 format: 1
@@ -50,8 +50,10 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         (OWN.replace(', finding: "none"', ""), "an item has"),
         ("format: 1\nitems: 3", "items must be a list"),
         ("format: 1\nx: &a [1]\ny: [*a, *a]", "aliases"),
-        ("format: 1\nx: !!python/object/apply:os.getcwd []", "cannot be read"),
-        ("#" * ((1 << 20) + 1), "at most"),
+        ("format: 1\nx: !!python/object/apply:os.getcwd []", "tags"),
+        (OWN.replace("2030-01", "!!int ''"), "tags"),
+        ("#" * ((1 << 20) + 1), "more than 1,048,576 bytes"),
+        (OWN.replace("covered_until: 2030-01", "covered_until: 1\ncovered_until: 2"), "'covered_until' stands twice"),
     ],
 )
 def test_files_that_are_none(content: str, match: str, tmp_path: Path) -> None:
@@ -60,3 +62,15 @@ def test_files_that_are_none(content: str, match: str, tmp_path: Path) -> None:
         read_literature(tmp_path / "bad.yaml")
     with pytest.raises(DataError, match="cannot be read"):
         read_literature(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize("value", ["1:" + "59:" * 400 + "1", "null", "2030-01-01", "yes"])
+def test_everything_is_text(value: str, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(OWN.replace("2030-01", value))
+    assert read_literature(tmp_path / "own.yaml").covered_until == value
+
+
+def test_items_about_claims_that_there_are_not(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(OWN.replace("claims: [EASE, T1a]", "claims: [EASE, T1aa]"))
+    with pytest.raises(UnknownNameError, match="T1a"):
+        read_literature(tmp_path / "own.yaml")

@@ -87,8 +87,20 @@ def test_a_table_of_too_many_users_and_items_is_refused(tmp_path: Path) -> None:
 
 def test_a_negative_ridge_is_refused() -> None:
     """It would be a reward for large weights."""
-    with pytest.raises(DataError, match="0 or more"):
-        ease(np.eye(3), -1.0)
+    for lam in (-1.0, np.inf, np.nan):
+        with pytest.raises(DataError, match="from 0 up"):
+            ease(np.eye(3), lam)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_solution_that_is_not_unique_is_refused_whatever_rounding_says(seed: int) -> None:
+    """More columns than rows, and a column that is the sum of others: without a ridge neither has one answer."""
+    wide, tall = drawn(12, 20, seed), drawn(60, 8, seed)
+    tall[:, 5] = tall[:, 0] + tall[:, 3]
+    for data in (wide, tall):
+        with pytest.raises(DataError, match="not unique"):
+            ease(data, 0.0)
+    assert ease(tall[:, :5], 0.0).isfinite().all() and ease(tall, 1e-6).isfinite().all()
 
 
 def test_ranking_quality_by_hand() -> None:
@@ -117,6 +129,9 @@ def test_ratings_are_read_by_number_and_from_a_threshold(tmp_path: Path) -> None
         read_ratings(path)
     with pytest.raises(DataError, match="no table"):
         read_ratings(tmp_path / "absent")
+    path.write_text(f"{10**20}\t1\t5\n")
+    with pytest.raises(DataError, match="no table"):
+        read_ratings(path)
     with pytest.raises(DataError, match="hold out fewer"):
         hold_out_users(np.ones((4, 3)), n_users=4)
 

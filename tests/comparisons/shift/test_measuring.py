@@ -196,6 +196,8 @@ def test_bad_input() -> None:
         ShiftLadder.of({"only": levels["level 0"]})
     with pytest.raises(DataError, match="files="):
         ShiftLadder.of({"a": levels["level 0"], "b": levels["level 1"][:5]})
+    with pytest.raises(DataError, match="no entry for the level 'level 1'"):
+        ShiftLadder.of(levels, shift={"level 0": 1.0})
     with pytest.raises(DataError, match="no shift"):
         ShiftLadder.of(levels, shift={"level 0": 1.0, "level 1": 1.0})
     with pytest.raises(DataError, match="NaN or infinite"):
