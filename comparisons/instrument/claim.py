@@ -85,7 +85,7 @@ CLAIMS = (
         "durable",
         "arXiv:2511.13653",
         *("superposition", "psi", "dense", ("random_weights",)),
-        beside=("effective_features", "fvu"),
+        beside=("effective_features", "fvu", "same_token_features"),
         forms=("same_token_psi",),
         unit="effective features of an SAE per neuron",
     ),
@@ -95,6 +95,7 @@ CLAIMS = (
         "durable",
         "arXiv:2511.13653",
         *("concepts", "concepts_per_unit", "dense"),
+        beside=("units_with_a_concept",),
         unit="labels of Python source per neuron that stands for any",
     ),
     Claim(
@@ -155,7 +156,7 @@ CLAIMS = (
         "durable",
         "arXiv:2511.13653 against arXiv:2601.22594",
         *("circuits", "log2_nodes", "dense", ()),
-        beside=_RECOVERED,
+        beside=(*_RECOVERED, "log2_nodes_on_*"),
         unit=_NODES,
     ),
     Claim(
@@ -164,7 +165,7 @@ CLAIMS = (
         "durable",
         "arXiv:2511.13653",
         *("latent_circuits", "log2_nodes", "dense", ()),
-        beside=(*_RECOVERED, "error_nodes", "fvu"),
+        beside=(*_RECOVERED, "log2_nodes_on_*", "error_nodes", "fvu"),
         unit=_NODES,
     ),
     Claim(
@@ -183,6 +184,8 @@ CLAIMS = (
         "arXiv:2301.10884",
         *("compositionality", "d_abl", "dense", ("random_weights", "random_mask")),
         beside=(
+            "quote_d_abl",
+            "bracket_d_abl",
             "d_sub",
             "random_weights_d_sub",
             "random_weights_kept_share",
@@ -198,7 +201,14 @@ CLAIMS = (
         "durable",
         "arXiv:1905.03375, the measure alone",
         *("predictability", "heldout_r2_mean", "dense"),
-        beside=("anti_affinity_share", "partners", "train_r2_mean", "ridge"),
+        beside=(
+            "from_all_heldout_r2_mean",
+            "random_weights_from_all_heldout_r2_mean",
+            "anti_affinity_share",
+            "partners",
+            "train_r2_mean",
+            "ridge",
+        ),
         unit="held-out R² of a linear prediction from the other neurons",
     ),
     Claim(

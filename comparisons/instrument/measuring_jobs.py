@@ -21,6 +21,7 @@ _CHANGED = {
     "superposition": "with the token held fixed, and on renamed text",
     "latent_circuits": "with SAEs of shuffled weights",
     "compositionality": "three mask seeds",
+    "predictability": "also from all features",
     "fracture": "tasks that pass on 64 pairs",
 }
 """What a measure gives beside what it gave at first: its older cells are computed anew."""

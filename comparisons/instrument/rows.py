@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -115,10 +115,15 @@ def _names(claim: Claim, seeds: Sequence[Seed]) -> list[str]:
 
 
 def _beside(measure: str, name: str, seeds: Sequence[Seed]) -> str:
-    """A metric in words, in both models, each with what chance gives where that is not 0."""
-    both = (_over_seeds([seed[measure][role].get(name, NOTHING) for seed in seeds]) for role in ("sparse", "dense"))
+    """A metric in words: in both models, with what chance gives where that is not 0, and their difference."""
+    sides = [[seed[measure][role].get(name, NOTHING) for seed in seeds] for role in ("sparse", "dense")]
+    both = (_over_seeds(side) for side in sides)
     sparse, dense = (f"{found} (by chance {found.null:.3g})" if found.null else str(found) for found in both)
-    return f"{name}: {sparse} in the sparse model, {dense} in the dense one"
+    told = f"{name}: {sparse} in the sparse model, {dense} in the dense one"
+    apart = [
+        one.value - other.value for one, other in zip(*sides, strict=True) if one.value is not None and other.value is not None
+    ]
+    return told + (f", difference {difference_over_seeds(apart)}" if len(apart) == len(seeds) else "")
 
 
 def _on_alike_seeds(claim: Claim, judgement: Judgement, seeds: Sequence[Seed]) -> Judgement:
@@ -222,7 +227,9 @@ def _superposed_and_small(seed: Seed) -> tuple[bool, str] | None:
 
 
 def _always(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
-    """One cell whose seed average is worse in the sparse model ends the claim; they are all printed.
+    """One cell whose seed average is worse in the sparse model ends the claim; they are all printed, with their intervals.
+
+    Whether a cell is told apart from 0 and from its controls does not matter to the claim, but to its reader: it is said.
 
     Cells are the measures and, where a measure is known by task or subroutine, each of these; those with a number in enough
     training seeds count. A cell in which both models are exactly alike ends nothing.
@@ -238,7 +245,8 @@ def _always(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
             continue
         judged += 1
         if value != 0 and (value > 0) != (cell.larger == "sparse"):
-            worse.append(f"{cell.id} ({cell.metric}): {row.sparse} in the sparse model, {row.dense} in the dense one")
+            told = f"{cell.id} ({cell.metric}): {row.sparse} in the sparse model, {row.dense} in the dense one"
+            worse.append("; ".join([f"{told}, difference {row.judgement.difference}", *row.judgement.reasons]))
     if not judged:
         few = f"no measure has a number on both sides in {FEWEST_SEEDS} training seeds"
         return ClaimRow(claim, Judgement("not measurable", NOTHING, (few,)))
@@ -259,8 +267,13 @@ def _cells(seeds: Sequence[Seed]) -> list[Claim]:
             parts = {name for name in measured if name.startswith(claim.metric + ON_TASK)}
             parts |= {f"{subroutine}_{claim.metric}" for subroutine in SUBROUTINES} & measured
             names = [*(form for form in claim.forms if form in measured), *sorted(parts)]
-            found += [claim, *(replace(claim, metric=name, controls=()) for name in names)]
+            found += [claim, *(_cell(claim, name, measured) for name in names)]
     return found
+
+
+def _cell(claim: Claim, name: str, measured: Collection[str]) -> Claim:
+    """The claim about another metric, with the controls that this one has."""
+    return replace(claim, metric=name, controls=tuple(control for control in claim.controls if f"{control}_{name}" in measured))
 
 
 _OTHERWISE: dict[str, Callable[[Claim, Sequence[Seed]], ClaimRow]] = {

@@ -29,6 +29,8 @@ from sparse_lens.results import Result, exact, not_measurable
 MOST_FEATURES = 4096
 """A dictionary with more latents is measured on as many of them, drawn at random: three matrices of that size are kept."""
 
+FROM_ALL = "from_all_heldout_r2_mean"
+
 _FEWEST = 2
 
 
@@ -119,20 +121,28 @@ class PredictabilitySums:
     def results(self, n_features: int | None = None) -> dict[str, Result]:
         """`Predictability.results`, its controls `shuffled_…` (also the nulls) and `rotated_…`, and how many features are alive.
 
-        Not measurable, each with the reason, where fewer features are alive than asked for.
+        `from_all_heldout_r2_mean` beside it is of every feature that is alive from all the others: equal numbers of features are
+        unequal shares of two models, and a drawn part of a wide one leaves out what predicts the rest best. Not measurable, each
+        with the reason, where fewer features are alive than asked for.
         """
         alive, needed = len(self.alive()), max(_FEWEST, n_features or 0)
         counted = {"alive_features": exact(alive, n=len(self.chosen)), "latents": exact(self.dictionary.n_latents)}
         if alive < needed:
             few = not_measurable(f"{alive} of {len(self.chosen)} features are alive, {needed} are needed")
-            return dict.fromkeys(Predictability.NUMBERS, few) | counted
+            return dict.fromkeys((*Predictability.NUMBERS, FROM_ALL), few) | counted
         found = self.measure(n_features).results
+        found[FROM_ALL] = self.from_all(found, n_features)
         for control in ("shuffled", "rotated"):
             for name, result in self._control(n_features, control).items():
                 found[f"{control}_{name}"] = result
         for name in Predictability.COMPARED:
             found[name] = replace(found[name], null=found[f"shuffled_{name}"].value)
         return found | counted
+
+    def from_all(self, found: Mapping[str, Result], n_features: int | None) -> Result:
+        """The mean R² of every live feature from all others; that which was `found` of so many, where these are all."""
+        every = n_features is None or n_features == len(self.alive())
+        return found["heldout_r2_mean"] if every else self.measure().results["heldout_r2_mean"]
 
     def _control(self, n_features: int | None, control: str) -> dict[str, Result]:
         try:
@@ -194,7 +204,10 @@ def _random_weights(
 ) -> dict[str, Result]:
     with random_weights(bridge, seed=seed):
         sums = collect_sums(bridge, dictionary, token_batches, seed=seed)
-    few = not_measurable(f"{len(sums.alive())} features are alive with random weights, too few")
-    enough = len(sums.alive()) >= max(_FEWEST, n_features or 0)
-    found = sums.measure(n_features).results if enough else dict.fromkeys(Predictability.COMPARED, few)
-    return {f"random_weights_{name}": found[name] for name in Predictability.COMPARED}
+    names = (*Predictability.COMPARED, FROM_ALL)
+    if (alive := len(sums.alive())) < max(_FEWEST, n_features or 0):
+        few = not_measurable(f"{alive} features are alive with random weights, too few")
+        return {f"random_weights_{name}": few for name in names}
+    found = sums.measure(n_features).results
+    found[FROM_ALL] = sums.from_all(found, n_features)
+    return {f"random_weights_{name}": found[name] for name in names}

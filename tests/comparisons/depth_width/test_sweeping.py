@@ -96,7 +96,7 @@ def test_nothing_trained_yet_is_all_missing(data: TokenData, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_a_tiny_grid(data: TokenData, tmp_path: Path) -> None:
     """Two depths and two densities, 60 steps: equal cores, a loss and a measure in every cell, and nothing computed twice."""
-    options = {"budget_core": 49_152, "depths": (1, 4), "densities": (1.0, 1 / 16), "seeds": (0,), "tokens": 60 * 16 * 128}
+    options = {"budget_core": 49_152, "depths": (1, 4), "densities": (1.0, 1 / 16), "seeds": (0,), "tokens": 60 * 8 * 128}
     options |= {"learning_rates": (9e-3, 1.8e-2), "widenings": 1, "progress": False}
     sweep = depth_width_sparsity_sweep(data, tmp_path, **options)
     assert set(sweep.cells) == {(1, 1.0), (1, 1 / 16), (4, 1.0), (4, 1 / 16)} and not sweep.missing

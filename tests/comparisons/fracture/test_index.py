@@ -168,18 +168,36 @@ def test_published_networks_draw_their_pictures(name: str) -> None:
     np.testing.assert_allclose(network.rotated(1).draw(64), network.draw(64), atol=1e-12)
 
 
+def by_weight(network: PictureNetwork) -> list[float]:
+    """Fracture, effective dimension and entanglement over weights: means of three draws of a hundred, as in the reference."""
+    draws = [picture_fracture(network, units="weight", seed=seed) for seed in range(3)]
+    measures = ("fracture", "effective_dimension", "entanglement")
+    return [float(np.mean([draw[measure].value for draw in draws])) for measure in measures]
+
+
+@needs_published
+@pytest.mark.parametrize(("picture", "fracture", "dimension"), [("skull", 0.628, 0.191), ("butterfly", 0.690, 0.289)])
+def test_a_densified_evolved_network_by_weight(picture: str, fracture: float, dimension: float) -> None:
+    """Known answers of the reference for its rotated twin: above the evolved network's own, and still below the trained one's."""
+    found = by_weight(read_picture_network(PUBLISHED / f"picbreeder_{picture}.npz").rotated(0))
+    assert found[:2] == [pytest.approx(fracture, abs=0.04), pytest.approx(dimension, abs=0.06)]
+    assert FIGURES[f"picbreeder_{picture}"][1] < found[0] < FIGURES[f"sgd_{picture}"][1]
+
+
 @needs_published
 @pytest.mark.parametrize("picture", ["skull", "butterfly"])
 def test_evolved_networks_are_less_fractured_and_entangled(picture: str) -> None:
-    """By unit and by weight, near the reference's figures: evolved below trained in all of them."""
+    """By unit and by weight, near the reference's figures: evolved below trained in all of them.
+
+    The trained butterfly has an effective dimension of .82 to .83 here: which weights the reference counted as alive is not known.
+    Its third pair, the apple, is not among the published files that we have.
+    """
     found = {}
     for name in (f"picbreeder_{picture}", f"sgd_{picture}"):
         network = read_picture_network(PUBLISHED / f"{name}.npz")
         by_unit = picture_network_fracture(PUBLISHED / f"{name}.npz")
-        by_weight = picture_fracture(network, units="weight", size=48)
-        measures = ("fracture", "effective_dimension", "entanglement")
-        found[name] = by_unit, *(by_weight[measure].value or 0 for measure in measures)
-        for value, figure, allowed in zip(found[name], FIGURES[name], (0.012, 0.06, 0.09, 0.02), strict=True):
+        found[name] = by_unit, *by_weight(network)
+        for value, figure, allowed in zip(found[name], FIGURES[name], (0.012, 0.03, 0.09, 0.02), strict=True):
             assert value == pytest.approx(figure, abs=allowed)
     evolved, trained = found.values()
     assert all(low < high for low, high in zip(evolved, trained, strict=True))

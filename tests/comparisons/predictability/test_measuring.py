@@ -243,11 +243,15 @@ def test_the_shipped_pair() -> None:
     }
     table = predictability_table(columns, batches)
     assert {table[name]["features"].value for name in columns} == {224.0}
-    for column in table.values():
+    for column in (table[name] for name in columns):
         assert column["heldout_r2_mean"].null == pytest.approx(0, abs=0.05)
         assert column["random_weights_heldout_r2_mean"].measurable
-    values = {name: column["heldout_r2_mean"].value or 0 for name, column in table.items()}
+    values = {name: table[name]["heldout_r2_mean"].value or 0 for name in columns}
     assert values["rotated"] > values["neurons"] > values["sae"] > 0
+    everything, sae = columns["sae"][1], table["sae"]
+    assert (sae["from_all_heldout_r2_mean"].value or 0) > (sae["heldout_r2_mean"].value or 0)
+    assert sae["from_all_heldout_r2_mean"].value == predictability(bridge, everything, batches)["heldout_r2_mean"].value
+    assert table["neurons"]["from_all_heldout_r2_mean"].value == values["neurons"]
     alone = predictability(bridge, columns["neurons"][1], batches)
     assert alone["heldout_r2_mean"].value == pytest.approx(values["neurons"], abs=1e-9)
     assert all(torch.equal(value, before[name]) for name, value in bridge.state_dict().items())
