@@ -248,6 +248,7 @@ CLAIMS = (
             "attribute_shift_logits",
             "entity_shift_logits",
             "both_shift_logits",
+            "layer*_exchange_flip_*",
             "random_weights_accuracy",
         ),
         unit="flips and restorations under swaps, less those of random vectors of equal norm",

@@ -25,8 +25,12 @@ from sparse_lens.comparisons.shipped.page_tables import write_tables
 from sparse_lens.results import Result, exact, from_plain, not_measurable, write_json
 
 KEPT = "binding.json"
-BEHAVIOUR, INSIDE, LOGITS = "binding behaviour", "binding inside", "binding logits"
-"""The tables, by their markers: what the models answer, which answers moving vectors inside them flips, and by how many logits."""
+BEHAVIOUR, INSIDE, LOGITS, EXCHANGED = "binding behaviour", "binding inside", "binding logits", "binding exchanged"
+"""The tables, by their markers: what the models answer, which answers moving mean vectors inside them flips, by how many logits,
+and which follow the state of a program whose names are exchanged."""
+
+RANDOM, BEYOND = "random: ", "beyond random: "
+"""Before a metric's name: what random vectors of equal length do, which is its null, and what the metric has beyond that."""
 
 MEASURES = {
     BEHAVIOUR: {
@@ -42,25 +46,30 @@ MEASURES = {
         "by the name's": "flip_entity",
         "restored": "restore",
         "flipped by random ones": "random_flip",
-        "by the state of exchanged values, layer 1": "layer1_exchange_flip_attribute",
-        "of exchanged names": "layer1_exchange_flip_entity",
     },
     LOGITS: {
         "value's vectors": "attribute_shift_logits",
-        "random ones there": "random_attribute_shift_logits",
+        "random ones there": f"{RANDOM}attribute_shift_logits",
         "name's vectors": "entity_shift_logits",
-        "random ones at the name": "random_entity_shift_logits",
+        "random ones at the name": f"{RANDOM}entity_shift_logits",
         "both": "both_shift_logits",
-        "random ones at both": "random_both_shift_logits",
+        "random ones at both": f"{RANDOM}both_shift_logits",
         "leakage": "leakage_logits",
-        "of random ones": "random_leakage_logits",
+        "of random ones": f"{RANDOM}leakage_logits",
+    },
+    EXCHANGED: {
+        "at the values' tokens": "layer1_exchange_flip_attribute",
+        "random vectors there": f"{RANDOM}layer1_exchange_flip_attribute",
+        "at the names' tokens": "layer1_exchange_flip_entity",
+        "random vectors at the names": f"{RANDOM}layer1_exchange_flip_entity",
+        "at the names' beyond random": f"{BEYOND}layer1_exchange_flip_entity",
     },
 }
-JUDGED = ("composition gap", "representation")
+JUDGED = ("composition gap", "representation", "at the names' beyond random")
 """Of these the difference over training seeds is printed, too, with its verdict."""
 
 _CELL = "sparse_lens.comparisons.shipped.binding_forms:binding_cell"
-_FORMAT = "binding forms 3"
+_FORMAT = "binding forms 4"
 _QUICK_PAIRS = 24
 
 Seed = Mapping[str, Mapping[str, Mapping[str, Result]]]
@@ -73,18 +82,12 @@ def binding_cell(pair: str, n_pairs: int) -> Seed:
     bridges = {side: open_column(pair, ColumnSpec(own, own)).bridge for side, own in ROLES.items()}
     table = binding_table(bridges, n_pairs=n_pairs)
     facts = {side: model_facts(bridges[side], opened.windows_of(own)["heldout"]) for side, own in ROLES.items()}
-    shown = {metric for columns in MEASURES.values() for metric in columns.values()}
+    shown = {metric.rpartition(": ")[2] for columns in MEASURES.values() for metric in columns.values()}
     found: dict[str, dict[str, dict[str, Result]]] = {side: {"model": dict(facts[side])} for side in ROLES}
     for side in ROLES:
-        forms = {form: of | _random_shifts(of) for form, of in table[side].items() if form != "model"}
+        forms = {form: of for form, of in table[side].items() if form != "model"}
         found[side] |= {form: {name: of[name] for name in of if name in shown} for form, of in forms.items()}
     return found
-
-
-def _random_shifts(of: Mapping[str, Result]) -> dict[str, Result]:
-    """What random vectors of equal length do to the logits: the nulls, as numbers of their own."""
-    nulls = {name: of[name].null for name in of if name.endswith(("_shift_logits", "leakage_logits"))}
-    return {f"random_{name}": exact(null, n=of[name].n) for name, null in nulls.items() if null is not None}
 
 
 def measure_forms(pairs: Sequence[ModelPair], *, quick: bool = False, **how: Any) -> list[Seed]:
@@ -112,7 +115,7 @@ def _table(seeds: Sequence[Seed], forms: Sequence[str], columns: Mapping[str, st
     for form in forms:
         cells = [form.replace("value", "number").replace("_", ", ")]
         for told, metric in columns.items():
-            sides = {side: [seed[side][form].get(metric, _NOTHING) for seed in seeds] for side in ROLES}
+            sides = {side: [_read(seed[side][form], metric) for seed in seeds] for side in ROLES}
             cells += [_mean(results) for results in sides.values()]
             if told in JUDGED:
                 sparse, dense = ([result.value for result in results] for results in sides.values())
@@ -123,6 +126,15 @@ def _table(seeds: Sequence[Seed], forms: Sequence[str], columns: Mapping[str, st
 
 
 _NOTHING = not_measurable("not measured")
+
+
+def _read(form: Mapping[str, Result], metric: str) -> Result:
+    """A metric of a form, or what its prefix says of it."""
+    prefix, told, name = metric.rpartition(": ")
+    found = form.get(name, _NOTHING)
+    if not prefix or found.value is None or found.null is None:
+        return found
+    return exact(found.null if prefix + told == RANDOM else found.value - found.null, n=found.n)
 
 
 def _number(seed: Seed, side: str, form: str, metric: str) -> float:

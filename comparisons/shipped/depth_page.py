@@ -64,10 +64,14 @@ def _slope_table(grid: MeasuredGrid) -> str:
     densities = grid.densities[::-1]
     head = ["slope of", *(f"at {100 * density:g} %" for density in densities), "sparsest less dense"]
     rows = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    for measure in grid.measures:
-        slopes = grid.slopes_of(measure)
+    found = {measure: grid.slopes_of(measure) for measure in grid.measures}
+    for control in grid.measures:
+        measure, _, how = control.rpartition(", ")
+        if measure in grid.measures:
+            found[f"{measure}, beyond {how}"] = grid.slopes_beyond(measure, control)
+    for told, slopes in found.items():
         cells = [str(slopes.get(f"slope_at_{density:g}", "—")) for density in densities]
-        rows.append("| " + " | ".join([measure, *cells, str(slopes.get("interaction", "—"))]) + " |")
+        rows.append("| " + " | ".join([told, *cells, str(slopes.get("interaction", "—"))]) + " |")
     return "\n".join(rows)
 
 

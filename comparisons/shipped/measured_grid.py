@@ -100,6 +100,12 @@ class MeasuredGrid:
         values = {place: [run[measure].value for run in cell.runs] for place, cell in self.cells.items()}
         return depth_slopes({place: found if len(found := _values(of)) == len(of) else [] for place, of in values.items()})
 
+    def slopes_beyond(self, measure: str, control: str) -> dict[str, Result]:
+        """`depth_slopes` of what a measure has beyond its control, run by run, over the places where both are measurable."""
+        runs = {place: cell.runs for place, cell in self.with_all((measure, control)).cells.items()}
+        values = {place: [(run[measure].value or 0.0) - (run[control].value or 0.0) for run in of] for place, of in runs.items()}
+        return depth_slopes(values)
+
     def to_plain(self) -> dict[str, Any]:
         """For JSON, by `results.write_json`."""
         missing = [{"depth": depth, "density": density, "why": why} for (depth, density), why in self.missing.items()]

@@ -84,6 +84,13 @@ def test_what_ends_a_claim_is_not_what_stands_beside_it() -> None:
     ended = content()
     ended["claims"][0] |= {"kind": "perishable", "verdict": "contradicts", "found": ["fvu: 0.2"], "reasons": []}
     assert "fvu" not in claims_markdown(ended) and beside_markdown(ended).startswith("- **X1**: fvu: 0.2")
+    ended["claims"][0]["found"] += [
+        "fvu: 0.2 [0.1, 0.3] in the sparse model, — in the dense one",
+        "r2: 1 in the sparse model, 2 in the dense one, difference -1",
+    ]
+    table, told = beside_markdown(ended).split("\n\n")
+    assert table.splitlines()[2:] == [r"| X1 | fvu | 0.2 \[0.1, 0.3\] | — | — |", "| X1 | r2 | 1 | 2 | -1 |"]
+    assert told.startswith("- **X1**: fvu: 0.2")
     ended["claims"][0] |= {"metric": ""}
     assert "fvu" in claims_markdown(ended) and "X1" not in beside_markdown(ended)
 
@@ -119,7 +126,7 @@ def test_sections_that_claims_lead_to_are_there() -> None:
 
 
 def test_the_command_writes_tables_and_figure(tmp_path: Path) -> None:
-    pages = {"claims.md": ("claims", "scope"), "claims-details.md": ("pruned", "beside", "literature", "shift metrics")}
+    pages = {"claims.md": ("claims", "scope", "circuits"), "claims-details.md": ("pruned", "beside", "literature", "shift metrics")}
     for page, markers in pages.items():
         (tmp_path / page).write_text("".join(f"<!-- table: {name} -->\nold\n<!-- end -->\n" for name in markers))
     main([str(Path(__file__).parents[2] / "docs" / "claims"), "--pages", str(tmp_path)])

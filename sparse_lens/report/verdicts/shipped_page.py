@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sparse_lens.comparisons.instrument.claim import CLAIMS
 from sparse_lens.comparisons.instrument.literature import read_literature
 from sparse_lens.comparisons.shipped.page_tables import write_tables
 from sparse_lens.comparisons.shipped.shift_metrics import shift_metrics_page
+from sparse_lens.report.numbers import DASH
 from sparse_lens.report.standalone import standalone_svg
+from sparse_lens.report.strings import markdown_cell
 from sparse_lens.report.verdicts.forest import forest_plot
-from sparse_lens.report.verdicts.tables import beside_markdown, claims_markdown, literature_markdown, scope_markdown
+from sparse_lens.report.verdicts.tables import beside_markdown, beside_rows, claims_markdown, literature_markdown, scope_markdown
 from sparse_lens.results import from_plain
 
 FIGURE = "claims-forest.svg"
@@ -46,9 +49,28 @@ def page_tables(kept: Path) -> dict[str, dict[str, str]]:
     known = read_literature()
     about = [{"id": claim.id, "literature": [vars(item) for item in known.about(claim.id)]} for claim in CLAIMS]
     literature = literature_markdown({"claims": about, "grounds": known.grounds})
-    details = {"pruned": claims_markdown(pruned), "beside": beside_markdown(claims), "literature": literature}
+    details = {
+        "pruned": claims_markdown(pruned, sides=("sparse training", "pruned")),
+        "beside": beside_markdown(claims),
+        "literature": literature,
+    }
     details["shift metrics"] = shift_metrics_page(from_plain(claims["measured"]))
-    return {"claims.md": {"claims": claims_markdown(claims, links=LINKS), "scope": scope_markdown(claims)}, _DETAILS: details}
+    page = {"claims": claims_markdown(claims, links=LINKS), "scope": scope_markdown(claims), "circuits": _circuits(claims)}
+    return {"claims.md": page, _DETAILS: details}
+
+
+def _circuits(claims: Mapping[str, Any]) -> str:
+    """Sizes by task of T3b's circuits, and of those of the dense model read through SAEs beside them."""
+    nodes = {
+        claim["id"]: {name.partition("_on_")[2]: rest for name, *rest in beside_rows(claim) if "_on_" in name}
+        for claim in claims["claims"]
+    }
+    head = ["task", "sparse", "dense", "difference", "dense, through SAEs", "difference"]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    for task, numbers in nodes["T3b"].items():
+        cells = [*numbers, *nodes["T3b-SAE"].get(task, ["", DASH, DASH])[1:]]
+        lines.append(f"| `{task}` | " + " | ".join(map(markdown_cell, cells)) + " |")
+    return "\n".join(lines)
 
 
 def page_figure(kept: Path) -> str:

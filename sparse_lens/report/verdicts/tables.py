@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,9 @@ _MOST_CELLS = 3
 
 ZERO = 1e-12
 """What is smaller is printed as 0: the mean of differences that cancel is of this size."""
+
+_BESIDE = re.compile(r"(\w+): (.+) in the sparse model, (.+) in the dense one(?:, difference (.+))?")
+"""A line of a row's `found` that is a number of both models."""
 
 VERDICT_STYLES = {"supports": "bold green", "contradicts": "bold red", "indistinguishable": "yellow", "not measurable": "dim"}
 
@@ -42,9 +46,12 @@ def claims_table(content: Mapping[str, Any]) -> Table:
     return table
 
 
-def claims_markdown(content: Mapping[str, Any], *, links: Mapping[str, str] | None = None) -> str:
-    """The same as a Markdown table; a claim whose id is in `links` leads to that address."""
-    lines = ["| " + " | ".join(HEAD) + " |", "|---|---|" + "---:|" * 3 + "---|---|"]
+def claims_markdown(
+    content: Mapping[str, Any], *, links: Mapping[str, str] | None = None, sides: tuple[str, str] = ("sparse", "dense")
+) -> str:
+    """The same as a Markdown table; a claim whose id is in `links` leads to that address, `sides` says what its models are."""
+    head = [dict(zip(("sparse", "dense"), sides, strict=True)).get(name, name) for name in HEAD]
+    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * 3 + "---|---|"]
     for claim in content["claims"]:
         cells = row_cells(claim)
         name = f"**{markdown_cell(claim['id'])}**"
@@ -58,12 +65,25 @@ def claims_markdown(content: Mapping[str, Any], *, links: Mapping[str, str] | No
 
 
 def beside_markdown(content: Mapping[str, Any]) -> str:
-    """What stands beside each claim's verdict and decides nothing, as a list; cells that ended a claim are its reasons already."""
-    lines = []
+    """What stands beside each claim's verdict and decides nothing: numbers as a table, the rest as a list.
+
+    Cells that ended a claim are its reasons already, and left out.
+    """
+    rows, lines = [], []
     for claim in content["claims"]:
-        if claim["found"] and not ended_by(claim):
-            lines.append(f"- **{markdown_cell(claim['id'])}**: " + "; ".join(markdown_cell(str(line)) for line in claim["found"]))
-    return "\n".join(lines)
+        found = [] if ended_by(claim) else [str(line) for line in claim["found"]]
+        rows += [(str(claim["id"]), *row) for row in beside_rows(claim)] if found else []
+        if told := [markdown_cell(line) for line in found if not _BESIDE.fullmatch(line)]:
+            lines.append(f"- **{markdown_cell(claim['id'])}**: " + "; ".join(told))
+    head = ["| beside | number | sparse | dense | difference |", "|---|---|---:|---:|---:|"] if rows else []
+    table = "\n".join([*head, *("| " + " | ".join(map(markdown_cell, row)) + " |" for row in rows)])
+    return "\n\n".join(part for part in (table, "\n".join(lines)) if part)
+
+
+def beside_rows(claim: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Of the numbers beside a claim the name, what it is in the sparse and the dense model, and their difference."""
+    found = (_BESIDE.fullmatch(str(line)) for line in claim["found"])
+    return [tuple(part or DASH for part in numbers.groups()) for numbers in found if numbers]
 
 
 def literature_markdown(content: Mapping[str, Any]) -> str:

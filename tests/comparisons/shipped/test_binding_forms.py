@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse_lens.comparisons.shipped.binding_forms import BEHAVIOUR, INSIDE, KEPT, LOGITS, MEASURES, forms_page, main
+from sparse_lens.comparisons.shipped.binding_forms import BEHAVIOUR, EXCHANGED, INSIDE, KEPT, LOGITS, MEASURES, forms_page, main
 from sparse_lens.results import Result, exact, from_plain, not_measurable
 
 
@@ -18,7 +18,8 @@ def planted(gap: float = 0.0) -> list[dict[str, dict[str, dict[str, Result]]]]:
     for seed in range(3):
         sides = {}
         for side, gain, noise in (("sparse", 0.2, 1e-16), ("dense", 0.0, 0.0)):
-            form = {metric: exact(0.5) for columns in MEASURES.values() for metric in columns.values()}
+            names = {metric.rpartition(": ")[2] for columns in MEASURES.values() for metric in columns.values()}
+            form = {name: Result(0.5, null=0.125) for name in names}
             form |= {"composition_gap": exact(-0.4 + gain + 0.01 * seed), "representation": exact(1 / 3 + noise)}
             form |= {"leakage_logits": not_measurable("two variables") if seed == 1 else exact(0.1)}
             sides[side] = {"value_2_0": form, "model": {"loss": exact(3 + (gap if side == "dense" else 0))}}
@@ -34,9 +35,11 @@ def test_differences_are_over_seeds_at_one_loss() -> None:
     [row] = page[INSIDE].splitlines()[2:]
     assert "| 0 [0, 0] | indistinguishable |" in row
     [row] = page[LOGITS].splitlines()[2:]
-    assert row.endswith("| — | — | 0.5 [0.5, 0.5] | 0.5 [0.5, 0.5] |")
+    assert row.endswith("| 0.125 [0.125, 0.125] | 0.125 [0.125, 0.125] | — | — | — | — |")
+    [row] = page[EXCHANGED].splitlines()[2:]
+    assert row.endswith("| 0.375 [0.375, 0.375] | 0.375 [0.375, 0.375] | 0 [0, 0] | indistinguishable |")
     assert forms_page(planted(0.2))[BEHAVIOUR].endswith("| not measurable |")
-    assert [table.splitlines()[0].count("|") for table in page.values()] == [14, 18, 18]
+    assert [table.splitlines()[0].count("|") for table in page.values()] == [14, 14, 18, 14]
 
 
 def test_the_docs_hold_the_kept_tables() -> None:
