@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         grid = grid.joined(MeasuredGrid.from_plain(kept["grid"]))
         shape |= {name: sorted({*kept["shape"][name], *shape[name]}) for name in _GROWING}
     content = {"scope": scope, "shape": shape | {"learning_rates": list(options.rates)}}
-    content |= {"grid": grid.to_plain(), "claims": [depth_row(grid, sweep.tokens).to_plain()]}
+    content |= {"grid": grid.to_plain(), "claims": [depth_row(grid, options.tokens).to_plain()]}
     options.out.mkdir(parents=True, exist_ok=True)
     write_json(content, options.out / KEPT[options.matching])
     if options.page is not None:

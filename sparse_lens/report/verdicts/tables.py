@@ -50,7 +50,8 @@ def claims_markdown(
     content: Mapping[str, Any], *, links: Mapping[str, str] | None = None, sides: tuple[str, str] = ("sparse", "dense")
 ) -> str:
     """The same as a Markdown table; a claim whose id is in `links` leads to that address, `sides` says what its models are."""
-    head = [dict(zip(("sparse", "dense"), sides, strict=True)).get(name, name) for name in HEAD]
+    named = {"sparse": sides[0], "dense": sides[1]}
+    head = [named.get(name, name) for name in HEAD]
     lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * 3 + "---|---|"]
     for claim in content["claims"]:
         cells = row_cells(claim)
