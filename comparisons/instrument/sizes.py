@@ -69,7 +69,10 @@ SMOKE = Size(
 
 
 def reading_batches(pair: ModelPair, n_tokens: int) -> list[Int[np.ndarray, "_ pos"]]:
-    """Windows that dictionaries and neurons are measured on: other ones than those that dictionaries are trained on."""
+    """Windows that dictionaries and neurons are measured on: another draw than that which dictionaries are trained on.
+
+    Both draw from the same files. At the default sizes and with Python 3.11's library no file is in both, which nothing enforces.
+    """
     windows = reading_windows(pair, n_tokens, seed=1)
     return np.array_split(windows, max(1, len(windows) // 16))
 
