@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from sparse_lens.comparisons.pair import model_facts, model_sizes
-from sparse_lens.results import Result, not_measurable
+from sparse_lens.results import Result, less, not_measurable
 
 Heldout = Int[np.ndarray, "window pos"]
 """Windows of token ids to read the loss on."""
@@ -22,6 +22,13 @@ Row = TypeVar("Row", bound=Mapping[str, Any])
 """Results by name, or by form and name."""
 
 _NO_WINDOWS = "no heldout windows were given to read the loss on: what differs may be the loss"
+
+
+def side_by_side(
+    columns: Mapping[str, Mapping[str, Result]], bridges: Mapping[str, Any], heldout: Heldout | None
+) -> dict[str, dict[str, Result]]:
+    """A measure's results by column with the facts of each column's model, and rows of differences (`with_differences`)."""
+    return with_differences({name: facts_beside(bridges[name], heldout) | dict(of) for name, of in columns.items()})
 
 
 def facts_beside(bridge: Any, heldout: Heldout | None) -> dict[str, Result]:
@@ -36,9 +43,8 @@ def with_differences(table: Mapping[str, Row]) -> dict[str, Row]:
 
     They are `difference`s of one model each, and say nothing of training seeds (`sparse-lens claims` does).
     """
-    found = dict(table)
-    first, *others = table
-    return found | {f"{first} - {other}": cast(Row, _differences(table[first], table[other])) for other in others}
+    first, others = next(iter(table), ""), list(table)[1:]
+    return dict(table) | {f"{first} - {other}": cast(Row, _differences(table[first], table[other])) for other in others}
 
 
 def difference(first: Result, second: Result) -> Result:
@@ -48,7 +54,7 @@ def difference(first: Result, second: Result) -> Result:
         return not_measurable("; ".join(reasons), n=min(first.n, second.n))
     lo = None if first.lo is None or second.hi is None else first.lo - second.hi
     hi = None if first.hi is None or second.lo is None else first.hi - second.lo
-    return Result(first.value - second.value, lo, hi, 0.0, min(first.n, second.n), min(first.seeds, second.seeds))
+    return Result(less(first.value, second.value), lo, hi, 0.0, min(first.n, second.n), min(first.seeds, second.seeds))
 
 
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

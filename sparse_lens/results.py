@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 NOISE = 1e-12
-"""A difference below this share of what is subtracted is of rounding, and 0."""
+"""A difference below this, or below this share of what is subtracted, is of rounding."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,11 @@ def not_measurable(reason: str, *, n: int = 0, seeds: int = 1) -> Result:
 def exact(value: float, *, n: int = 1, seeds: int = 1) -> Result:
     """A counted number: it has no sampling error of its own."""
     return Result(value=float(value), n=n, seeds=seeds)
+
+
+def less(first: float, second: float) -> float:
+    """`first - second`, 0 where no more than rounding is left."""
+    return 0.0 if abs(first - second) <= NOISE * max(abs(first), abs(second), 1.0) else first - second
 
 
 def scaled(result: Result, factor: float) -> Result:

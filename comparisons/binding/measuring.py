@@ -72,19 +72,15 @@ def binding_report(
     return found | _representation(bridge, sample)
 
 
-def binding_table(
+def binding_columns(
     columns: Mapping[str, Any],
     *,
     forms: Sequence[tuple[str, int, int]] = FORMS,
     n_pairs: int = N_PAIRS,
     seed: int = 0,
     gate: float = ACCURACY_GATE,
-    heldout: Heldout | None = None,
 ) -> dict[str, dict[str, dict[str, Result]]]:
     """`binding_report` of bridges by name, for each form (kind, variables, distractor lines), as `value_2_0`, with the controls.
-
-    Under `model` stand its loss on `heldout` windows of token ids, its parameters and nonzeros; a row `A - B` is the first column
-    less each other one.
 
     `random_weights_…`: the same of the model with every tensor's nonzero weights shuffled; it fails the gate, which leaves its
     accuracy. `rotated_…` is not measurable, and says why; no mask is learned, so there is none to draw at random.
@@ -100,6 +96,17 @@ def binding_table(
             controls = {f"random_weights_{score}": control[score] for score in ("accuracy", *scores)}
             controls |= {f"rotated_{score}": not_measurable(_ROTATED) for score in scores}
             found[name][f"{kind}_{n_vars}_{distractors}"] = report | controls
+    return found
+
+
+def binding_table(
+    columns: Mapping[str, Any], *, heldout: Heldout | None = None, **options: Any
+) -> dict[str, dict[str, dict[str, Result]]]:
+    """`binding_columns`, whose `options` it takes, with each model's facts under `model` and a row `A - B` of differences.
+
+    The facts are its loss on `heldout` windows of token ids, its parameters and nonzeros.
+    """
+    found = binding_columns(columns, **options)
     return with_differences({name: {"model": facts_beside(columns[name], heldout)} | forms for name, forms in found.items()})
 
 

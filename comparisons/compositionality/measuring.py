@@ -30,7 +30,7 @@ from sparse_lens.comparisons.compositionality.rotated_twin import rotated_twin, 
 from sparse_lens.comparisons.compositionality.scoring import MaskStudy, accuracies
 from sparse_lens.comparisons.compositionality.shared_prompts import SharedPrompts, sample_shared
 from sparse_lens.comparisons.compositionality.weight_masks import SITES, MaskConfig, Masks, maskable
-from sparse_lens.comparisons.side_by_side import Heldout, facts_beside, with_differences
+from sparse_lens.comparisons.side_by_side import Heldout, side_by_side
 from sparse_lens.errors import ConfigError
 from sparse_lens.results import Result
 
@@ -70,17 +70,24 @@ def structural_compositionality(
     return measure_masks(bridge, search, heldout, config, **options)
 
 
-def compositionality_table(
-    columns: Mapping[str, Any], task_a: str = "quote", task_b: str = "bracket", *, heldout: Heldout | None = None, **options: Any
+def compositionality_columns(
+    columns: Mapping[str, Any], task_a: str = "quote", task_b: str = "bracket", **options: Any
 ) -> dict[str, dict[str, Result]]:
     """`structural_compositionality` of several bridges by name, with the same prompts, effort and controls for each.
 
-    A column that does not do both subroutines is not measurable, the others are. Beside stand each model's loss on `heldout`
-    windows of token ids, its parameters and nonzeros, and a row `A - B` of the first column less each other one. `options` are
-    those of the measure.
+    A column that does not do both subroutines is not measurable, the others are. `options` are those of the measure.
     """
-    found = {name: structural_compositionality(bridge, task_a, task_b, **options).results for name, bridge in columns.items()}
-    return with_differences({name: facts_beside(columns[name], heldout) | row for name, row in found.items()})
+    return {name: structural_compositionality(bridge, task_a, task_b, **options).results for name, bridge in columns.items()}
+
+
+def compositionality_table(
+    columns: Mapping[str, Any], task_a: str = "quote", task_b: str = "bracket", *, heldout: Heldout | None = None, **options: Any
+) -> dict[str, dict[str, Result]]:
+    """`compositionality_columns`, with each model's loss on `heldout` windows of token ids, its parameters and nonzeros.
+
+    A row `A - B` is the first column less each other one.
+    """
+    return side_by_side(compositionality_columns(columns, task_a, task_b, **options), columns, heldout)
 
 
 def measure_masks(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sparse_lens.comparisons.compositionality.measuring import compositionality_table
+from sparse_lens.comparisons.compositionality.measuring import compositionality_columns
 from sparse_lens.comparisons.side_by_side import difference
 from sparse_lens.hooks import load
 from sparse_lens.results import Result
@@ -28,6 +28,6 @@ def pretraining_effect(
     `options` are those of the measure. Raises as it does, and what `load` raises.
     """
     columns = {"pretrained": load(pretrained), "alone": load(alone)}
-    table = compositionality_table(columns, task_a, task_b, **options)
+    table = compositionality_columns(columns, task_a, task_b, **options)
     found = {f"{arm}_{name}": result for arm, results in table.items() for name, result in results.items()}
     return found | {f"difference_{name}": difference(table["pretrained"][name], table["alone"][name]) for name in COMPARED}

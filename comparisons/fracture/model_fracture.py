@@ -24,7 +24,7 @@ from sparse_lens.comparisons.fracture.index import FractureSums
 from sparse_lens.comparisons.fracture.instances import Instances, answers_of, sample_instances
 from sparse_lens.comparisons.fracture.weakened_runs import WeakenedDirections
 from sparse_lens.comparisons.fracture.weakened_weights import WeakenedWeights
-from sparse_lens.comparisons.side_by_side import Heldout, facts_beside, with_differences
+from sparse_lens.comparisons.side_by_side import Heldout, side_by_side
 from sparse_lens.dictionaries import Dictionary, random_rotation
 from sparse_lens.errors import ConfigError, DataError, UnknownNameError
 from sparse_lens.hooks import splice
@@ -129,18 +129,14 @@ def _failed(reason: str) -> dict[str, Result]:
     return dict.fromkeys(names, not_measurable(reason))
 
 
-def fracture_table(
+def fracture_columns(
     columns: Mapping[str, tuple[Any, Dictionary]],
     tasks: Sequence[str],
     config: FractureConfig | None = None,
     *,
     gate: float = ACCURACY_GATE,
-    heldout: Heldout | None = None,
 ) -> dict[str, dict[str, Result]]:
     """`fracture_index` of several columns on the tasks that all of them do, with the same controls for each.
-
-    Beside stand each model's loss on `heldout` windows of token ids, its parameters and nonzeros, and a row `A - B` of the first
-    column less each other one.
 
     `rotated_…`: random mixtures of the latents, the same function in another basis. `random_weights_…`: every tensor's nonzero
     weights shuffled, without the gate, which such a model cannot pass. No mask is learned, so there is none to draw at random. A
@@ -152,7 +148,7 @@ def fracture_table(
     if not done:
         none = f"no task of {', '.join(tasks)} is done with an accuracy of {gate:g} by every column"
         controls = {f"{control}_{key}": not_measurable(none) for control in ("rotated", "random_weights") for key in _MEASURES}
-        return with_differences({name: facts_beside(columns[name][0], heldout) | _failed(none) | controls for name in columns})
+        return {name: _failed(none) | controls for name in columns}
     found: dict[str, dict[str, Result]] = {}
     for name, column in columns.items():
         rotated = _measured(*column, done, config, "rotated")
@@ -161,9 +157,24 @@ def fracture_table(
         controls = {f"rotated_{key}": rotated[key] for key in _MEASURES} | {
             f"random_weights_{key}": random[key] for key in _MEASURES
         }
-        measured = _indexed(*column, done, config, "latents", of=len(done))
-        found[name] = facts_beside(column[0], heldout) | measured | controls
-    return with_differences(found)
+        found[name] = _indexed(*column, done, config, "latents", of=len(done)) | controls
+    return found
+
+
+def fracture_table(
+    columns: Mapping[str, tuple[Any, Dictionary]],
+    tasks: Sequence[str],
+    config: FractureConfig | None = None,
+    *,
+    gate: float = ACCURACY_GATE,
+    heldout: Heldout | None = None,
+) -> dict[str, dict[str, Result]]:
+    """`fracture_columns`, with each model's loss on `heldout` windows of token ids, its parameters and nonzeros.
+
+    A row `A - B` is the first column less each other one.
+    """
+    bridges = {name: bridge for name, (bridge, _) in columns.items()}
+    return side_by_side(fracture_columns(columns, tasks, config, gate=gate), bridges, heldout)
 
 
 def task_accuracy(bridge: Any, task: str, seed: int = 0) -> float:

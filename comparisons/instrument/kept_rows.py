@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from sparse_lens.comparisons.instrument.claim import ARM_CLAIMS, CLAIMS, Claim, arm_claim
 from sparse_lens.comparisons.instrument.rows import ClaimRow
-from sparse_lens.comparisons.instrument.verdicts import Judgement, Verdict
+from sparse_lens.comparisons.instrument.verdicts import FEWEST_SEEDS, Judgement, Verdict
 from sparse_lens.errors import DataError, UnknownNameError
 from sparse_lens.files import read_text
 from sparse_lens.results import Result, from_plain
@@ -83,7 +83,10 @@ def _claim(name: str) -> Claim:
 
 
 def _scope_of(content: Mapping[str, Any]) -> tuple[str, ...]:
-    """The models of a claims.json in words, for rows that do not say themselves; nothing of a file without pairs."""
+    """The models of a claims.json in words, for rows that do not say themselves; nothing of a file without pairs.
+
+    Rows of arms are about other models than the pairs', and say which in words of their own.
+    """
     scope = content.get("scope")
     if not isinstance(scope, dict) or "pairs" not in scope:
         return ()
@@ -108,11 +111,14 @@ def _sound(number: Result) -> bool:
 
 
 def _consistent(claim: Claim, verdict: str, difference: Result) -> bool:
-    """Whether a claim that is decided by its difference lies on the side of its verdict."""
-    if claim.beyond is not None or verdict not in ("supports", "contradicts") or difference.lo is None or difference.hi is None:
+    """Whether a claim that is decided by its difference over training seeds lies on the side of its verdict."""
+    if verdict not in ("supports", "contradicts") or not (claim.metric or claim.only_if):
         return True
-    above = (claim.larger == "sparse") == (verdict == "supports")
-    return difference.lo > 0 if above else difference.hi < 0
+    lo, value, hi = difference.lo, difference.value, difference.hi
+    if lo is None or value is None or hi is None or not lo <= value <= hi or difference.seeds < FEWEST_SEEDS:
+        return False
+    beyond = lo > 0 if (claim.larger == "sparse") == (verdict == "supports") else hi < 0
+    return beyond or (claim.beyond is not None and verdict == "contradicts")
 
 
 def _row(row: Mapping[str, Any], source: Path, of_file: tuple[str, ...]) -> ClaimRow:
@@ -136,4 +142,12 @@ def _row(row: Mapping[str, Any], source: Path, of_file: tuple[str, ...]) -> Clai
         )
     judgement = Judgement(row["verdict"], plain["difference"], reasons)
     found = (*found, f"kept in {source.name}")
-    return ClaimRow(claim, judgement, plain["sparse"], plain["dense"], plain["controls"], found, scope or of_file)
+    return ClaimRow(
+        claim,
+        judgement,
+        plain["sparse"],
+        plain["dense"],
+        plain["controls"],
+        found,
+        scope or (() if name.startswith(_ARM) else of_file),
+    )

@@ -10,18 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sparse_lens.comparisons.binding import binding_table
+from sparse_lens.comparisons.binding import binding_columns
 from sparse_lens.comparisons.column_specs import ColumnSpec, mlp_units, open_column
-from sparse_lens.comparisons.compositionality import compositionality_table
+from sparse_lens.comparisons.compositionality import compositionality_columns
 from sparse_lens.comparisons.concepts.coverage import measure_concepts
 from sparse_lens.comparisons.concepts.labelled_tokens import label_pair
-from sparse_lens.comparisons.fracture.model_fracture import fracture_table
+from sparse_lens.comparisons.fracture.model_fracture import fracture_columns
 from sparse_lens.comparisons.instrument.neuron_controls import mean_results, with_controls
 from sparse_lens.comparisons.instrument.pair_circuits import measure_latent_circuits, measure_pair_circuits
 from sparse_lens.comparisons.instrument.pair_superposition import measure_pair_superposition
 from sparse_lens.comparisons.instrument.sizes import ROLES, SMOKE, Measured, Size, reading_batches, tasks_of
 from sparse_lens.comparisons.pair import ModelPair, model_facts
-from sparse_lens.comparisons.predictability.measuring import predictability_table
+from sparse_lens.comparisons.predictability.measuring import predictability_columns
 from sparse_lens.comparisons.shift import python_ladder, renamed_ablation, renamed_task, robustness_slopes, shift_table
 from sparse_lens.dictionaries import Dictionary
 from sparse_lens.errors import UnknownNameError
@@ -62,21 +62,21 @@ def _concepts(pair: ModelPair, size: Size) -> Measured:
 
 def _predictability(pair: ModelPair, size: Size) -> Measured:
     batches = reading_batches(pair, size.tokens)
-    return _by_layer(pair, lambda columns: predictability_table(columns, batches), size.layers)
+    return _by_layer(pair, lambda columns: predictability_columns(columns, batches), size.layers)
 
 
 def _fracture(pair: ModelPair, size: Size) -> Measured:
-    return _by_layer(pair, lambda columns: fracture_table(columns, tasks_of(pair), size.fracture))
+    return _by_layer(pair, lambda columns: fracture_columns(columns, tasks_of(pair), size.fracture))
 
 
 def _compositionality(pair: ModelPair, size: Size) -> Measured:
     """On the quote and the bracket subroutine, both asked of the same prompts: means over mask seeds (random weights: one)."""
-    return compositionality_table(_bridges(pair), config=size.masks, seeds=size.mask_seeds, progress=False)
+    return compositionality_columns(_bridges(pair), config=size.masks, seeds=size.mask_seeds, progress=False)
 
 
 def _binding(pair: ModelPair, size: Size) -> Measured:
     """On two variables and their values, the form that all others build on."""
-    table = binding_table(_bridges(pair), forms=(("value", 2, 0),), n_pairs=size.binding_pairs)
+    table = binding_columns(_bridges(pair), forms=(("value", 2, 0),), n_pairs=size.binding_pairs)
     return {role: forms["value_2_0"] for role, forms in table.items()}
 
 

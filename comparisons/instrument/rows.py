@@ -25,7 +25,7 @@ from sparse_lens.comparisons.instrument.verdicts import (
     judge,
     undecidable,
 )
-from sparse_lens.results import Result, exact
+from sparse_lens.results import Result, exact, less
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,8 @@ def _beside(measure: str, name: str, seeds: Sequence[Seed]) -> str:
     both = (_over_seeds(side) for side in sides)
     sparse, dense = (f"{found} (by chance {found.null:.3g})" if found.null else str(found) for found in both)
     told = f"{name}: {sparse} in the sparse model, {dense} in the dense one"
-    apart = [
-        one.value - other.value for one, other in zip(*sides, strict=True) if one.value is not None and other.value is not None
-    ]
+    pairs = [(one.value, other.value) for one, other in zip(*sides, strict=True)]
+    apart = [less(one, other) for one, other in pairs if one is not None and other is not None]
     return told + (f", difference {difference_over_seeds(apart)}" if len(apart) == len(seeds) else "")
 
 
@@ -157,7 +156,7 @@ def _control(claim: Claim, name: str, seeds: Sequence[Seed]) -> list[float | Non
     found: list[float | None] = []
     for seed in seeds:
         sides = [seed[claim.measure][role].get(f"{name}_{claim.metric}", NOTHING).value for role in ("sparse", "dense")]
-        found.append(None if sides[0] is None or sides[1] is None else sides[0] - sides[1])
+        found.append(None if sides[0] is None or sides[1] is None else less(sides[0], sides[1]))
     return found
 
 
@@ -231,8 +230,8 @@ def _always(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
 
     Whether a cell is told apart from 0 and from its controls does not matter to the claim, but to its reader: it is said.
 
-    Cells are the measures and, where a measure is known by task or subroutine, each of these; those with a number in enough
-    training seeds count. A cell in which both models are exactly alike ends nothing.
+    Cells are the measures and, where a measure is known by task or subroutine, each of these; those with a number in every
+    training seed count. A cell in which both models are exactly alike ends nothing.
     """
     if reasons := undecidable(loss_gaps(seeds)):
         return ClaimRow(claim, Judgement("not measurable", NOTHING, tuple(reasons)))
@@ -241,7 +240,7 @@ def _always(claim: Claim, seeds: Sequence[Seed]) -> ClaimRow:
     for cell in _cells(seeds):
         row = _by_difference(cell, seeds)
         value, counted = row.judgement.difference.value, row.judgement.difference.seeds
-        if value is None or counted < FEWEST_SEEDS:
+        if value is None or counted < max(FEWEST_SEEDS, len(seeds)):
             continue
         judged += 1
         if value != 0 and (value > 0) != (cell.larger == "sparse"):

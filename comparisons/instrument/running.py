@@ -112,7 +112,7 @@ def claims(
     for arm, seeds in of_arms.items():
         told = _compared_at(seeds)
         own = claim_rows(seeds, known, [arm_claim(claim, arm) for claim in of_arm])
-        rows += [replace(row, found=(*row.found, *told)) for row in own]
+        rows += [replace(row, scope=told) for row in own]
     scope = _scope(pairs, measured[""], tokens, smoke=smoke)
     return Report(tuple(with_kept(rows, other_rows)), scope, measured[""], known, command, of_arms)
 

@@ -20,7 +20,7 @@ from scipy import stats
 
 from sparse_lens.comparisons.curves.loss_matching import TOLERANCE
 from sparse_lens.errors import DataError
-from sparse_lens.results import NOISE, Result, not_measurable
+from sparse_lens.results import NOISE, Result, less, not_measurable
 
 Verdict = Literal["supports", "contradicts", "indistinguishable", "not measurable"]
 
@@ -69,9 +69,7 @@ def judge(
 
 
 def _less(first: float | None, second: float | None) -> float | None:
-    if first is None or second is None:
-        return None
-    return 0.0 if abs(first - second) <= NOISE * max(abs(first), abs(second)) else first - second
+    return None if first is None or second is None else less(first, second)
 
 
 def _against_controls(verdict: Verdict, difference: Result, excesses: Mapping[str, Sequence[float | None]]) -> Judgement:
@@ -97,7 +95,7 @@ def difference_over_seeds(differences: Sequence[float]) -> Result:
     if not differences:
         return not_measurable("no training seed has a number on both sides")
     values = np.asarray(differences, dtype=np.float64)
-    mean = 0.0 if abs(values.mean()) <= NOISE * np.abs(values).max() else float(values.mean())
+    mean = 0.0 if abs(values.mean()) <= NOISE * max(np.abs(values).max(), 1.0) else float(values.mean())
     if len(values) < 2:
         return Result(mean, null=0.0, n=1, seeds=1)
     half = float(stats.t.ppf(0.975, len(values) - 1)) * float(values.std(ddof=1)) / math.sqrt(len(values))

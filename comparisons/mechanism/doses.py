@@ -108,7 +108,7 @@ def _measured(density: Float[np.ndarray, " point"], found: list[Result], n_resam
     if (n_doses := len(np.unique(density))) < FEWEST_DOSES:
         reason = f"{n_doses} densities have a value at the target's loss, {FEWEST_DOSES} are needed"
         return dict.fromkeys(_MEASURES, not_measurable(reason, n=len(values)))
-    if np.ptp(values) <= NOISE * np.abs(values).max():
+    if np.ptp(values) <= NOISE * max(np.abs(values).max(), 1.0):
         return dict.fromkeys(_MEASURES, not_measurable("the measure is the same at every density", n=len(values)))
     rng, dose = np.random.default_rng(seed), np.log10(density)
     errors = np.array([_error(result) for result in found])

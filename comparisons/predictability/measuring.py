@@ -20,7 +20,7 @@ from torch import Tensor
 from sparse_lens.circuits.trust.controls import random_weights
 from sparse_lens.comparisons.predictability.feature_sums import PARTS, FeatureSums, Products, ShuffledSample, part_of_windows
 from sparse_lens.comparisons.predictability.predicted_features import Predictability, best_ridge, deviations, predict_features
-from sparse_lens.comparisons.side_by_side import Heldout, facts_beside, with_differences
+from sparse_lens.comparisons.side_by_side import Heldout, side_by_side
 from sparse_lens.dictionaries import Bridge, Dictionary, harvest_activations, random_rotation
 from sparse_lens.dictionaries.harvest import refuse_padding
 from sparse_lens.errors import ConfigError, DataError
@@ -121,9 +121,9 @@ class PredictabilitySums:
     def results(self, n_features: int | None = None) -> dict[str, Result]:
         """`Predictability.results`, its controls `shuffled_…` (also the nulls) and `rotated_…`, and how many features are alive.
 
-        `from_all_heldout_r2_mean` beside it is of every feature that is alive from all the others: equal numbers of features are
-        unequal shares of two models, and a drawn part of a wide one leaves out what predicts the rest best. Not measurable, each
-        with the reason, where fewer features are alive than asked for.
+        `from_all_heldout_r2_mean` beside it is of every live feature (of `most` at the most) from all the others: equal numbers of
+        features are unequal shares of two models, and a drawn part of a wide one leaves out what predicts the rest best. Not
+        measurable, each with the reason, where fewer features are alive than asked for.
         """
         alive, needed = len(self.alive()), max(_FEWEST, n_features or 0)
         counted = {"alive_features": exact(alive, n=len(self.chosen)), "latents": exact(self.dictionary.n_latents)}
@@ -178,6 +178,21 @@ def predictability(
     return found | _random_weights(bridge, dictionary, token_batches, n_features, seed)
 
 
+def predictability_columns(
+    columns: Mapping[str, tuple[Bridge, Dictionary]], token_batches: Sequence[Any], *, seed: int = 0
+) -> dict[str, dict[str, Result]]:
+    """`predictability` of several columns on the same tokens, each on as many features as the one with the fewest alive has.
+
+    A random mask of equal size is no control here: nothing is masked.
+    """
+    sums = {name: collect_sums(*column, token_batches, seed=seed) for name, column in columns.items()}
+    common = max(_FEWEST, min(len(column.alive()) for column in sums.values()))
+    return {
+        name: sums[name].results(common) | _random_weights(bridge, dictionary, token_batches, common, seed)
+        for name, (bridge, dictionary) in columns.items()
+    }
+
+
 def predictability_table(
     columns: Mapping[str, tuple[Bridge, Dictionary]],
     token_batches: Sequence[Any],
@@ -185,18 +200,12 @@ def predictability_table(
     heldout: Heldout | None = None,
     seed: int = 0,
 ) -> dict[str, dict[str, Result]]:
-    """`predictability` of several columns on the same tokens, each on as many features as the one with the fewest alive has.
+    """`predictability_columns`, with each model's loss on `heldout` windows of token ids, its parameters and nonzeros.
 
-    Beside stand each model's loss on `heldout` windows of token ids, its parameters and nonzeros, and a row `A - B` of the first
-    column less each other one. A random mask of equal size is no control here: nothing is masked.
+    A row `A - B` is the first column less each other one.
     """
-    sums = {name: collect_sums(*column, token_batches, seed=seed) for name, column in columns.items()}
-    common = max(_FEWEST, min(len(column.alive()) for column in sums.values()))
-    found: dict[str, dict[str, Result]] = {}
-    for name, (bridge, dictionary) in columns.items():
-        control = _random_weights(bridge, dictionary, token_batches, common, seed)
-        found[name] = facts_beside(bridge, heldout) | sums[name].results(common) | control
-    return with_differences(found)
+    bridges = {name: bridge for name, (bridge, _) in columns.items()}
+    return side_by_side(predictability_columns(columns, token_batches, seed=seed), bridges, heldout)
 
 
 def _random_weights(

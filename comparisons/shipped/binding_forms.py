@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparse_lens.comparisons.binding import binding_table
+from sparse_lens.comparisons.binding import binding_columns
 from sparse_lens.comparisons.circuit_sizes import over_seeds
 from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints, open_column
 from sparse_lens.comparisons.instrument.sizes import ROLES
@@ -73,20 +73,19 @@ _FORMAT = "binding forms 4"
 _QUICK_PAIRS = 24
 
 Seed = Mapping[str, Mapping[str, Mapping[str, Result]]]
-"""Of one training seed `binding_table` by side and form, and under the form "model" the facts of a side's model."""
+"""Of one training seed `binding_columns` by side and form, and under the form "model" the facts of a side's model."""
 
 
 def binding_cell(pair: str, n_pairs: int) -> Seed:
     """The `MEASURES` of every form in both models of a pair, given by its address, and the facts of these models: a cell."""
     opened = ModelPair.at(pair)
     bridges = {side: open_column(pair, ColumnSpec(own, own)).bridge for side, own in ROLES.items()}
-    table = binding_table(bridges, n_pairs=n_pairs)
+    table = binding_columns(bridges, n_pairs=n_pairs)
     facts = {side: model_facts(bridges[side], opened.windows_of(own)["heldout"]) for side, own in ROLES.items()}
     shown = {metric.rpartition(": ")[2] for columns in MEASURES.values() for metric in columns.values()}
     found: dict[str, dict[str, dict[str, Result]]] = {side: {"model": dict(facts[side])} for side in ROLES}
     for side in ROLES:
-        forms = {form: of for form, of in table[side].items() if form != "model"}
-        found[side] |= {form: {name: of[name] for name in of if name in shown} for form, of in forms.items()}
+        found[side] |= {form: {name: of[name] for name in of if name in shown} for form, of in table[side].items()}
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from sparse_lens.circuits.sites import model_fingerprint
 from sparse_lens.circuits.trust.verdicts import ACCURACY_GATE
 from sparse_lens.comparisons.column_specs import mlp_neurons
-from sparse_lens.comparisons.fracture import FractureConfig, fracture_table
+from sparse_lens.comparisons.fracture import FractureConfig, fracture_columns
 from sparse_lens.comparisons.fracture.model_fracture import task_accuracy
 from sparse_lens.comparisons.instrument.neuron_controls import mean_results
 from sparse_lens.comparisons.instrument.sizes import MOST_LAYERS, SMOKE, layers_read
@@ -33,12 +33,12 @@ def accuracies_cell(model: str, tasks: Sequence[str]) -> dict[str, float]:
 
 
 def fracture_cell(model: str, tasks: Sequence[str], smoke: bool, layers: Sequence[int] | None = None) -> dict[str, Result]:
-    """`fracture_table` of a model's MLP neurons, averaged over all layers, or over the given ones."""
+    """`fracture_columns` of a model's MLP neurons, averaged over all layers, or over the given ones."""
     bridge: Any = load(folder_at(model))
     config = SMOKE.fracture if smoke else FractureConfig()
     neurons = mlp_neurons(bridge)
     read = neurons if layers is None else [neurons[layer] for layer in layers]
-    return mean_results([fracture_table({"neurons": (bridge, of)}, tasks, config, gate=0)["neurons"] for of in read])
+    return mean_results([fracture_columns({"neurons": (bridge, of)}, tasks, config, gate=0)["neurons"] for of in read])
 
 
 def _fingerprint_and_depth(address: str) -> tuple[str, int]:
@@ -65,7 +65,7 @@ def _jobs(folders: Mapping[str, Path], fingerprints: Mapping[str, str], what: st
 def family_fracture(
     folders: Mapping[str, Path], tasks: Sequence[str], *, smoke: bool = False, **how: Any
 ) -> tuple[list[str], dict[str, dict[str, Result]]]:
-    """The tasks that all models do, and by model what `fracture_table` gives on these; `how` is that of `run_jobs`.
+    """The tasks that all models do, and by model what `fracture_columns` gives on these; `how` is that of `run_jobs`.
 
     Of models of more than four layers `layers_read` are measured. Nothing is measurable where no task is done by all,
     entanglement not on a single one.

@@ -30,7 +30,7 @@ def test_the_first_column_is_held_against_every_other_one() -> None:
     assert list(found) == ["a", "b", "c", "a - b", "a - c"] and found["a"] == table["a"]
     assert found["a - b"].keys() == {"form", "model"} and found["a - b"]["form"]["x"].value == 2
     assert found["a - b"]["model"]["loss"].value == pytest.approx(-0.1) and found["a - c"]["form"]["x"].reason == "silent"
-    assert with_differences({"a": table["a"]}) == {"a": table["a"]}
+    assert with_differences({"a": table["a"]}) == {"a": table["a"]} and with_differences({}) == {}
 
 
 def test_a_measure_says_at_which_losses_it_compares() -> None:

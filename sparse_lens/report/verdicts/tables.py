@@ -13,14 +13,12 @@ from rich.text import Text
 
 from sparse_lens.report.numbers import DASH, read_number
 from sparse_lens.report.strings import markdown_cell, visible
+from sparse_lens.results import NOISE
 
 HEAD = ("claim", "unit", "sparse", "dense", "difference", "controls", "verdict")
 _MOST_CELLS = 3
 
-ZERO = 1e-12
-"""What is smaller is printed as 0: the mean of differences that cancel is of this size."""
-
-_BESIDE = re.compile(r"(\w+): (.+) in the sparse model, (.+) in the dense one(?:, difference (.+))?")
+_BESIDE = re.compile(r"([\w*-]+): (.+) in the sparse model, (.+) in the dense one(?:, difference (.+))?")
 """A line of a row's `found` that is a number of both models."""
 
 VERDICT_STYLES = {"supports": "bold green", "contradicts": "bold red", "indistinguishable": "yellow", "not measurable": "dim"}
@@ -128,10 +126,10 @@ def row_cells(claim: Mapping[str, Any]) -> list[str]:
 
 
 def shown(raw: Any) -> str:
-    """A number with its interval, an em dash where there is none; what is below `ZERO` is 0."""
+    """A number with its interval, an em dash where there is none; what is of rounding is 0."""
     reading = read_number(raw)
     ends = {name: value for name in ("value", "lo", "hi") if (value := getattr(reading, name)) is not None}
-    reading = replace(reading, **{name: 0.0 if abs(value) < ZERO else value for name, value in ends.items()})
+    reading = replace(reading, **{name: 0.0 if abs(value) < NOISE else value for name, value in ends.items()})
     interval = reading.interval()
     return reading.text() + (f" [{interval}]" if interval else "")
 
@@ -156,7 +154,11 @@ def scope_lines(content: Mapping[str, Any]) -> Sequence[str]:
         f"The literature is covered until {content['covered_until']}.",
         "Not grounded: " + "; ".join(content["not_grounded"]) + ".",
     ]
-    lines[1:1] = [f"Other models, {claim['id']}: {'; '.join(claim['scope'])}." for claim in content["claims"] if claim.get("scope")]
+    others: dict[tuple[str, ...], list[str]] = {}
+    for claim in content["claims"]:
+        if told := tuple(claim.get("scope", ())):
+            others.setdefault(told, []).append(str(claim["id"]))
+    lines[1:1] = [f"Other models, {', '.join(ids)}: {'; '.join(told)}." for told, ids in others.items()]
     if trained := _trained(scope.get("tokens", {})):
         lines.insert(1, trained)
     if scope["smoke"]:

@@ -14,7 +14,7 @@ from sparse_lens.comparisons.instrument.kept_rows import read_kept, with_kept
 from sparse_lens.comparisons.instrument.rows import ClaimRow
 from sparse_lens.comparisons.instrument.verdicts import judge
 from sparse_lens.errors import DataError, UnknownNameError
-from sparse_lens.results import exact, to_plain
+from sparse_lens.results import Result, exact, not_measurable, to_plain
 
 BY_ID = {claim.id: claim for claim in CLAIMS}
 DECIDED = judge([2.0, 2.1, 2.2], [1.0, 1.0, 1.0], loss_gaps=[0.0] * 3, larger="sparse", controls={"rotated": [0.1, 0.0, 0.1]})
@@ -90,6 +90,10 @@ def test_rows_of_arms_come_after_all_others_where_their_claim_was_asked_for(tmp_
         ({"sparse": {**to_plain(exact(1.0)), "value": True}}, "no results"),
         ({"sparse": {**to_plain(exact(1.0)), "measurable": False, "reason": "gate"}}, "no results"),
         ({"verdict": "contradicts"}, "BIND is said to be 'contradicts'"),
+        ({"difference": to_plain(not_measurable("a gate"))}, "BIND is said to be 'supports'"),
+        ({"difference": to_plain(exact(1.1, seeds=3))}, "BIND is said to be 'supports'"),
+        ({"difference": to_plain(Result(1.1, 3.0, -9.0, seeds=3))}, "BIND is said to be 'supports'"),
+        ({"difference": to_plain(Result(1.1, 1.0, 1.2, seeds=2))}, "BIND is said to be 'supports'"),
     ],
 )
 def test_damaged_rows_are_refused(tmp_path: Path, changes: dict[str, Any], match: str) -> None:

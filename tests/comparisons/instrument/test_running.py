@@ -36,7 +36,7 @@ def test_an_arm_in_the_dense_models_place(tmp_path: Path, monkeypatch: pytest.Mo
     assert [row.claim.id for row in report.rows] == ["T1b", "T1b-twin-COMP", "T1b-twin-EASE", "T1b-twin-FRACTURE"]
     assert "apart, by -0.640" in " ".join(report.rows[2].judgement.reasons)
     assert "below" in report.rows[0].judgement.reasons[0]
-    assert report.rows[2].found[-1] == "the arm's loss less the sparse model's: -0.640 nats a token"
+    assert report.rows[2].scope[-1] == "the arm's loss less the sparse model's: -0.640 nats a token"
     assert report.to_plain()["arms"]["twin"][0]["losses"]["dense"]["loss"]["value"] == 2.73
     assert set(report.to_frame()["arm"]) == {"", "twin"}
     assert {item.id for item in report.rows[2].literature} >= {"arXiv:2603.25325"}

@@ -76,7 +76,8 @@ def test_rounding_decides_nothing() -> None:
     assert 0.1 + 0.2 != 0.3 and sum([0.1, -0.3, 0.2]) != 0
     assert judge([0.1 + 0.2] * 3, [0.3] * 3, loss_gaps=[0.0] * 3, larger="sparse").verdict == "indistinguishable"
     assert difference_over_seeds([0.1, -0.3, 0.2]).value == 0
-    assert difference_over_seeds([1e-15, 1e-15, 2e-15]).value != 0
+    assert difference_over_seeds([1e-9, 1e-9, 2e-9]).value != 0
+    assert judge([(0.9 - 0.8) - 0.1] * 3, [0.0] * 3, loss_gaps=[0.0] * 3, larger="sparse").verdict == "indistinguishable"
 
 
 def test_unlike_lengths_are_refused() -> None:
