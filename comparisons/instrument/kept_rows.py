@@ -142,12 +142,5 @@ def _row(row: Mapping[str, Any], source: Path, of_file: tuple[str, ...]) -> Clai
         )
     judgement = Judgement(row["verdict"], plain["difference"], reasons)
     found = (*found, f"kept in {source.name}")
-    return ClaimRow(
-        claim,
-        judgement,
-        plain["sparse"],
-        plain["dense"],
-        plain["controls"],
-        found,
-        scope or (() if name.startswith(_ARM) else of_file),
-    )
+    told = scope or (() if name.startswith(_ARM) else of_file)
+    return ClaimRow(claim, judgement, plain["sparse"], plain["dense"], plain["controls"], found, told)

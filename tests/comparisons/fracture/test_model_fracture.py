@@ -164,8 +164,10 @@ def test_the_shipped_pair_with_its_controls(bridge: Any, neurons: IdentityDictio
     """Neurons and SAE latents of one model through the same functions, on tasks that both do."""
     sae = ModelPair.open().dictionaries()[1]
     table = fracture_table({"neurons": (bridge, neurons), "sae": (bridge, sae)}, [*TASKS, "class_init"], FractureConfig(2, 6))
-    assert table.keys() == {"neurons", "sae"}
-    for column in table.values():
+    assert table.keys() == {"neurons", "sae", "neurons - sae"}
+    gap = (table["neurons"]["mirror_fracture"].value or 0) - (table["sae"]["mirror_fracture"].value or 0)
+    assert table["neurons - sae"]["mirror_fracture"].value == pytest.approx(gap) and table["neurons - sae"]["nonzeros"].value == 0
+    for column in (table["neurons"], table["sae"]):
         assert column["tasks"].value == column["tasks"].n == 2
         for name in ("mirror_fracture", "rotated_mirror_fracture", "random_weights_renamed_fracture"):
             value = column[name].value

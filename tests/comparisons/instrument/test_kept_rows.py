@@ -50,6 +50,9 @@ def test_a_kept_row_says_on_which_models_it_was_measured(tmp_path: Path) -> None
     pairs, gap, tokens, largest = read_kept(path)[0].scope
     assert pairs == "a with b" and "+0.010 nats" in gap and tokens.endswith("sparse model: 1,000, not known")
     assert largest == "tested up to 9 weights"
+    arm = ClaimRow(arm_claim(BY_ID["EASE"], "pruned"), SMALLER, exact(1.0), exact(2.0))
+    path.write_text(json.dumps({"claims": [to_plain(arm.to_plain())], "scope": scope | {"largest": "9"}}))
+    assert read_kept(path)[0].scope == (), "the pairs of the file are not what an arm is held against"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"scope": scope | {"pairs": [1]}}))
     with pytest.raises(DataError, match="scope"):
         read_kept(path)
