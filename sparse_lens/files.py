@@ -81,9 +81,9 @@ def replaced_files(path: str | Path, *, last: str | None = None) -> Iterator[Pat
 def made_folder(path: str | Path) -> Path:
     """The folder at `path`, made if there is none; raises `OutputError` where a file is in the way or none can be made."""
     target = Path(path)
-    if target.exists() and not target.is_dir():
-        raise _in_the_way(target)
     try:
+        if target.exists() and not target.is_dir():
+            raise _in_the_way(target)
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(target, error) from error

@@ -6,8 +6,10 @@ units have different activations, hue, saturation and value out.
 
 from __future__ import annotations
 
+import lzma
 import math
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -20,7 +22,8 @@ from jaxtyping import Float
 
 from sparse_lens.errors import DataError, UnknownNameError
 
-_MOST_BYTES, _MOST_WIDTH, _MOST_LAYERS = 1 << 26, 1024, 256
+_MOST_BYTES, _MOST_WIDTH, _MOST_LAYERS, _MOST_HEADER = 1 << 26, 1024, 256, 1024
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 _ACTIVATIONS = {
     "cache": lambda x: x,
     "identity": lambda x: x,
@@ -122,12 +125,13 @@ def read_picture_network(npz_path: str | Path) -> PictureNetwork:
             if size > _MOST_BYTES:
                 raise DataError(f"{path} would unpack to {size:,} bytes, at most {_MOST_BYTES:,} are read")
             for member in archive.infolist():
-                _check_header(archive, member)
+                if member.filename.startswith("W") or member.filename == "activations.npy":
+                    _check_header(archive, member)
         with np.load(path, allow_pickle=False) as arrays:
             n_layers = sum(name.startswith("W") for name in arrays.files)
             weights = tuple(np.asarray(arrays[f"W{layer}"], dtype=np.float64) for layer in range(n_layers))
             counts = [(name, int(count)) for name, _, count in (str(entry).partition(":") for entry in arrays["activations"])]
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, TokenError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, TokenError, *_DAMAGED) as error:
         raise DataError(f"{path} is no picture network (npz of W0, W1, ... and activations): {error}") from error
     if min((count for _, count in counts), default=1) < 1 or sum(count for _, count in counts) > _MOST_WIDTH:
         raise DataError(f"{path} names fewer than one unit of an activation, or more than {_MOST_WIDTH} units in all")
@@ -140,12 +144,14 @@ def read_picture_network(npz_path: str | Path) -> PictureNetwork:
 
 
 def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """Raise `ValueError` for an array whose header promises more than its bytes hold, or anything but real numbers and text."""
+    """Raise `ValueError` for an array whose header promises more than its bytes hold, or other than real numbers and text."""
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = header(file)
-    if dtype.kind not in "fiuU" or math.prod(shape) * dtype.itemsize > member.file_size:
+        shape, _, dtype = header(file, max_header_size=_MOST_HEADER)
+    if dtype.kind not in "bfiuU":
+        raise ValueError(f"{member.filename} holds {dtype}, neither real numbers nor text")
+    if dtype.itemsize == 0 or max((math.prod(shape) * dtype.itemsize, *shape)) > member.file_size:
         raise ValueError(f"{member.filename} says that it holds {shape} of {dtype} in {member.file_size:,} bytes")
 
 

@@ -66,6 +66,12 @@ def with_kept(rows: Sequence[ClaimRow], kept: Sequence[ClaimRow]) -> list[ClaimR
     return found if about is None else [*found, *(replace(row, literature=about) for row in arms)]
 
 
+def not_taken(rows: Sequence[ClaimRow], kept: Sequence[ClaimRow]) -> list[str]:
+    """Ids of the kept rows that `with_kept` leaves out: of claims that this run has measured, or that need no other models."""
+    place = {row.claim.id: row for row in rows}
+    return sorted({row.claim.id for row in kept if row.claim.id in place and not _needs_others(place[row.claim.id])})
+
+
 def _needs_others(row: ClaimRow) -> bool:
     """Whether the claim needs models trained for it, of which this run has none."""
     needs = bool(row.claim.only_if or row.claim.elsewhere)

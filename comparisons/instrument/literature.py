@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sparse_lens.comparisons.instrument.claim import CLAIMS
+from sparse_lens.comparisons.instrument.claim import ARM_CLAIMS, CLAIMS
 from sparse_lens.errors import DataError, UnknownNameError
 from sparse_lens.files import read_text
 
@@ -17,7 +18,9 @@ _FIELDS = {"id", "side", "claims", "grounds", "finding"}
 _MOST_BYTES = 1 << 20
 
 KNOWN = tuple(claim.id for claim in CLAIMS)
-"""What an item may be about; arms of T1b are about that."""
+"""What an item may be about, beside the rows of an arm, as T1b-NAME-EASE."""
+
+_OF_ARMS = tuple(f"-{name}" for name in ARM_CLAIMS)
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ class _PlainLoader(yaml.BaseLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        names = [key.value for key, _ in node.value]
-        if twice := [str(name) for name in names if names.count(name) > 1]:
+        names = Counter(str(key.value) for key, _ in node.value)
+        if twice := [name for name, count in names.items() if count > 1]:
             raise yaml.YAMLError(f"{twice[0]!r} stands twice in one mapping; only one of them would be read")
         return super().construct_mapping(node, deep)
 
@@ -73,7 +76,7 @@ def read_literature(path: str | Path | None = None) -> Literature:
         content = yaml.load(read_text(source, _MOST_BYTES), _PlainLoader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"{source} cannot be read as a list of literature: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != "1":
+    if not isinstance(content, dict) or content.get("format") not in ("1", "1.0"):
         raise DataError(
             f"{source} is no list of literature; it begins with `format: 1` and holds `items` as the package's own does"
         )
@@ -90,7 +93,7 @@ def _item(raw: Any, grounds: dict[str, str], source: Any) -> Item:
     if item.side not in SIDES or item.grounds not in grounds:
         raise DataError(f"{source}: {item.id}: side is one of {', '.join(SIDES)} and grounds one of {', '.join(grounds)}")
     for claim in item.claims:
-        if claim not in KNOWN:
+        if claim not in KNOWN and not (claim.startswith("T1b-") and claim.endswith(_OF_ARMS)):
             raise UnknownNameError(f"claim of {item.id} in {source}", claim, KNOWN)
     return item
 

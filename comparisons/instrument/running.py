@@ -6,6 +6,7 @@ sparse-lens claims --out claims
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_lens.comparisons.column_specs import ColumnSpec, fingerprints
 from sparse_lens.comparisons.instrument.claim import ARM_CLAIMS, CLAIMS, DISENTANGLING, Claim, arm_claim
-from sparse_lens.comparisons.instrument.kept_rows import read_kept, with_kept
+from sparse_lens.comparisons.instrument.kept_rows import not_taken, read_kept, with_kept
 from sparse_lens.comparisons.instrument.literature import Literature, read_literature
 from sparse_lens.comparisons.instrument.measuring_jobs import LONGEST_FIRST, measuring_job
 from sparse_lens.comparisons.instrument.rows import ClaimRow, claim_rows, loss_gaps
@@ -113,6 +114,8 @@ def claims(
         told = _compared_at(seeds)
         own = claim_rows(seeds, known, [arm_claim(claim, arm) for claim in of_arm])
         rows += [replace(row, scope=told) for row in own]
+    if unread := not_taken(rows, other_rows):
+        warnings.warn(f"kept rows of {', '.join(unread)} are left out: models of this run stand for these claims", stacklevel=2)
     scope = _scope(pairs, measured[""], tokens, smoke=smoke)
     return Report(tuple(with_kept(rows, other_rows)), scope, measured[""], known, command, of_arms)
 

@@ -111,8 +111,8 @@ def feature_predictability(
     """Predictability of features held in memory: fitted on `train`, scored on `test` about the means and scales of `train`.
 
     Without a `lam` (of the products of the columns as they are after centering and scaling) the first half of `test` chooses it and
-    the rest is scored. The original EASE is not centered. Raises `DataError` for features that do not vary in `train`, values that
-    are not finite, and parts of unequal width.
+    the rest is scored. The original EASE is not centered. Raises `DataError` for features that do not vary in `train` (where
+    it is centered or scaled), values that are not finite, and parts of unequal width.
     """
     if train.shape[1:] != test.shape[1:] or train.ndim != 2:
         raise DataError(
@@ -123,7 +123,7 @@ def feature_predictability(
             raise DataError(f"{broken} tokens of {name} have features that are NaN or infinite; leave them out")
     n_choose = 0 if lam is not None else len(test) // 2
     sums = [FeatureSums.of(part) for part in (train, test[:n_choose], test[n_choose:])]
-    if constant := int((~sums[0].varies(1)).sum()):
+    if (center or standardize) and (constant := int((~sums[0].varies(1)).sum())):
         raise DataError(f"{constant} features do not vary on the fitted tokens and cannot be predicted; leave them out")
     everything = torch.arange(train.shape[1])
     mean = sums[0].mean if center else torch.zeros(train.shape[1], dtype=torch.float64)

@@ -83,7 +83,7 @@ def zero_diagonal_ridge(gram: Float[Tensor, "item item"], lam: float) -> ZeroDia
     failed = torch.empty((), dtype=torch.int32)
     torch.linalg.cholesky_ex(inverse, out=(inverse, failed))  # in place: at 4,096 columns each copy is 134 MB
     if (dependent := int(failed) - 1) < 0:  # a pivot of rounding alone may come out above 0
-        left = inverse.diagonal().square() <= len(gram) * torch.finfo(torch.float64).eps * before
+        left = inverse.diagonal().square() <= max(1e-12, 100 * len(gram) * torch.finfo(torch.float64).eps) * before
         dependent = int(left.nonzero()[0]) if bool(left.any()) else -1
     if dependent >= 0:
         raise DataError(

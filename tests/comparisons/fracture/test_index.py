@@ -253,10 +253,13 @@ def test_controls_of_a_network_keep_its_zeros() -> None:
         picture_fracture(network, size=33)
 
 
-@pytest.mark.parametrize("shape", ["(1099511627776,)", "(100000000000000000000000,)", "(((", "()"])
-def test_headers_that_promise_more_than_there_is(tmp_path: Path, shape: str) -> None:
+@pytest.mark.parametrize(
+    "shape", ["(1099511627776,)", "(100000000000000000000000,)", "(0, 10000000000000000000000)", "(((", "()", "-" * 9000]
+)
+@pytest.mark.parametrize("kind", ["<f8", "<U0"])
+def test_headers_that_promise_more_than_there_is(tmp_path: Path, shape: str, kind: str) -> None:
     """Refused from the header: nothing of that size is ever made room for."""
-    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
     array = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(8)
     with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:
         for name in ("W0", "W1", "activations"):
@@ -287,6 +290,16 @@ def test_bad_files(tmp_path: Path) -> None:
     for counts in (["sin:9999"] * 20_000, ["identity:1", "identity:-1"]):
         with pytest.raises(DataError, match="1024 units in all"):
             read_picture_network(saved(tmp_path / "counts.npz", good[0], good[1], counts))
+    np.savez(tmp_path / "more.npz", W0=good[0], W1=good[1] != 0, activations=np.array(good[2]), extra=np.array([1j]))
+    assert read_picture_network(tmp_path / "more.npz").weights[1].dtype == np.float64, "other arrays are not read"
+    np.savez_compressed(
+        tmp_path / "cut.npz", W0=np.random.default_rng(0).normal(size=(4, 1)), W1=good[1], activations=np.array(good[2])
+    )
+    bytes_of = bytearray((tmp_path / "cut.npz").read_bytes())
+    bytes_of[60:90] = bytes(30)
+    (tmp_path / "cut.npz").write_bytes(bytes_of)
+    with pytest.raises(DataError, match="no picture network"):
+        read_picture_network(tmp_path / "cut.npz")
     np.savez(tmp_path / "complex.npz", W0=good[0] + 1j, W1=good[1], activations=np.array(good[2]))
     with pytest.raises(DataError, match="no picture network"):
         read_picture_network(tmp_path / "complex.npz")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sparse_lens.comparisons.instrument.claim import CLAIMS, arm_claim
-from sparse_lens.comparisons.instrument.kept_rows import read_kept, with_kept
+from sparse_lens.comparisons.instrument.kept_rows import not_taken, read_kept, with_kept
 from sparse_lens.comparisons.instrument.rows import ClaimRow
 from sparse_lens.comparisons.instrument.verdicts import judge
 from sparse_lens.errors import DataError, UnknownNameError
@@ -69,7 +69,7 @@ def test_a_kept_row_stands_only_where_a_claim_needs_other_models(tmp_path: Path)
     assert [row.sparse.value for row in found] == [9.0, 1.0, None] and found[1].verdict == "not measurable"
     measured = ClaimRow(BY_ID["BIND"], judge([1.0] * 2, [2.0] * 2, loss_gaps=[0.0] * 2, larger="sparse"), exact(1.0))
     assert with_kept([measured], kept) == [measured]
-    assert with_kept(own, []) == own
+    assert with_kept(own, []) == own and not_taken(own, kept) == ["EASE"] and not_taken([measured], kept) == ["BIND"]
 
 
 def test_rows_of_arms_come_after_all_others_where_their_claim_was_asked_for(tmp_path: Path) -> None:

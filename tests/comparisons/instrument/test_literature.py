@@ -70,6 +70,11 @@ def test_everything_is_text(value: str, tmp_path: Path) -> None:
     assert read_literature(tmp_path / "own.yaml").covered_until == value
 
 
+def test_items_about_an_arm(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(OWN.replace("claims: [EASE, T1a]", "claims: [T1b-mine-EASE]"))
+    assert [item.id for item in read_literature(tmp_path / "own.yaml").about("T1b-mine-EASE")] == ["B"]
+
+
 def test_items_about_claims_that_there_are_not(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(OWN.replace("claims: [EASE, T1a]", "claims: [EASE, T1aa]"))
     with pytest.raises(UnknownNameError, match="T1a"):

@@ -101,6 +101,10 @@ def test_a_solution_that_is_not_unique_is_refused_whatever_rounding_says(seed: i
         with pytest.raises(DataError, match="not unique"):
             ease(data, 0.0)
     assert ease(tall[:, :5], 0.0).isfinite().all() and ease(tall, 1e-6).isfinite().all()
+    few = drawn(1000, 3, seed) + 100
+    few[:, 2] = few[:, 0] + few[:, 1]
+    with pytest.raises(DataError, match="not unique"):
+        ease(few, 0.0)
 
 
 def test_ranking_quality_by_hand() -> None:
