@@ -138,13 +138,15 @@ def windows_of(pair: ModelPair, spec: ColumnSpec) -> dict[str, np.ndarray]:
 
 
 def fingerprints(pair: ModelPair, spec: ColumnSpec) -> list[str]:
-    """What a column's numbers depend on: its weights, its dictionaries' files, and the windows that it reads."""
+    """What a column's numbers depend on: its weights, its tokenizer, its dictionaries' files, and the windows that it reads."""
     folder, windows = model_folder(pair, spec), hashlib.sha256()
     for name, tokens in sorted(windows_of(pair, spec).items()):
         windows.update(f"{name} {tokens.shape} {tokens.dtype}".encode())
         windows.update(np.ascontiguousarray(tokens).tobytes())
     dictionaries = (_dictionary_hash(one, _stamp(Path(one))) for folders in spec.dictionaries for one in folders)
-    return [_model_hash(folder, _stamp(folder)), f"windows {windows.hexdigest()[:16]}", *dictionaries]
+    tokenizer = folder / "tokenizer.json"
+    tokens = [f"tokenizer {hashlib.sha256(tokenizer.read_bytes()).hexdigest()[:16]}"] if tokenizer.is_file() else []
+    return [_model_hash(folder, _stamp(folder)), *tokens, f"windows {windows.hexdigest()[:16]}", *dictionaries]
 
 
 Stamp = tuple[tuple[str, int, int], ...]

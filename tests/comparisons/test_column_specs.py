@@ -22,6 +22,13 @@ def test_fingerprints_follow_the_files_and_read_them_once(tmp_path: Path, monkey
     assert fingerprints(pair, arm) == first == fingerprints(pair, own)
     assert len(reads) == 2, "two folders, each read once"
 
+    tokenizer = folder / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"normalizer": null', '"normalizer": {"type": "Lowercase"}'))
+    assert fingerprints(pair, arm) != first and fingerprints(pair, arm)[0] == first[0], (
+        "tasks are text: another tokenizer, other numbers"
+    )
+    reads.pop()
+
     shutil.rmtree(folder)
     shutil.copytree(pair.model_folder("dense"), folder)
     assert fingerprints(pair, arm)[0] != first[0]
