@@ -117,6 +117,7 @@ def test_circuit_is_found_and_saved(capsys: pytest.CaptureFixture[str], tmp_path
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["circuit.json", "circuit.safetensors"]
 
 
+@pytest.mark.slow
 def test_circuit_of_edges_by_options(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Model and task as options, another ablation, a control; the edges that are kept are fewer than those between the nodes."""
     arguments = ["circuit", "--model", "python-dense-matched", "--task", "while_return_true", "--ablation", "zero", "--edges"]

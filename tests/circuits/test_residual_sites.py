@@ -171,6 +171,7 @@ def test_the_planted_circuit_needs_its_channel_of_the_stream(planted: Planted, t
     assert torch.equal(again.mask, mask) and again.space.signature() == space.signature()
 
 
+@pytest.mark.slow
 def test_a_search_among_latents_of_the_stream() -> None:
     """In the shipped dense model, seen through a rotation of its stream behind the first block."""
     bridge = ModelPair.open().open_model("dense_matched")

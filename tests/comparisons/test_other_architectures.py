@@ -130,6 +130,7 @@ def test_a_circuit_of_neurons_and_latents(bridge: Any, sae: SAELensDictionary) -
     assert [site.dictionary.n_latents for site in circuit.space.sites if not site.is_identity] == [64]
 
 
+@pytest.mark.slow
 def test_neurons_and_latents_are_compared_on_one_axis(able: Any, sae: SAELensDictionary, tmp_path: Path) -> None:
     """Nodes, edges between them, bits, divergences, losses and rows of both, in a frame and in a report."""
     config = SearchConfig(steps=10, evaluations=4, search_pairs=32, evaluation_pairs=16)
@@ -155,6 +156,7 @@ def test_neurons_and_latents_are_compared_on_one_axis(able: Any, sae: SAELensDic
     assert "gpt2 latents" in page.read_text() and (tmp_path / "report" / "figures" / "bits-pooled.svg").is_file()
 
 
+@pytest.mark.slow
 def test_an_sae_of_the_residual_stream_is_a_column(able: Any, tmp_path: Path) -> None:
     """Nodes, divergences, losses and its own rows; bits and edges are said not to be counted there."""
     torch.manual_seed(1)

@@ -211,6 +211,7 @@ def circuit_of(bridge: Any) -> Circuit:
     return Circuit(full_mask(space), space, reference, "planted", model_fingerprint(bridge), 0.1, 0.0)
 
 
+@pytest.mark.slow
 def test_edges_against_cutting_them() -> None:
     """Exact: against the loss with one edge less; batches change nothing; slopes agree where the model is smooth."""
     bridge, batch = random_bridge(density=0.15), some_pairs()

@@ -50,6 +50,7 @@ def test_a_cards_runs_equal_masked_ones(edges: bool) -> None:
         torch.testing.assert_close(runs.within(mask), cut, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["task", "kl"])
 def test_a_search_scores_as_the_whole_model_does(kind: Any) -> None:
     """Candidates of every size in the shipped sparse model."""

@@ -94,6 +94,7 @@ def test_an_edge_from_a_constant_node_is_left_to_the_whole_model() -> None:
     torch.testing.assert_close(logits, problem.hooked_logits(ones, problem.nodes.search_prompts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["task", "kl"])
 def test_a_search_in_the_shipped_model_learns_what_the_whole_model_teaches(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same rankings after a dozen steps, with the loss of two answers and with the divergence over the vocabulary."""

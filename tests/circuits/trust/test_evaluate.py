@@ -109,6 +109,7 @@ class Untrained:
         assert self.circuit.reached
 
 
+@pytest.mark.slow
 def test_random_weights_raise_the_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search in a model that has learned nothing finds a small circuit for the task, and one as small for random answers."""
     model = Untrained(monkeypatch)

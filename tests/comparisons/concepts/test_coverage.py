@@ -255,6 +255,7 @@ def test_detectors_of_the_benchmark_are_found():
     assert found.f1.argmax(1).tolist() == [int(name.removeprefix("label_")) for name in found.names]
 
 
+@pytest.mark.slow
 def test_the_best_of_fewer_neurons() -> None:
     """Of all of them it is the coverage, of one the mean over neurons; more than there are cannot be drawn."""
     pair = ModelPair.open()

@@ -57,6 +57,7 @@ def one_each(width: int, n: int) -> Tensor:
     return torch.eye(width)[torch.randperm(width, generator=torch.Generator().manual_seed(0))[:n]]
 
 
+@pytest.mark.slow
 def test_neurons_and_mixtures_as_by_a_splice(bridge: Any) -> None:
     """Prompts of two tasks, of several lengths each."""
     neurons, instances = IdentityDictionary(bridge.cfg.d_mlp, HOOK), sample_instances(bridge, TASKS, n_pairs=3)

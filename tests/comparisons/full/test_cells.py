@@ -45,6 +45,7 @@ def test_an_unknown_row() -> None:
         cells.row_cell(ModelPair.open().address, SPARSE, "concept", 0)
 
 
+@pytest.mark.slow
 def test_the_labels_own_directions_are_an_upper_line_of_the_neurons() -> None:
     """A latent for each label of the training files tells the labels of the test files better than the best neuron does."""
     address = ModelPair.open().address

@@ -79,6 +79,7 @@ def test_fracture_is_of_the_tasks_that_all_models_do(tmp_path: Path) -> None:
     assert all(of["mirror_fracture"].measurable and of["random_weights_entanglement"].measurable for of in found.values())
 
 
+@pytest.mark.slow
 def test_a_share_of_tasks_needs_two_of_them(tmp_path: Path) -> None:
     folders = {"a": PAIR.model_folder("sparse")}
     how = {"cache": tmp_path, "workers": 1, "progress": False}
