@@ -165,7 +165,7 @@ def test_a_tiny_grid_is_trained_measured_and_taken_up_again(tmp_path: Path) -> N
     page.write_text("".join(f"<!-- table: {name} -->\n<!-- end -->\n" for name in ("depth grid", "depth measures", "depth")))
     main([str(tmp_path / "grid"), *options, "--page", str(page)])
     measured = {place: cell.runs for place, cell in read_grid(tmp_path / "kept").cells.items()}
-    assert set(measured) == {(1, 1.0), (4, 1.0)} and page.read_text().count("held-out R²") == 6  # and two controls
+    assert set(measured) == {(1, 1.0), (4, 1.0)} and page.read_text().count("held-out R²") == 8  # two controls, slopes beyond them
     assert all(run["held-out R² of a neuron from the others"].measurable for of in measured.values() for run in of)
     before = {
         path: path.stat().st_mtime_ns for path in (*(tmp_path / "cells").iterdir(), *(tmp_path / "grid" / "records").iterdir())
