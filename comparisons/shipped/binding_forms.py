@@ -131,8 +131,10 @@ def _read(form: Mapping[str, Result], metric: str) -> Result:
     """A metric of a form, or what its prefix says of it."""
     prefix, told, name = metric.rpartition(": ")
     found = form.get(name, _NOTHING)
-    if not prefix or found.value is None or found.null is None:
+    if not prefix:
         return found
+    if found.value is None or found.null is None:
+        return _NOTHING
     return exact(found.null if prefix + told == RANDOM else found.value - found.null, n=found.n)
 
 
