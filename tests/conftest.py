@@ -48,6 +48,11 @@ hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("repeatable")
 
 
+def pytest_runtest_setup() -> None:
+    """The same random numbers in every run, whichever tests went before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fail a test that reaches for another machine, even if the code under test swallows the error."""

@@ -10,7 +10,7 @@ Axes: batch pos d_model head d_head d_mlp vocab; `d_in` is d_model, plus d_pos_e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 from typing import cast
 
@@ -313,9 +313,14 @@ class CircuitGPTCore(nn.Module):
         return cast(Tensor, embeds)
 
     @torch.no_grad()
-    def initialize(self, generator: torch.Generator | None = None) -> None:
-        """Fresh weights: N(0, 0.02), residual writes scaled by 1/sqrt(2 n_layer), bigram U(0, 0.02), unit norm gains."""
+    def initialize(self, generator: torch.Generator | None = None, leave: Container[str] = ()) -> None:
+        """Fresh weights: N(0, 0.02), residual writes scaled by 1/sqrt(2 n_layer), bigram U(0, 0.02), unit norm gains.
+
+        Fixed positions are their sinusoids. Parameters named in `leave` stay as they are.
+        """
         for name, parameter in self.named_parameters():
+            if name in leave:
+                continue
             if name.startswith("bigram_table"):
                 parameter.uniform_(0, 0.02, generator=generator)
             elif name.endswith(("attn.o.weight", "mlp.fc_out.weight")):
@@ -324,7 +329,7 @@ class CircuitGPTCore(nn.Module):
                 parameter.normal_(0, 0.02, generator=generator)
             else:
                 parameter.fill_(1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0)
-        if self.config.d_pos_emb is not None and self.config.sinusoidal_cat_pos_emb:
+        if self.config.d_pos_emb is not None and self.config.sinusoidal_cat_pos_emb and "wpe.weight" not in leave:
             self.wpe.weight.copy_(sinusoidal_positions(self.config.block_size, self.config.d_pos_emb))
 
     def compress_weights(self, most: float = 0.1) -> int:

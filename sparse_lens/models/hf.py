@@ -17,7 +17,6 @@ from transformers import (
     DynamicCache,
     GenerationMixin,
     PreTrainedModel,
-    initialization,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -44,15 +43,15 @@ class CircuitGPTForCausalLM(PreTrainedModel, GenerationMixin):
         self.core = CircuitGPTCore(config)
         self.post_init()
 
-    def _init_weights(self, module: torch.nn.Module) -> None:
-        """Initialize once, for the whole core: its scheme depends on a parameter's place, not on its module's type.
+    def initialize_weights(self) -> None:
+        """Fresh values, by the core's scheme, for all parameters that no checkpoint gave.
 
-        A bias that a checkpoint lacks (the reference's older ones have no final_logits_bias) is zero.
+        Hugging Face's own method goes by a module's type, where ours goes by a parameter's place, and passes over modules
+        without parameters of their own. A bias that a checkpoint lacks (the reference's older ones have no final_logits_bias)
+        is zero.
         """
-        if isinstance(module, CircuitGPTCore):
-            module.initialize()
-        elif isinstance(module, torch.nn.Linear) and module.bias is not None:
-            initialization.zeros_(module.bias)
+        given = {name for name, parameter in self.core.named_parameters() if getattr(parameter, "_is_hf_initialized", False)}
+        self.core.initialize(leave=given)
 
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.core.wte

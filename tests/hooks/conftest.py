@@ -163,7 +163,7 @@ def sink_bridge(sink_reference: Reference) -> TransformerBridge:
 
 @pytest.fixture
 def random_model() -> Callable[..., CircuitGPTForCausalLM]:
-    """A small model with every parameter random, biases, gains and sink logits too."""
+    """A small model with every parameter random, biases, gains and sink logits too; only fixed positions are what they are."""
 
     def build(**fields: Any) -> CircuitGPTForCausalLM:
         sizes = {"block_size": 12, "vocab_size": 23, "n_layer": 2, "n_head": 2, "d_model": 12, "tied_unembed": False}
