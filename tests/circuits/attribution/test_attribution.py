@@ -189,7 +189,8 @@ def test_spearman() -> None:
 
 def test_agreement_of_equal_and_of_unrelated_scores() -> None:
     generator = torch.Generator().manual_seed(0)
-    exact, other = torch.randn(6, 200, generator=generator) + torch.randn(200, generator=generator), torch.randn(6, 200)
+    exact = torch.randn(6, 200, generator=generator) + torch.randn(200, generator=generator)
+    other = torch.randn(6, 200, generator=generator)
     same = agreement(exact, exact, top=20)
     assert all(result.value == pytest.approx(1.0) and result.lo == pytest.approx(1.0) and result.n == 6 for result in same.values())
     apart = agreement(other, exact, top=20)
