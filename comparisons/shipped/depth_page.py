@@ -21,6 +21,7 @@ EQUAL: Mapping[Matching, str] = {
 def depth_page(grid: MeasuredGrid) -> dict[str, str]:
     """Markdown by marker; the markers of the second matching end in `at equal nonzeros`."""
     found = {"depth grid": _grid_table(grid), "depth measures": _measure_table(grid), "depth": _slope_table(grid)}
+    found["density by depth"] = _density_table(grid)
     return {f"{marker}{_ENDING[grid.matching]}": table for marker, table in found.items()}
 
 
@@ -65,14 +66,33 @@ def _slope_table(grid: MeasuredGrid) -> str:
     head = ["slope of", *(f"at {100 * density:g} %" for density in densities), "sparsest less dense"]
     rows = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     found = {measure: grid.slopes_of(measure) for measure in grid.measures}
-    for control in grid.measures:
-        measure, _, how = control.rpartition(", ")
-        if measure in grid.measures:
-            found[f"{measure}, beyond {how}"] = grid.slopes_beyond(measure, control)
+    found |= {told: grid.slopes_beyond(measure, control) for told, (measure, control) in _beyond(grid).items()}
     for told, slopes in found.items():
         cells = [str(slopes.get(f"slope_at_{density:g}", "—")) for density in densities]
         rows.append("| " + " | ".join([told, *cells, str(slopes.get("interaction", "—"))]) + " |")
     return "\n".join(rows)
+
+
+def _density_table(grid: MeasuredGrid) -> str:
+    depths = sorted({depth for depth, _ in grid.cells})
+    names = [f"{depth} layer{'s' if depth > 1 else ''}" for depth in depths]
+    rows = ["| sparsest less dense | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    found = {measure: grid.density_differences(measure) for measure in grid.measures}
+    found |= {told: grid.density_differences(*both) for told, both in _beyond(grid).items()}
+    for told, differences in found.items():
+        cells = [str(differences[depth]) if differences[depth].measurable else "—" for depth in depths]
+        rows.append("| " + " | ".join([told, *cells]) + " |")
+    return "\n".join(rows)
+
+
+def _beyond(grid: MeasuredGrid) -> dict[str, tuple[str, str]]:
+    """Every measure with each of its controls, by what is told of the two."""
+    found: dict[str, tuple[str, str]] = {}
+    for control in grid.measures:
+        measure, _, how = control.rpartition(", ")
+        if measure in grid.measures:
+            found[f"{measure}, beyond {how}"] = (measure, control)
+    return found
 
 
 def _mean(results: Sequence[Result]) -> Result:

@@ -11,10 +11,11 @@ from typing import Any
 from sparse_lens.comparisons.depth_width.grid import Matching, Place
 from sparse_lens.comparisons.depth_width.sweeping import DepthWidthSweep, depth_slopes
 from sparse_lens.comparisons.instrument.sizes import NOTHING
+from sparse_lens.comparisons.instrument.verdicts import difference_over_seeds
 from sparse_lens.comparisons.pair import ModelPair
 from sparse_lens.comparisons.shipped.measuring_family import measure_family
 from sparse_lens.errors import ConfigError, DataError
-from sparse_lens.results import Result, from_plain
+from sparse_lens.results import Result, from_plain, less, not_measurable
 
 _LOSS = "loss"
 
@@ -105,6 +106,22 @@ class MeasuredGrid:
         runs = {place: cell.runs for place, cell in self.with_all((measure, control)).cells.items()}
         values = {place: [(run[measure].value or 0.0) - (run[control].value or 0.0) for run in of] for place, of in runs.items()}
         return depth_slopes(values)
+
+    def density_differences(self, measure: str, control: str | None = None) -> dict[int, Result]:
+        """By depth, a measure at the least density less that at the greatest, or what it has beyond a control; run by run."""
+        names = (measure,) if control is None else (measure, control)
+        cells, least, most = self.with_all(names).cells, self.densities[0], self.densities[-1]
+
+        def values(place: Place) -> list[float]:
+            numbers = [[run[name].value or 0.0 for name in names] for run in _runs(cells.get(place))]
+            return [own - sum(of_control) for own, *of_control in numbers]
+
+        found: dict[int, Result] = {}
+        for depth in sorted({depth for depth, _ in cells}):
+            sparse, dense = values((depth, least)), values((depth, most))
+            both = [less(*pair) for pair in zip(sparse, dense, strict=True)] if len(sparse) == len(dense) else []
+            found[depth] = difference_over_seeds(both) if least < most else not_measurable("all models have one density")
+        return found
 
     def to_plain(self) -> dict[str, Any]:
         """For JSON, by `results.write_json`."""

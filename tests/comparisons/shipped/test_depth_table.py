@@ -100,6 +100,21 @@ def test_the_page_has_every_cell_and_names_gaps() -> None:
     assert any("matched by nonzeros" in line for line in depth_row(others).found)
 
 
+def test_what_density_does_at_each_depth() -> None:
+    """Planted: 0.08 of entanglement for each unit of the logarithm, of which the controls have nothing."""
+    measured = planted(untrained=0.05)
+    measured[16, 1 / 16][1][UNTRAINED] = not_measurable("gate")
+    grid = grid_of(measured)
+    differences, beyond = grid.density_differences(ENTANGLEMENT), grid.density_differences(ENTANGLEMENT, UNTRAINED)
+    assert [result.value for result in differences.values()] == pytest.approx([0.08 * math.log(depth) for depth in DEPTHS])
+    assert differences[4].n == 3 and differences[4].lo is not None and differences[4].lo == pytest.approx(0.08 * math.log(4))
+    assert beyond[4].value == pytest.approx(0.08 * math.log(4)) and not beyond[16].measurable
+    (told,) = (line for line in depth_page(grid)["density by depth"].splitlines() if "beyond weights shuffled" in line)
+    assert told.startswith(f"| {ENTANGLEMENT}, beyond weights shuffled | 0 [0, 0] | 0.111 [0.111, 0.111] | — |")
+    dense = grid_of({place: runs for place, runs in planted().items() if place[1] == 1})
+    assert dense.density_differences(ENTANGLEMENT)[4].reason == "all models have one density"
+
+
 def test_a_kept_grid_is_read_again(tmp_path: Path) -> None:
     grid = grid_of(planted())
     write_json({"grid": grid.to_plain()}, tmp_path / KEPT["core"])
