@@ -177,10 +177,12 @@ def test_a_tiny_grid_is_trained_measured_and_taken_up_again(tmp_path: Path) -> N
     options += ["--budget-core", "49152", "--depths", "1", "4", "--densities", "1", "--seeds", "0", "--tokens", "40960"]
     options += ["--rates", "0.018", "--tasks", "--only", "predictability"]
     page = tmp_path / "page.md"
-    page.write_text("".join(f"<!-- table: {name} -->\n<!-- end -->\n" for name in ("depth grid", "depth measures", "depth")))
+    page.write_text("".join(f"<!-- table: {name} -->\n<!-- end -->\n" for name in depth_page(grid_of(planted()))))
     main([str(tmp_path / "grid"), *options, "--page", str(page)])
     measured = {place: cell.runs for place, cell in read_grid(tmp_path / "kept").cells.items()}
-    assert set(measured) == {(1, 1.0), (4, 1.0)} and page.read_text().count("held-out R²") == 8  # two controls, slopes beyond them
+    assert (
+        set(measured) == {(1, 1.0), (4, 1.0)} and page.read_text().count("held-out R²") == 3 + 5 + 5
+    )  # two controls, and beyond them
     assert all(run["held-out R² of a neuron from the others"].measurable for of in measured.values() for run in of)
     before = {
         path: path.stat().st_mtime_ns for path in (*(tmp_path / "cells").iterdir(), *(tmp_path / "grid" / "records").iterdir())
